@@ -21,20 +21,26 @@
 //! - **Credit.** Each decode step of `t` µs earns `t · (1 − s) / s` µs, where `s` is [`Policy::decode_share`]. A slice of
 //!   a prompt or a step of a solo job runs when its expected time is earned, or when no row decodes. Between two
 //!   decode steps there is at most one such piece of work, so a row never waits for longer than that and a step.
-//! - **Slices.** As many layers as take [`Policy::slice_floor`] or what a decode step earns, but at least one decode
-//!   step's time, and at least one layer.
+//! - **Slices.** As many layers as fit into the longest of [`Policy::slice_floor`], a decode step, and what a decode
+//!   step earns; at least one.
 //! - **Rows.** If more rows decode than [`Policy::max_batch`], they take turns by [`Policy::turn_steps`] steps.
 //! - **Prefix cache.** The chunks of a prompt are found by others as soon as its first token is chosen. Their pages
 //!   outlive the request until pages are needed; the least recently used go first.
 //! - **Faults.** A row that fails ends its request alone. A decode step that fails counts for nothing, and its rows run
 //!   again in halves until those that fail are alone.
 //!
-//! # Differences from the design document
+//! # Reasons
 //!
-//! Decode steps name answers ([`RowId`]), since the answers of a request are rows of their own. Tokens do not pass
-//! through the scheduler, so they cannot depend on it. The copies of a shared page are a step of their own
-//! ([`StepPlan::Fork`]), before any answer is written: a failed decode step then never leaves a copy half done. A fault of
-//! a whole step is an [`Outcome`], not a verdict. `done` takes no plan: the scheduler knows what it planned.
+//! - A row of a decode step is an answer, not a request ([`RowId`]): the answers of a request decode side by side, and
+//!   each ends on its own. A fault of one ends the request, since no part of it can be delivered alone.
+//! - Tokens do not pass through the scheduler, so what it decides cannot depend on them.
+//! - The copies of a shared page are a step of their own ([`StepPlan::Fork`]) before any further answer writes. A decode
+//!   step that fails then never leaves a copy half done.
+//! - A fault of a whole step is an [`Outcome`], not a verdict: nothing of such a step counts.
+//! - Whether an image must be encoded is decided when its prompt begins, after the prefix cache was asked again:
+//!   requests that wait together share what the first of them computes.
+//! - The wait of a request ends by the queue's own limit, since its caller waits for a status until it starts.
+//!   A tenant over its share of pages only gives way; pages are never left unused for a tenant that is not there.
 
 mod admission;
 mod cost;

@@ -171,7 +171,7 @@ fn a_tenant_with_more_than_its_share_of_pages_gives_way() {
 
 #[test]
 fn few_pass_the_first_waiting_request_and_none_after_a_while() {
-    for (max_passes, pass_window, passed) in [(3, 2 * SECOND, 3), (8, 2_500, 2)] {
+    for (max_passes, pass_window) in [(3, 2 * SECOND), (8, 2_500)] {
         let mut scheduler = scheduler(Policy { max_passes, pass_window, ..Policy::default() });
         let mut now = 0;
         let running = add(&mut scheduler, ask(8, 80), now);
@@ -182,7 +182,7 @@ fn few_pass_the_first_waiting_request_and_none_after_a_while() {
             add(&mut scheduler, ask(4, 1), now);
             step(&mut scheduler, &mut now);
         }
-        assert_eq!(admitted(&mut scheduler).len(), passed + usize::from(max_passes == 8));
+        assert_eq!(admitted(&mut scheduler).len(), 3);
         assert_eq!(scheduler.sequence(first).unwrap().state(), State::Waiting);
         scheduler.end(running, Ending::Cancelled);
         until_waiting_is_over(&mut scheduler, &mut now, first);
@@ -227,22 +227,27 @@ fn decode_keeps_its_share_of_the_time() {
     for share in [0.2, 0.5, 0.8] {
         let mut scheduler = scheduler(Policy { decode_share: share, slice_floor: 1, ..Policy::default() });
         let mut now = 0;
-        add(&mut scheduler, ask(1, 60), now);
+        add(&mut scheduler, ask(1, 90), now);
         until_decode(&mut scheduler, &mut now);
         add(&mut scheduler, ask(60, 1), now);
         let (mut decode, mut slices) = (0.0, 0.0);
-        for _ in 0..40 {
+        let mut known = false;
+        while scheduler.counts().prompts > 0 || !known {
             let step = scheduler.plan(now);
             let outcome = good(&scheduler, &step);
             let (time, micros) = match &step {
                 StepPlan::Decode(_) => (&mut decode, 1_000),
-                StepPlan::Slice(Slice::Chunk { layers, .. }) => (&mut slices, 1_300 * layers.len() as u64),
+                StepPlan::Slice(Slice::Chunk { layers, .. }) => (&mut slices, 990 * layers.len() as u64),
                 step => panic!("{step:?}"),
             };
-            *time += micros as f64;
+            // It counts from the first slice on, before which nothing is known of its time.
+            if known {
+                *time += micros as f64;
+            }
+            known |= matches!(step, StepPlan::Slice(_));
             now += micros;
             scheduler.done(outcome, micros, now);
-            if scheduler.counts().prompts == 0 {
+            if decode + slices > 40_000.0 {
                 break;
             }
         }
@@ -273,7 +278,7 @@ fn more_rows_than_a_batch_take_turns_by_8_steps() {
 fn a_panic_ends_the_row_that_causes_it_alone() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
-    let ids = [0; 8].map(|_| add(&mut scheduler, ask(1, 10), now));
+    let ids = [0; 8].map(|_| add(&mut scheduler, ask(1, 19), now));
     while scheduler.counts().rows < 8 {
         step(&mut scheduler, &mut now);
     }
@@ -342,7 +347,8 @@ fn solo_jobs_and_prompts_take_turns_between_decode_steps() {
         _ => "slice",
     };
     let kinds: Vec<_> = steps(&mut scheduler, &mut now, 17).iter().map(kind).collect();
-    assert!(kinds.iter().step_by(2).all(|kind| *kind == kinds[0]), "{kinds:?}");
+    let decode = |kind: &&str| *kind == "decode";
+    assert!(kinds.windows(2).all(|two| decode(&two[0]) != decode(&two[1])), "{kinds:?}");
     let others: Vec<_> = kinds.iter().filter(|kind| **kind != "decode").collect();
     assert!(others.windows(4).all(|four| ["one", "two"].iter().all(|job| four.contains(&job))), "{others:?}");
     assert!(others.windows(2).all(|two| two.contains(&&"slice")), "{others:?}");
