@@ -53,16 +53,17 @@ impl CostModel {
         times.entry(size).and_modify(|old| *old = average(*old)).or_insert(newest);
     }
 
-    /// The expected time of one of `cost`, or `None` if nothing like it has run. A size that has not run yet is
-    /// estimated from the nearest one: layers in proportion to the size, steps by that of as many rows or more.
+    /// The expected time of one of `cost`, or `None` if nothing like it has run. Steps that have not run are as long as
+    /// those of the next larger number of rows, else of the next smaller one. Layers take their part of the time of
+    /// the next larger size; a smaller size says nothing, since its time may be that of reading the weights.
     pub fn expect(&self, cost: Cost) -> Option<f64> {
         match cost {
             Cost::Step { rows } => {
                 let (above, below) = (self.steps.range(rows..).next(), self.steps.range(..rows).next_back());
                 above.or(below).map(|(_, time)| *time)
             }
-            Cost::ChunkLayer { tokens } => nearest(&self.chunk_layers, class(tokens)),
-            Cost::VisionLayer { patches } => nearest(&self.vision_layers, class(patches)),
+            Cost::ChunkLayer { tokens } => larger(&self.chunk_layers, class(tokens)),
+            Cost::VisionLayer { patches } => larger(&self.vision_layers, class(patches)),
             Cost::SoloStep => self.solo_steps,
         }
     }
@@ -75,10 +76,9 @@ fn class(size: u32) -> u32 {
     (size >> dropped) << dropped
 }
 
-fn nearest(times: &BTreeMap<u32, f64>, size: u32) -> Option<f64> {
-    let (above, below) = (times.range(size..).next(), times.range(..size).next_back());
-    let nearest = above.into_iter().chain(below).min_by_key(|(known, _)| known.abs_diff(size));
-    nearest.map(|(known, time)| time * f64::from(size.max(1)) / f64::from((*known).max(1)))
+fn larger(times: &BTreeMap<u32, f64>, size: u32) -> Option<f64> {
+    let (known, time) = times.range(size..).next()?;
+    Some(time * f64::from(size.max(1)) / f64::from((*known).max(1)))
 }
 
 #[cfg(test)]
@@ -86,12 +86,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_that_have_not_run_are_estimated_from_the_nearest() {
+    fn sizes_that_have_not_run_are_estimated_from_larger_ones() {
         let mut costs = CostModel::default();
         assert_eq!(costs.expect(Cost::ChunkLayer { tokens: 256 }), None);
         costs.note(Cost::ChunkLayer { tokens: 256 }, 4, 40_000);
         assert_eq!(costs.expect(Cost::ChunkLayer { tokens: 256 }), Some(10_000.0));
         assert_eq!(costs.expect(Cost::ChunkLayer { tokens: 128 }), Some(5_000.0));
+        assert_eq!(costs.expect(Cost::ChunkLayer { tokens: 512 }), None);
         costs.note(Cost::Step { rows: 1 }, 1, 400);
         assert_eq!(costs.expect(Cost::Step { rows: 8 }), Some(400.0));
         costs.note(Cost::Step { rows: 8 }, 1, 500);
