@@ -1,5 +1,5 @@
-//! Decides what runs next: which rows decode, which layers of which prompt run between two decode steps, and which pages
-//! of the KV cache each request owns. It has no threads, no clock and no tensors.
+//! Decides what runs next: which rows decode, which layers of which prompt run between two decode steps, and which
+//! pages of the KV cache each request owns. It has no threads, no clock and no tensors.
 //!
 //! ```text
 //! submit ─ Preparing ─ prepared ─ Waiting ─ pages reserved ─ Encoding ─ Prefilling ─┬─ (Forking) ─ Decoding ─ ended
@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Its user calls [`Scheduler::plan`], runs the [`StepPlan`], reports with [`Scheduler::done`], and reads
-//! [`Scheduler::take_notices`]. One step runs at a time. [`Scheduler::end`] may be called at any time, also while a step
-//! runs.
+//! [`Scheduler::take_notices`]. One step runs at a time. [`Scheduler::end`] may be called at any time, also while a
+//! step runs.
 //!
 //! # Rules
 //!
@@ -18,8 +18,8 @@
 //!   most [`Policy::max_passes`] others start before it, and none after [`Policy::pass_window`].
 //! - **Prompts.** One at a time, by arrival, cut at multiples of [`Layout::chunk_tokens`]. At each cut, and before each
 //!   picture, one later prompt of a single chunk and without pictures may go first.
-//! - **Credit.** Each decode step of `t` µs earns `t · (1 − s) / s` µs, where `s` is [`Policy::decode_share`]. A slice of
-//!   a prompt or a step of a solo job runs when its expected time is earned, or when no row decodes. Between two
+//! - **Credit.** Each decode step of `t` µs earns `t · (1 − s) / s` µs, where `s` is [`Policy::decode_share`]. A slice
+//!   of a prompt or a step of a solo job runs when its expected time is earned, or when no row decodes. Between two
 //!   decode steps there is at most one such piece of work, so a row never waits for longer than that and a step.
 //! - **Slices.** As many layers as fit into the longest of [`Policy::slice_floor`], a decode step, and what a decode
 //!   step earns; at least one.
@@ -34,8 +34,8 @@
 //! - A row of a decode step is an answer, not a request ([`RowId`]): the answers of a request decode side by side, and
 //!   each ends on its own. A fault of one ends the request, since no part of it can be delivered alone.
 //! - Tokens do not pass through the scheduler, so what it decides cannot depend on them.
-//! - The copies of a shared page are a step of their own ([`StepPlan::Fork`]) before any further answer writes. A decode
-//!   step that fails then never leaves a copy half done.
+//! - The copies of a shared page are a step of their own ([`StepPlan::Fork`]) before any further answer writes. A
+//!   decode step that fails then never leaves a copy half done.
 //! - A fault of a whole step is an [`Outcome`], not a verdict: nothing of such a step counts.
 //! - Whether an image must be encoded is decided when its prompt begins, after the prefix cache was asked again:
 //!   requests that wait together share what the first of them computes.

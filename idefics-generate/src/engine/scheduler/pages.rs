@@ -112,8 +112,8 @@ impl PagePool {
         self.reserve_and_share(pages, &[])
     }
 
-    /// Promises `pages` pages and makes the caller an owner of the pages `shared`, or does nothing if there are too few.
-    /// An idle page that gets an owner is one page less for reservations.
+    /// Promises `pages` pages and makes the caller an owner of the pages `shared`, or does nothing if there are too
+    /// few. An idle page that gets an owner is one page less for reservations.
     pub fn reserve_and_share(&mut self, pages: u32, shared: &[PageId]) -> Option<Reservation> {
         let revived = shared.iter().filter(|page| self.refs[page.index()] == 0).count() as u64;
         if u64::from(pages) + revived > u64::from(self.available()) {

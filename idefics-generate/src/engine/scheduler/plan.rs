@@ -36,7 +36,8 @@ pub enum StepPlan {
         /// What to copy; the targets are new.
         copies: Vec<PageCopy>,
     },
-    /// A step of a solo job, which may write the slots after the prompt in the table of answer 0. One verdict, for answer 0.
+    /// A step of a solo job, which may write the slots after the prompt in the table of answer 0. One verdict, for
+    /// answer 0.
     Solo(SeqId),
 }
 

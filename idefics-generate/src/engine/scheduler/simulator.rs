@@ -1,5 +1,5 @@
-//! Runs the scheduler against a [stub executor](stub) through drawn [scenarios](scenario), and checks that nothing leaks
-//! between requests, that each ends once and in time, and that nobody starves.
+//! Runs the scheduler against a [stub executor](stub) through drawn [scenarios](scenario), and checks that nothing
+//! leaks between requests, that each ends once and in time, and that nobody starves.
 //!
 //! `SIMULATOR_SEEDS` sets the number of scenarios, `SIMULATOR_FIRST` the first seed.
 

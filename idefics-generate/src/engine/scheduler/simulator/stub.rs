@@ -1,5 +1,5 @@
-//! An executor without a model: what it writes into a slot and which token it chooses are hashes of all slots before, read
-//! through the page table. Whatever reaches a wrong page changes a token.
+//! An executor without a model: what it writes into a slot and which token it chooses are hashes of all slots before,
+//! read through the page table. Whatever reaches a wrong page changes a token.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
