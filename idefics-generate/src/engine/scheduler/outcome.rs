@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::cost::Cost;
-use super::pages::Reservation;
 use super::plan::{AnswerEnd, Ending, Notice, Outcome, RowFault, RowId, Slice, StepPlan, Verdict};
 use super::sequence::{Answer, Job, SeqId, State};
 use super::{Micros, Scheduler};
@@ -231,7 +230,7 @@ impl Scheduler {
             }
             sequence.answers.push(answer);
         }
-        self.memory.release(keeper.unwrap_or_default(), std::mem::replace(&mut reserved, Reservation::default()));
+        self.memory.release(keeper.unwrap_or_default(), reserved);
         let open = ends.iter().filter(|end| end.is_none()).count();
         if open > 1 && tokens % self.layout.page_tokens > 0 {
             sequence.state = State::Forking;

@@ -113,7 +113,7 @@ pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError
     if let Some((name, _)) = numbers.into_iter().find(|(_, value)| *value == 0) {
         return Err(SettingError::Zero { name });
     }
-    if layout.chunk_tokens % layout.page_tokens != 0 {
+    if !layout.chunk_tokens.is_multiple_of(layout.page_tokens) {
         return Err(SettingError::ChunkOfPages { chunk: layout.chunk_tokens, page: layout.page_tokens });
     }
     let share = policy.decode_share;

@@ -174,7 +174,7 @@ impl Simulation {
                     if self.scheduler.sequence(id).is_some() {
                         self.outside.insert(id, outside);
                     }
-                    self.scheduler.end(id, ending(outside));
+                    self.scheduler.end(id, ending_of(outside));
                     assert!(self.scheduler.sequence(id).is_none());
                 }
                 Event::LosePages => {
@@ -208,7 +208,7 @@ impl Simulation {
             }
             Err(refusal) => {
                 let Refusal::QueueFull { retry_after } = refusal else {
-                    return self.note(&format!("{refusal:?}").split(' ').next().unwrap_or_default().to_owned());
+                    return self.note(format!("{refusal:?}").split(' ').next().unwrap_or_default());
                 };
                 assert!((1_000_000..=60_000_000).contains(&retry_after));
                 self.note("QueueFull");
@@ -269,7 +269,7 @@ impl Simulation {
                 })
             }
             Ending::Cancelled | Ending::SlowReader | Ending::BadInput => {
-                self.outside.get(&id).is_some_and(|outside| super::simulator::ending(*outside) == ending)
+                self.outside.get(&id).is_some_and(|outside| ending_of(*outside) == ending)
             }
             Ending::Deadline => request.deadline.is_some_and(|deadline| deadline <= self.now),
             Ending::QueueTimeout => !self.stub.tokens.contains_key(&id.answer(0)),
@@ -314,7 +314,7 @@ impl Simulation {
     }
 }
 
-fn ending(outside: Outside) -> Ending {
+fn ending_of(outside: Outside) -> Ending {
     match outside {
         Outside::Cancelled => Ending::Cancelled,
         Outside::SlowReader => Ending::SlowReader,

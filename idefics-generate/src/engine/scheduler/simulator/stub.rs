@@ -51,7 +51,7 @@ impl Request {
                 all = mix(all, content(all, place, u64::from(input)));
             }
             chosen.push(token(all, position, self.seed, answer));
-            if !self.solo && chosen[chosen.len() - 1] % END == 0 {
+            if !self.solo && chosen[chosen.len() - 1].is_multiple_of(END) {
                 return (chosen, AnswerEnd::Stop);
             }
             if chosen.len() as u32 >= length {
@@ -181,7 +181,7 @@ impl Stub {
             }
             return Outcome::Failed(if panics { RowFault::Panic } else { RowFault::Device });
         }
-        let mut verdicts = Vec::new();
+        let mut written_rows = Vec::new();
         for row in rows {
             let answer = scheduler.answer(*row).expect("a row of the plan");
             let (table, written) = (answer.table(), answer.written());
@@ -189,16 +189,15 @@ impl Stub {
             let before = self.read(table, written);
             let slot = self.slot(table, written);
             self.slots[slot] = content(before, written, u64::from(last));
-            verdicts.push((*row, (written, fault(row))));
+            written_rows.push((*row, (written, fault(row))));
         }
         // Tokens are chosen after all rows have written, so that a row that writes into another's page is noticed.
-        let verdicts = verdicts.into_iter().map(|(row, (written, fault))| {
+        let choose = |(row, (written, fault)): (RowId, (u32, Option<Fault>))| {
             let answer = scheduler.answer(row).expect("a row of the plan");
             let chosen = token(self.read(answer.table(), written + 1), written, requests[&row.id].seed, row.answer);
             (row, self.choose(row, chosen, fault))
-        });
-        let verdicts = verdicts.collect::<Vec<_>>();
-        Outcome::Rows(verdicts.into_iter().map(|(row, verdict)| (row, verdict)).collect())
+        };
+        Outcome::Rows(written_rows.into_iter().map(choose).collect())
     }
 
     fn vision(
@@ -231,6 +230,7 @@ impl Stub {
         tokens: &Range<u32>,
         layers: &Range<u32>,
     ) -> Outcome {
+        assert!(!tokens.is_empty(), "a chunk without tokens has no logits");
         self.go_on(scheduler, (id, false, tokens.start), layers, self.text_layers);
         for (number, image) in (0..).zip(&request.images) {
             let here = image.tokens().start < tokens.end && tokens.start < image.tokens().end || request.context;
@@ -262,7 +262,7 @@ impl Stub {
             return Verdict::Failed(fault);
         }
         self.tokens.get_mut(&row).expect("the answer's tokens").push(chosen);
-        if chosen % END == 0 { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Token }
+        if chosen.is_multiple_of(END) { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Token }
     }
 
     fn solo(&mut self, scheduler: &Scheduler, id: SeqId, request: &Request) -> Verdict {
