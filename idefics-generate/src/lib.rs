@@ -7,6 +7,7 @@ pub mod bench;
 mod config;
 mod conversation;
 mod device;
+pub mod engine;
 mod error;
 mod feature_cache;
 mod features;

@@ -1,0 +1,145 @@
+//! What holds between any two calls.
+
+use super::Scheduler;
+use super::sequence::{Answer, Sequence, State};
+
+impl Scheduler {
+    /// Asserts, in debug builds, what holds between any two calls:
+    ///
+    /// 1. Free, idle and owned pages are all pages; where a sequence writes next, it is the only owner.
+    /// 2. Promised pages are there: the sum of the reservations is at most the free and idle pages.
+    /// 3. A sequence has written at most its prompt and its longest answer, and only into its own table.
+    /// 4. Each request that was submitted has ended once or is in one state; whoever has a turn has not ended.
+    /// 5. Chunks begin at multiples of the chunk length, and a prefix hit ends before the last token's chunk: what is
+    ///    computed follows from the prompt alone.
+    /// 6. The queue is within its bounds, and few have passed the first waiting request.
+    ///
+    /// # Panics
+    /// In debug builds, if one does not hold.
+    pub fn check_invariants(&self) {
+        if cfg!(debug_assertions)
+            && let Some(broken) = self.broken_invariant()
+        {
+            panic!("an invariant of the scheduler is broken: {broken}");
+        }
+    }
+
+    /// The first invariant that does not hold, in words.
+    pub fn broken_invariant(&self) -> Option<String> {
+        self.broken_memory()
+            .or_else(|| self.sequences.values().find_map(|sequence| self.broken_sequence(sequence)))
+            .or_else(|| self.broken_turns())
+            .or_else(|| self.broken_queue())
+    }
+
+    /// Invariants 1 and 2.
+    fn broken_memory(&self) -> Option<String> {
+        let mut owners = vec![0; self.layout.pages as usize];
+        let answers = || self.sequences.values().flat_map(|sequence| &sequence.answers);
+        answers().flat_map(|answer| &answer.table).for_each(|page| owners[page.index()] += 1);
+        let reserved: u32 = answers().map(|answer| answer.reservation.pages()).sum();
+        if reserved != self.memory.pages.counts().reserved {
+            return Some(format!("{reserved} pages are reserved: {:?}", self.memory.pages.counts()));
+        }
+        let admitted = self.sequences.values().filter(|sequence| !sequence.is_queued());
+        let slabs: u32 = admitted.map(|sequence| sequence.ask.slabs).sum();
+        if slabs + self.memory.slabs != self.layout.slabs {
+            return Some(format!("{slabs} slabs are owned and {} are free", self.memory.slabs));
+        }
+        self.memory.pages.broken(&owners)
+    }
+
+    /// Invariants 1, 3 and 5 for one sequence.
+    fn broken_sequence(&self, sequence: &Sequence) -> Option<String> {
+        let id = sequence.id.0;
+        if sequence.is_queued() {
+            return (!sequence.answers.is_empty()).then(|| format!("request {id} waits and owns pages"));
+        }
+        let (cached, chunk, tokens) = (sequence.cached, self.layout.chunk_tokens, sequence.prompt.tokens);
+        let first = match sequence.state {
+            State::Prefilling { first, .. } => first,
+            _ => cached,
+        };
+        if cached % chunk > 0 || first % chunk > 0 || cached >= tokens || first >= tokens {
+            return Some(format!("request {id} of {tokens} tokens: {cached} cached, chunk at {first}"));
+        }
+        let longest = u64::from(tokens) + u64::from(sequence.ask.max_tokens);
+        let wrong = |answer: &&Answer| {
+            let pages = answer.table.len() as u64;
+            answer.generated > sequence.ask.max_tokens
+                || u64::from(answer.written) > longest
+                || answer.ended.is_none()
+                    && self.layout.pages_for(u64::from(answer.written))
+                        > pages + u64::from(self.may_lack_a_page(sequence, answer))
+                || pages + u64::from(answer.reservation.pages()) > sequence.worst_case(&self.layout)
+                || answer.ended.is_none() && self.writes_shared(sequence, answer)
+        };
+        let answer = sequence.answers.iter().find(wrong)?;
+        Some(format!("request {id} of {tokens} tokens in state {:?}: {answer:?}", sequence.state))
+    }
+
+    /// Whether the partial page of the prompt has not yet been copied for this answer.
+    fn may_lack_a_page(&self, sequence: &Sequence, answer: &Answer) -> bool {
+        sequence.state == State::Forking && answer.generated == 1
+    }
+
+    /// Whether a page from the position that is written next onwards has another owner or is in the index.
+    fn writes_shared(&self, sequence: &Sequence, answer: &Answer) -> bool {
+        let next = (answer.written / self.layout.page_tokens) as usize;
+        let pages = answer.table.get(next..).unwrap_or_default();
+        sequence.begun && pages.iter().any(|page| !self.memory.pages.is_writable(*page))
+    }
+
+    /// Invariant 4.
+    fn broken_turns(&self) -> Option<String> {
+        if self.submitted != self.ended + self.sequences.len() as u64 {
+            return Some(format!("{} submitted, {} ended, {} live", self.submitted, self.ended, self.sequences.len()));
+        }
+        let decode = |sequence: &&Sequence| sequence.state == State::Decoding;
+        let answers = self.sequences.values().filter(decode).flat_map(|sequence| &sequence.answers);
+        let rows = answers.filter(|answer| answer.ended.is_none()).count();
+        let lost = self.turns.rows().iter().find(|row| {
+            let decodes = self.sequences.get(&row.id).filter(decode).is_some();
+            !decodes || self.answer(**row).is_none_or(|answer| answer.ended.is_some())
+        });
+        if rows != self.turns.rows().len() || lost.is_some() {
+            return Some(format!("{rows} rows decode, {} have turns, {lost:?} has ended", self.turns.rows().len()));
+        }
+        let solo = |state: State| matches!(state, State::Solo { .. });
+        let count =
+            |wanted: &dyn Fn(State) -> bool| self.sequences.values().filter(|sequence| wanted(sequence.state)).count();
+        let forks = self.turns.forks();
+        if count(&solo) != self.turns.solo().len() || count(&|state| state == State::Forking) != forks.len() {
+            return Some(format!(
+                "turns of solo jobs {:?} and forks {forks:?} are not those of the requests",
+                self.turns.solo()
+            ));
+        }
+        let ended = self.turns.prompts().find(|id| !self.sequences.contains_key(id));
+        ended.map(|id| format!("the prompt of request {} has a turn, and the request has ended", id.0))
+    }
+
+    /// Invariant 6.
+    fn broken_queue(&self) -> Option<String> {
+        let queued = || self.sequences.values().filter(|sequence| sequence.is_queued());
+        let tokens: u64 = queued().map(|sequence| u64::from(sequence.prompt.tokens)).sum();
+        if self.queue.len() != (queued().count(), tokens) || queued().count() > self.policy.max_queue {
+            return Some(format!(
+                "{} requests of {tokens} tokens wait, counted {:?}",
+                queued().count(),
+                self.queue.len()
+            ));
+        }
+        let lost = queued()
+            .find(|sequence| self.queue.waits(sequence.id, sequence.ask.tenant) != (sequence.state == State::Waiting));
+        if let Some(lost) = lost {
+            return Some(format!(
+                "request {} is in state {:?}, and in the wrong part of the queue",
+                lost.id.0, lost.state
+            ));
+        }
+        let first = self.queue.known_first()?;
+        let waits = self.sequences.get(&first.id).is_some_and(|sequence| sequence.state == State::Waiting);
+        (!waits || first.passed > self.policy.max_passes).then(|| format!("the first waiting request is {first:?}"))
+    }
+}

@@ -1,0 +1,54 @@
+//! Pages, prefix index and context slabs together: what a sequence takes and gives back.
+
+use super::pages::{PageId, PagePool, Reservation};
+use super::prefix::{ChunkKey, PrefixIndex};
+
+/// The memory that sequences share.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) pages: PagePool,
+    pub(super) prefix: PrefixIndex,
+    pub(super) slabs: u32,
+}
+
+impl Memory {
+    pub(super) fn new(pages: u32, slabs: u32) -> Self {
+        Self { pages: PagePool::new(pages), prefix: PrefixIndex::default(), slabs }
+    }
+
+    /// Takes a promised page; the chunk of an idle page is forgotten.
+    pub(super) fn allocate(&mut self, reservation: &mut Reservation) -> Option<PageId> {
+        let allocated = self.pages.allocate(reservation)?;
+        if allocated.was_idle {
+            self.prefix.remove_page(allocated.page, &mut self.pages);
+        }
+        Some(allocated.page)
+    }
+
+    /// Extends `table` to `pages` pages. `false` if not as many were promised.
+    pub(super) fn extend(&mut self, table: &mut Vec<PageId>, reservation: &mut Reservation, pages: u64) -> bool {
+        while (table.len() as u64) < pages {
+            let Some(page) = self.allocate(reservation) else { return false };
+            table.push(page);
+        }
+        true
+    }
+
+    /// Enters the whole chunks of a prompt into the index.
+    pub(super) fn index(&mut self, keys: &[ChunkKey], table: &[PageId], pages_per_chunk: usize) {
+        for (key, pages) in keys.iter().zip(table.chunks_exact(pages_per_chunk)) {
+            self.prefix.insert(*key, pages, &mut self.pages);
+        }
+    }
+
+    /// Removes chunks from the index.
+    pub(super) fn forget(&mut self, keys: &[ChunkKey]) {
+        keys.iter().for_each(|key| self.prefix.remove(key, &mut self.pages));
+    }
+
+    /// Releases the pages of a table, the last first, so that the end of a prefix is evicted before its beginning.
+    pub(super) fn release(&mut self, table: Vec<PageId>, reservation: Reservation) {
+        table.into_iter().rev().for_each(|page| self.pages.release(page));
+        self.pages.give_back(reservation);
+    }
+}

@@ -1,0 +1,258 @@
+//! What the outcome of a step changes.
+
+use std::ops::Range;
+
+use super::cost::Cost;
+use super::plan::{AnswerEnd, Ending, Notice, Outcome, RowFault, RowId, Slice, StepPlan, Verdict};
+use super::sequence::{Answer, Job, SeqId, State};
+use super::{Micros, Scheduler};
+
+/// The verdicts of a step.
+struct Verdicts(Vec<(RowId, Verdict)>);
+
+impl Verdicts {
+    /// The verdict of a row; a missing one is a failure.
+    fn of(&self, row: RowId) -> Verdict {
+        let verdict = self.0.iter().find(|(other, _)| *other == row);
+        verdict.map_or(Verdict::Failed(RowFault::Internal), |(_, verdict)| *verdict)
+    }
+}
+
+/// The fault of a verdict that does not belong to its step.
+fn fault_of(verdict: Verdict) -> RowFault {
+    match verdict {
+        Verdict::Failed(fault) => fault,
+        _ => RowFault::Internal,
+    }
+}
+
+impl Scheduler {
+    /// The step that [`plan`](Self::plan) gave has run for `took` µs. Without effect if none was given.
+    ///
+    /// Verdicts of requests that ended while it ran are ignored.
+    pub fn done(&mut self, outcome: Outcome, took: Micros, now: Micros) {
+        let Some(step) = self.in_flight.take() else { return };
+        let suspects = matches!(step, StepPlan::Decode(_)) && self.suspects.pop().is_some();
+        match &step {
+            StepPlan::Idle { .. } => {}
+            StepPlan::Decode(rows) => self.turns.decoded(rows, took, &self.policy, suspects),
+            StepPlan::Slice(_) => self.turns.slice_ran(took),
+            StepPlan::Fork { .. } => self.turns.other_ran(took),
+            StepPlan::Solo(id) => self.turns.solo_ran(took, *id),
+        }
+        match outcome {
+            Outcome::Rows(verdicts) => self.step_ran(step, &Verdicts(verdicts), took),
+            Outcome::Failed(fault) => self.step_failed(step, fault, suspects, now),
+        }
+        self.check_invariants();
+    }
+
+    fn step_ran(&mut self, step: StepPlan, verdicts: &Verdicts, took: Micros) {
+        match step {
+            StepPlan::Idle { .. } => {}
+            StepPlan::Decode(rows) => {
+                self.costs.note(Cost::Step { rows: rows.len() as u32 }, 1, took);
+                rows.into_iter().for_each(|row| self.row_decoded(row, verdicts.of(row)));
+            }
+            StepPlan::Slice(Slice::Vision { id, image, layers }) => {
+                self.layers_of_image_done(id, image, &layers, verdicts.of(id.answer(0)), took);
+            }
+            StepPlan::Slice(Slice::Chunk { id, tokens, layers }) => {
+                self.costs.note(
+                    Cost::ChunkLayer { tokens: tokens.end - tokens.start },
+                    layers.end - layers.start,
+                    took,
+                );
+                self.layers_of_chunk_done(id, &tokens, &layers, verdicts);
+            }
+            StepPlan::Fork { id, .. } => match verdicts.of(id.answer(0)) {
+                Verdict::Done => {
+                    self.turns.forked(id);
+                    self.decode_answers(id);
+                }
+                other => self.end(id, Ending::Failed(fault_of(other))),
+            },
+            StepPlan::Solo(id) => {
+                self.costs.note(Cost::SoloStep, 1, took);
+                self.solo_step_done(id, verdicts.of(id.answer(0)));
+            }
+        }
+    }
+
+    /// Rows of a failed decode step run again in halves. Any other step belongs to one request, which fails; so does a
+    /// row that was alone.
+    fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
+        if !suspects {
+            self.note_incident(now);
+        }
+        match step {
+            StepPlan::Idle { .. } => {}
+            StepPlan::Decode(rows) if rows.len() == 1 => self.end(rows[0].id, Ending::Failed(fault)),
+            StepPlan::Decode(mut rows) => {
+                let second = rows.split_off(rows.len() / 2);
+                self.suspects.push(second);
+                self.suspects.push(rows);
+            }
+            StepPlan::Slice(Slice::Vision { id, .. } | Slice::Chunk { id, .. })
+            | StepPlan::Fork { id, .. }
+            | StepPlan::Solo(id) => self.end(id, Ending::Failed(fault)),
+        }
+    }
+
+    fn row_decoded(&mut self, row: RowId, verdict: Verdict) {
+        let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
+        let Some(answer) = sequence.answers.get_mut(row.answer as usize).filter(|answer| answer.ended.is_none()) else {
+            return;
+        };
+        let end = match verdict {
+            Verdict::Token => (answer.generated + 1 >= sequence.ask.max_tokens).then_some(AnswerEnd::Length),
+            Verdict::Ended(end) => Some(end),
+            other => return self.end(row.id, Ending::Failed(fault_of(other))),
+        };
+        answer.written += 1;
+        answer.generated += 1;
+        if let Some(end) = end {
+            self.end_answer(row, end);
+        }
+    }
+
+    /// An answer ends and gives back its pages; with the last answer, its request.
+    fn end_answer(&mut self, row: RowId, end: AnswerEnd) {
+        let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
+        let Some(answer) = sequence.answers.get_mut(row.answer as usize) else { return };
+        answer.ended = Some(end);
+        self.memory.release(std::mem::take(&mut answer.table), std::mem::take(&mut answer.reservation));
+        self.turns.remove_row(row);
+        self.notices.push(Notice::Answer { row, end });
+        if sequence.answers.iter().all(|answer| answer.ended.is_some()) {
+            self.end(row.id, Ending::Finished);
+        }
+    }
+
+    fn layers_of_image_done(&mut self, id: SeqId, image: u32, layers: &Range<u32>, verdict: Verdict, took: Micros) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        match verdict {
+            Verdict::Done => {
+                if let Some(shape) = sequence.prompt.images.get(image as usize) {
+                    let cost = Cost::VisionLayer { patches: shape.patches };
+                    self.costs.note(cost, layers.end - layers.start, took);
+                }
+                sequence.state = if layers.end < self.layout.vision_layers {
+                    State::Encoding { image, layer: layers.end }
+                } else {
+                    sequence.next_image(image + 1)
+                };
+            }
+            Verdict::ImageReady => sequence.state = sequence.next_image(image + 1),
+            other => self.end(id, Ending::Failed(fault_of(other))),
+        }
+    }
+
+    fn layers_of_chunk_done(&mut self, id: SeqId, tokens: &Range<u32>, layers: &Range<u32>, verdicts: &Verdicts) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let chunk_complete = layers.end == self.layout.text_layers;
+        let prompt_complete = chunk_complete && tokens.end == sequence.prompt.tokens;
+        if prompt_complete && matches!(sequence.ask.job, Job::Answers(_)) {
+            sequence.answers[0].written = tokens.end;
+            return self.first_tokens(id, verdicts);
+        }
+        let verdict = verdicts.of(id.answer(0));
+        if verdict != Verdict::Done {
+            return self.end(id, Ending::Failed(fault_of(verdict)));
+        }
+        if !chunk_complete {
+            sequence.state = State::Prefilling { first: tokens.start, layer: layers.end };
+            return;
+        }
+        sequence.answers[0].written = tokens.end;
+        sequence.state = State::Prefilling { first: tokens.end, layer: 0 };
+        if prompt_complete {
+            sequence.state = State::Solo { step: 0 };
+            self.turns.add_solo(id);
+            // The job's tree may lie anywhere behind the prompt.
+            let all = u64::from(sequence.prompt.tokens) + u64::from(sequence.ask.max_tokens);
+            self.extend(id.answer(0), all);
+        }
+    }
+
+    fn solo_step_done(&mut self, id: SeqId, verdict: Verdict) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        match (verdict, &mut sequence.state) {
+            (Verdict::Done, State::Solo { step }) => *step += 1,
+            (Verdict::Ended(_), _) => {
+                self.index_prompt(id);
+                self.end(id, Ending::Finished);
+            }
+            (other, _) => self.end(id, Ending::Failed(fault_of(other))),
+        }
+    }
+
+    /// Enters the chunks of a prompt whose logits were finite into the prefix index.
+    fn index_prompt(&mut self, id: SeqId) {
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let pages_per_chunk = (self.layout.chunk_tokens / self.layout.page_tokens) as usize;
+        let chunks = (sequence.prompt.tokens / self.layout.chunk_tokens) as usize;
+        let keys = &sequence.prompt.keys[..chunks.min(sequence.prompt.keys.len())];
+        self.memory.index(keys, &sequence.answers[0].table, pages_per_chunk);
+    }
+
+    /// A prompt is complete, and each of its answers has its first token. The answers that go on share the full
+    /// pages of the prompt, and divide what is reserved.
+    fn first_tokens(&mut self, id: SeqId, verdicts: &Verdicts) {
+        let Some(sequence) = self.sequences.get(&id) else { return };
+        let count = sequence.ask.answers();
+        let mut ends = Vec::with_capacity(count as usize);
+        for answer in 0..count {
+            match verdicts.of(id.answer(answer)) {
+                Verdict::Token => ends.push((sequence.ask.max_tokens <= 1).then_some(AnswerEnd::Length)),
+                Verdict::Ended(end) => ends.push(Some(end)),
+                other => return self.end(id, Ending::Failed(fault_of(other))),
+            }
+        }
+        self.index_prompt(id);
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let Some(prompt) = sequence.answers.pop() else { return };
+        let tokens = sequence.prompt.tokens;
+        let whole = (tokens / self.layout.page_tokens) as usize;
+        let longest = self.layout.worst_case(tokens, sequence.ask.max_tokens, 1) as u32;
+        let mut reserved = prompt.reservation;
+        // The first answer that goes on keeps the partial page; the others own the full pages only.
+        let mut keeper = Some(prompt.table);
+        let shared = keeper.iter().flatten().take(whole).copied().collect::<Vec<_>>();
+        for end in &ends {
+            let mut answer = Answer { written: tokens, generated: 1, ..Answer::default() };
+            if end.is_none() {
+                answer.table = keeper.take().unwrap_or_else(|| {
+                    shared.iter().for_each(|page| self.memory.pages.share(*page));
+                    shared.clone()
+                });
+                answer.reservation = reserved.split(longest - answer.table.len() as u32);
+            }
+            sequence.answers.push(answer);
+        }
+        self.memory.release(keeper.unwrap_or_default(), reserved);
+        let open = ends.iter().filter(|end| end.is_none()).count();
+        if open > 1 && tokens % self.layout.page_tokens > 0 {
+            sequence.state = State::Forking;
+            self.turns.add_fork(id);
+        } else {
+            self.decode_answers(id);
+        }
+        for (answer, end) in (0..).zip(ends) {
+            if let Some(end) = end {
+                self.end_answer(id.answer(answer), end);
+            }
+        }
+    }
+
+    /// The answers of a request decode from now on.
+    fn decode_answers(&mut self, id: SeqId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.state = State::Decoding;
+        for (number, answer) in (0..).zip(&sequence.answers) {
+            if answer.ended.is_none() {
+                self.turns.add_row(id.answer(number));
+            }
+        }
+    }
+}

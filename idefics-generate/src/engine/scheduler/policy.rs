@@ -1,0 +1,142 @@
+//! Sizes of the machine's memory and of the model, and the rules that a server's options change.
+
+use thiserror::Error;
+
+/// A time or a duration in microseconds. The scheduler has no clock: its caller gives the time, which never goes back.
+pub type Micros = u64;
+
+/// One second.
+pub const SECOND: Micros = 1_000_000;
+
+/// What the model and its memory look like to the scheduler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Pages of the KV cache.
+    pub pages: u32,
+    /// Tokens of a page.
+    pub page_tokens: u32,
+    /// Tokens of a chunk: prompts are cut at its multiples, whatever else runs. A multiple of `page_tokens`.
+    pub chunk_tokens: u32,
+    /// Layers of the decoder.
+    pub text_layers: u32,
+    /// Layers that a picture goes through, those of the connector included.
+    pub vision_layers: u32,
+    /// Slabs of the context store, which holds keys and values of pictures for cross-attention (IDEFICS v1); else 0.
+    pub slabs: u32,
+}
+
+/// The rules of the scheduler that an option may change. [`Policy::default`] holds the documented values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Rows of a decode step at most.
+    pub max_batch: usize,
+    /// Decode steps after which other rows take their turn, if more than `max_batch` rows decode.
+    pub turn_steps: u32,
+    /// Share of the time that decode keeps while prompts and solo jobs want it too; between 0 and 1, both excluded.
+    pub decode_share: f64,
+    /// A slice may take this long even if a decode step is shorter.
+    pub slice_floor: Micros,
+    /// Requests that may be in preparation or wait.
+    pub max_queue: usize,
+    /// Prompt tokens that may be in preparation or wait. A request that would be alone in the queue is never refused
+    /// for this, or a long prompt could never be served.
+    pub max_queue_tokens: u64,
+    /// Share of the queue that one tenant may fill, and share of the pages beyond which its requests go behind those
+    /// of other tenants; above 0, and 1 for a server with one tenant.
+    pub tenant_share: f64,
+    /// How long a request may be prepared and wait before it ends with [`Ending::QueueTimeout`](super::Ending).
+    pub queue_timeout: Micros,
+    /// Requests that may start before the first waiting one, while that does not fit.
+    pub max_passes: u32,
+    /// How long others may start before the first waiting request, from the moment it became the first.
+    pub pass_window: Micros,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            max_batch: 8,
+            turn_steps: 8,
+            decode_share: 0.5,
+            slice_floor: 5_000,
+            max_queue: 64,
+            max_queue_tokens: 65_536,
+            tenant_share: 1.0,
+            queue_timeout: 30 * SECOND,
+            max_passes: 8,
+            pass_window: 2 * SECOND,
+        }
+    }
+}
+
+/// Why no scheduler can be made.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum SettingError {
+    /// A number is zero.
+    #[error("{name} is 0; it must be at least 1")]
+    Zero {
+        /// The field of [`Layout`] or [`Policy`].
+        name: &'static str,
+    },
+    /// Chunks do not consist of whole pages.
+    #[error("chunk_tokens is {chunk}, which is no multiple of page_tokens ({page})")]
+    ChunkOfPages {
+        /// [`Layout::chunk_tokens`].
+        chunk: u32,
+        /// [`Layout::page_tokens`].
+        page: u32,
+    },
+    /// A share is out of its range.
+    #[error("{name} is {value}; it must be above 0 and {upper}")]
+    Share {
+        /// The field of [`Policy`].
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The upper bound, in words.
+        upper: &'static str,
+    },
+}
+
+/// Checks both for values that no scheduler can work with.
+pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError> {
+    let numbers = [
+        ("pages", u64::from(layout.pages)),
+        ("page_tokens", u64::from(layout.page_tokens)),
+        ("chunk_tokens", u64::from(layout.chunk_tokens)),
+        ("text_layers", u64::from(layout.text_layers)),
+        ("vision_layers", u64::from(layout.vision_layers)),
+        ("max_batch", policy.max_batch as u64),
+        ("turn_steps", u64::from(policy.turn_steps)),
+        ("max_queue", policy.max_queue as u64),
+    ];
+    if let Some((name, _)) = numbers.into_iter().find(|(_, value)| *value == 0) {
+        return Err(SettingError::Zero { name });
+    }
+    if !layout.chunk_tokens.is_multiple_of(layout.page_tokens) {
+        return Err(SettingError::ChunkOfPages { chunk: layout.chunk_tokens, page: layout.page_tokens });
+    }
+    let share = policy.decode_share;
+    if !(share > 0.0 && share < 1.0) {
+        return Err(SettingError::Share { name: "decode_share", value: share, upper: "below 1" });
+    }
+    let share = policy.tenant_share;
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(SettingError::Share { name: "tenant_share", value: share, upper: "at most 1" });
+    }
+    Ok(())
+}
+
+impl Layout {
+    /// Pages that `tokens` tokens fill, the last one perhaps in part.
+    pub(super) fn pages_for(&self, tokens: u64) -> u64 {
+        tokens.div_ceil(u64::from(self.page_tokens))
+    }
+
+    /// Pages that a request takes at most: its answers share the full pages of the prompt.
+    pub(super) fn worst_case(&self, prompt_tokens: u32, max_tokens: u32, answers: u32) -> u64 {
+        let one = self.pages_for(u64::from(prompt_tokens) + u64::from(max_tokens));
+        let own = one - u64::from(prompt_tokens / self.page_tokens);
+        one.saturating_add(own.saturating_mul(u64::from(answers.saturating_sub(1))))
+    }
+}

@@ -1,0 +1,95 @@
+//! Which pages hold which beginnings of prompts.
+
+use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
+
+use super::pages::{PageId, PagePool};
+
+/// The key of a chunk and of everything before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkKey([u8; 32]);
+
+/// The keys of all whole chunks of a prompt: SHA-256 of the salt, the key of the chunk before, the chunk's ids, and the
+/// keys of the images whose first token lies in it.
+///
+/// - `salt`: a tenant's secret, so that nobody learns from times what others asked;
+/// - `ids`: the tokens of the prompt;
+/// - `images`: position of the first token and key of each image, in the prompt's order;
+/// - `chunk_tokens`: [`Layout::chunk_tokens`](super::Layout::chunk_tokens).
+pub fn chunk_keys(salt: &[u8], ids: &[u32], images: &[(u32, [u8; 32])], chunk_tokens: u32) -> Vec<ChunkKey> {
+    let mut before = [0; 32];
+    let chunks = ids.chunks_exact(chunk_tokens.max(1) as usize);
+    let firsts = (0_u32..).step_by(chunk_tokens.max(1) as usize);
+    let key = |(chunk, first): (&[u32], u32)| {
+        let mut digest = Sha256::new();
+        digest.update((salt.len() as u64).to_le_bytes());
+        digest.update(salt);
+        digest.update(before);
+        digest.update((chunk.len() as u64).to_le_bytes());
+        chunk.iter().for_each(|id| digest.update(id.to_le_bytes()));
+        for (position, image) in
+            images.iter().filter(|(position, _)| (first..first.saturating_add(chunk_tokens)).contains(position))
+        {
+            digest.update(position.to_le_bytes());
+            digest.update(image);
+        }
+        before = digest.finalize().into();
+        ChunkKey(before)
+    };
+    chunks.zip(firsts).map(key).collect()
+}
+
+/// The pages of chunks whose keys and values are complete.
+///
+/// A chunk is only found after the chunks before it. If one of these is evicted, later chunks stay until they are
+/// the least recently used, or are found again once the earlier one has been computed again.
+#[derive(Debug, Default)]
+pub struct PrefixIndex {
+    by_chunk: HashMap<ChunkKey, Box<[PageId]>>,
+    by_page: HashMap<PageId, ChunkKey>,
+}
+
+impl PrefixIndex {
+    /// The pages of the longest known beginning.
+    pub fn find(&self, keys: &[ChunkKey]) -> Vec<PageId> {
+        keys.iter().map_while(|key| self.by_chunk.get(key)).flatten().copied().collect()
+    }
+
+    /// Enters a chunk whose pages are all written, and asks the pool to keep them. Of equal chunks the first stays.
+    pub fn insert(&mut self, key: ChunkKey, pages: &[PageId], pool: &mut PagePool) {
+        if self.by_chunk.contains_key(&key) || pages.iter().any(|page| self.by_page.contains_key(page)) {
+            return;
+        }
+        for page in pages {
+            self.by_page.insert(*page, key);
+            pool.keep(*page);
+        }
+        self.by_chunk.insert(key, pages.into());
+    }
+
+    /// Removes a chunk. Sequences that own its pages go on.
+    pub fn remove(&mut self, key: &ChunkKey, pool: &mut PagePool) {
+        for page in self.by_chunk.remove(key).unwrap_or_default() {
+            self.by_page.remove(&page);
+            pool.forget(page);
+        }
+    }
+
+    /// Removes the chunk that a page belonged to.
+    pub fn remove_page(&mut self, page: PageId, pool: &mut PagePool) {
+        if let Some(key) = self.by_page.get(&page).copied() {
+            self.remove(&key, pool);
+        }
+    }
+
+    /// Chunks in the index.
+    pub fn len(&self) -> usize {
+        self.by_chunk.len()
+    }
+
+    /// Whether it knows no chunk.
+    pub fn is_empty(&self) -> bool {
+        self.by_chunk.is_empty()
+    }
+}

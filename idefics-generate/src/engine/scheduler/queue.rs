@@ -1,0 +1,177 @@
+//! Requests that are prepared or wait: bounds, tenants in turn, and who may pass the first.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::policy::{Policy, SECOND};
+use super::sequence::{SeqId, Tenant};
+use super::{Micros, Refusal};
+
+/// Over which time the rate of started prompts is measured.
+const MINUTE: Micros = 60 * SECOND;
+
+/// The waiting request that starts next, and what has passed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct First {
+    pub(super) id: SeqId,
+    /// When it became the first.
+    pub(super) since: Micros,
+    /// Requests that have started before it since then.
+    pub(super) passed: u32,
+}
+
+impl First {
+    /// Whether another request may start before it.
+    pub(super) fn may_be_passed(&self, now: Micros, policy: &Policy) -> bool {
+        self.passed < policy.max_passes && now.saturating_sub(self.since) < policy.pass_window
+    }
+}
+
+/// One tenant's requests.
+#[derive(Debug, Default)]
+struct Line {
+    requests: usize,
+    tokens: u64,
+    /// Those that are prepared.
+    waiting: BTreeSet<SeqId>,
+}
+
+/// The queue. It knows ids and lengths; the sequences are the scheduler's.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    lines: BTreeMap<Tenant, Line>,
+    /// Tenants in the order of their turns.
+    turns: VecDeque<Tenant>,
+    requests: usize,
+    tokens: u64,
+    first: Option<First>,
+    /// Time and prompt tokens of the requests that started in the last minute.
+    starts: VecDeque<(Micros, u32)>,
+}
+
+impl Queue {
+    /// Takes a place for a request in preparation.
+    pub(super) fn enter(&mut self, tenant: Tenant, tokens: u32, policy: &Policy, now: Micros) -> Result<(), Refusal> {
+        let full = |requests: usize, queued: u64, share: f64| {
+            let most = (policy.max_queue as f64 * share).ceil() as usize;
+            let most_tokens = (policy.max_queue_tokens as f64 * share) as u64;
+            requests >= most || (requests > 0 && queued + u64::from(tokens) > most_tokens)
+        };
+        if full(self.requests, self.tokens, 1.0) {
+            return Err(Refusal::QueueFull { retry_after: self.retry_after(self.tokens, now) });
+        }
+        if let Some(line) = self.lines.get(&tenant)
+            && full(line.requests, line.tokens, policy.tenant_share)
+        {
+            return Err(Refusal::TenantLimit { retry_after: self.retry_after(line.tokens, now) });
+        }
+        if !self.lines.contains_key(&tenant) {
+            self.turns.push_back(tenant);
+        }
+        let line = self.lines.entry(tenant).or_default();
+        line.requests += 1;
+        line.tokens += u64::from(tokens);
+        self.requests += 1;
+        self.tokens += u64::from(tokens);
+        Ok(())
+    }
+
+    /// A request is prepared: it waits from now on, and its length is known.
+    pub(super) fn prepared(&mut self, id: SeqId, tenant: Tenant, announced: u32, tokens: u32) {
+        let Some(line) = self.lines.get_mut(&tenant) else { return };
+        line.waiting.insert(id);
+        line.tokens = line.tokens - u64::from(announced) + u64::from(tokens);
+        self.tokens = self.tokens - u64::from(announced) + u64::from(tokens);
+    }
+
+    /// A request starts or ends.
+    pub(super) fn leave(&mut self, id: SeqId, tenant: Tenant, tokens: u32) {
+        let Some(line) = self.lines.get_mut(&tenant) else { return };
+        line.waiting.remove(&id);
+        line.requests -= 1;
+        line.tokens -= u64::from(tokens);
+        self.requests -= 1;
+        self.tokens -= u64::from(tokens);
+        if line.requests == 0 {
+            self.lines.remove(&tenant);
+            self.turns.retain(|other| *other != tenant);
+        }
+        if self.first.is_some_and(|first| first.id == id) {
+            self.first = None;
+        }
+    }
+
+    /// A request of `tenant` starts, so that other tenants' turns come first.
+    pub(super) fn started(&mut self, tenant: Tenant, tokens: u32, now: Micros) {
+        if let Some(place) = self.turns.iter().position(|other| *other == tenant) {
+            self.turns.remove(place);
+            self.turns.push_back(tenant);
+        }
+        self.starts.push_back((now, tokens));
+        self.drop_old_starts(now);
+    }
+
+    /// Notes that a request starts before the first one.
+    pub(super) fn passed(&mut self) {
+        if let Some(first) = &mut self.first {
+            first.passed += 1;
+        }
+    }
+
+    /// Waiting requests in the order in which they start: tenants in turn, each one's own by arrival. Tenants
+    /// that give way come after the others.
+    pub(super) fn order(&self, gives_way: impl Fn(Tenant) -> bool) -> Vec<SeqId> {
+        let mut order = Vec::new();
+        for later in [false, true] {
+            let tenants = self.turns.iter().filter(|tenant| gives_way(**tenant) == later);
+            let mut lines: Vec<_> =
+                tenants.filter_map(|tenant| self.lines.get(tenant)).map(|line| line.waiting.iter()).collect();
+            loop {
+                let round = order.len();
+                order.extend(lines.iter_mut().filter_map(Iterator::next));
+                if order.len() == round {
+                    break;
+                }
+            }
+        }
+        order
+    }
+
+    /// The first waiting request: the one that was the first, or else the first of `order`. Once it is the first, it
+    /// stays so until it starts or ends.
+    pub(super) fn first(&mut self, order: &[SeqId], now: Micros) -> Option<First> {
+        if self.first.is_none() {
+            self.first = order.first().map(|id| First { id: *id, since: now, passed: 0 });
+        }
+        self.first
+    }
+
+    /// The first waiting request of the last plan, if it still waits.
+    pub(super) fn known_first(&self) -> Option<First> {
+        self.first
+    }
+
+    /// Requests that are prepared or wait, and their prompt tokens.
+    pub(super) fn len(&self) -> (usize, u64) {
+        (self.requests, self.tokens)
+    }
+
+    /// Whether `id` waits.
+    pub(super) fn waits(&self, id: SeqId, tenant: Tenant) -> bool {
+        self.lines.get(&tenant).is_some_and(|line| line.waiting.contains(&id))
+    }
+
+    /// How long `tokens` prompt tokens will take at the rate at which prompts started in the last minute; 1 to 60 s.
+    fn retry_after(&mut self, tokens: u64, now: Micros) -> Micros {
+        self.drop_old_starts(now);
+        let started: u64 = self.starts.iter().map(|(_, tokens)| u64::from(*tokens)).sum();
+        let since = self.starts.front().map_or(now, |(time, _)| *time);
+        let rate = started as f64 / (now.saturating_sub(since)).max(SECOND) as f64;
+        ((tokens as f64 / rate.max(f64::MIN_POSITIVE)) as Micros).clamp(SECOND, MINUTE)
+    }
+
+    fn drop_old_starts(&mut self, now: Micros) {
+        while self.starts.front().is_some_and(|(time, _)| time + MINUTE < now) {
+            self.starts.pop_front();
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! An executor without a model: what it writes into a slot and which token it chooses are hashes of all slots before,
+//! read through the page table. Whatever reaches a wrong page changes a token.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use super::super::{AnswerEnd, Layout, Outcome, PageId, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
+use super::scenario::{Fault, Random, Request};
+
+/// One in so many tokens ends an answer.
+const END: u32 = 29;
+
+pub(super) fn mix(a: u64, b: u64) -> u64 {
+    let mut x = a.rotate_left(23) ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// What is written at `position`, if `before` is the hash of all slots before.
+fn content(before: u64, position: u32, input: u64) -> u64 {
+    mix(mix(before, input), u64::from(position))
+}
+
+/// The token after `position`, if `all` is the hash of all slots up to it.
+fn token(all: u64, position: u32, seed: u64, answer: u32) -> u32 {
+    (mix(mix(all, u64::from(position)), mix(seed, u64::from(answer))) % 997) as u32
+}
+
+impl Request {
+    /// What goes into the model at a position of the prompt.
+    fn input(&self, position: u32) -> u64 {
+        let image = self.images.iter().find(|image| image.tokens().contains(&position));
+        mix(
+            u64::from(self.ids[position as usize]),
+            image.map_or(0, |image| mix(image.key, u64::from(position - image.first))),
+        )
+    }
+
+    /// The tokens of an answer if nothing else runs.
+    pub(super) fn alone(&self, answer: u32) -> (Vec<u32>, AnswerEnd) {
+        let mut all = 0;
+        let tokens = self.ids.len() as u32;
+        (0..tokens).for_each(|position| all = mix(all, content(all, position, self.input(position))));
+        let mut chosen = Vec::new();
+        let length = if self.solo { self.solo_steps } else { self.max_tokens };
+        for position in tokens - 1.. {
+            if position >= tokens || self.solo {
+                let input = if self.solo { chosen.len() as u32 } else { chosen[chosen.len() - 1] };
+                let place = if self.solo { position + 1 } else { position };
+                all = mix(all, content(all, place, u64::from(input)));
+            }
+            chosen.push(token(all, position, self.seed, answer));
+            if !self.solo && chosen[chosen.len() - 1].is_multiple_of(END) {
+                return (chosen, AnswerEnd::Stop);
+            }
+            if chosen.len() as u32 >= length {
+                break;
+            }
+        }
+        (chosen, AnswerEnd::Length)
+    }
+}
+
+/// The executor.
+#[derive(Debug, Default)]
+pub(super) struct Stub {
+    page_tokens: u32,
+    text_layers: u32,
+    vision_layers: u32,
+    slots: Vec<u64>,
+    pub(super) tokens: HashMap<RowId, Vec<u32>>,
+    /// Images of a request whose vectors are there.
+    vectors: HashSet<(SeqId, u32)>,
+    /// The cache of image vectors.
+    features: HashSet<u64>,
+    /// The picture or chunk at work: its request, its first token or image, and layers done.
+    at_work: Option<(SeqId, bool, u32, u32)>,
+    /// Requests that were alone in a step that failed.
+    pub(super) failed_alone: HashSet<SeqId>,
+}
+
+impl Stub {
+    pub(super) fn new(layout: &Layout, random: &mut Random) -> Self {
+        Self {
+            page_tokens: layout.page_tokens,
+            text_layers: layout.text_layers,
+            vision_layers: layout.vision_layers,
+            slots: (0..layout.pages * layout.page_tokens).map(|_| random.next()).collect(),
+            ..Self::default()
+        }
+    }
+
+    fn slot(&self, table: &[PageId], position: u32) -> usize {
+        table[(position / self.page_tokens) as usize].index() * self.page_tokens as usize
+            + (position % self.page_tokens) as usize
+    }
+
+    /// The hash of the first `count` slots.
+    fn read(&self, table: &[PageId], count: u32) -> u64 {
+        (0..count).fold(0, |all, position| mix(all, self.slots[self.slot(table, position)]))
+    }
+
+    /// All slots hold something else now.
+    pub(super) fn lose_pages(&mut self, random: &mut Random) {
+        self.slots.iter_mut().for_each(|slot| *slot = random.next());
+        self.at_work = None;
+    }
+
+    /// Runs a step. `transient` fails it for no reason of its own.
+    pub(super) fn run(
+        &mut self,
+        step: &StepPlan,
+        scheduler: &Scheduler,
+        requests: &HashMap<SeqId, Request>,
+        transient: bool,
+        random: &mut Random,
+    ) -> Outcome {
+        let outcome = match step {
+            StepPlan::Idle { .. } => unreachable!("an idle step does not run"),
+            StepPlan::Decode(rows) => self.decode(rows, scheduler, requests, transient, random),
+            StepPlan::Slice(Slice::Vision { id, image, layers }) => {
+                let request = &requests[id];
+                let verdict = self.vision(scheduler, *id, request, *image, layers, random);
+                one(id.answer(0), verdict, transient)
+            }
+            StepPlan::Slice(Slice::Chunk { id, tokens, layers }) => {
+                let panics = requests[id].fault.is_some_and(|fault| fault.prompt_panics(tokens));
+                if panics {
+                    Outcome::Failed(RowFault::Panic)
+                } else if transient {
+                    Outcome::Failed(RowFault::Device)
+                } else {
+                    self.chunk(scheduler, *id, &requests[id], tokens, layers)
+                }
+            }
+            StepPlan::Fork { id, copies } => {
+                for copy in copies {
+                    let size = self.page_tokens as usize;
+                    let (from, to) = (copy.from.index() * size, copy.to.index() * size);
+                    self.slots.copy_within(from..from + copy.slots as usize, to);
+                }
+                one(id.answer(0), Verdict::Done, transient)
+            }
+            StepPlan::Solo(id) => {
+                let verdict = self.solo(scheduler, *id, &requests[id]);
+                one(id.answer(0), verdict, transient)
+            }
+        };
+        if matches!(outcome, Outcome::Failed(_)) {
+            let alone = match step {
+                StepPlan::Decode(rows) => (rows.len() == 1).then(|| rows[0].id),
+                StepPlan::Idle { .. } => None,
+                StepPlan::Slice(Slice::Vision { id, .. } | Slice::Chunk { id, .. })
+                | StepPlan::Fork { id, .. }
+                | StepPlan::Solo(id) => Some(*id),
+            };
+            self.failed_alone.extend(alone);
+        }
+        outcome
+    }
+
+    fn decode(
+        &mut self,
+        rows: &[RowId],
+        scheduler: &Scheduler,
+        requests: &HashMap<SeqId, Request>,
+        transient: bool,
+        random: &mut Random,
+    ) -> Outcome {
+        let fault = |row: &RowId| {
+            let generated = scheduler.answer(*row).map_or(0, |answer| answer.generated());
+            requests[&row.id].fault.filter(|fault| fault.applies(row.answer, generated))
+        };
+        let panics = rows.iter().any(|row| matches!(fault(row), Some(Fault::Panics { .. })));
+        if panics || transient {
+            for row in rows {
+                let answer = scheduler.answer(*row).expect("a row of the plan");
+                let slot = self.slot(answer.table(), answer.written());
+                self.slots[slot] = random.next();
+            }
+            return Outcome::Failed(if panics { RowFault::Panic } else { RowFault::Device });
+        }
+        let mut written_rows = Vec::new();
+        for row in rows {
+            let answer = scheduler.answer(*row).expect("a row of the plan");
+            let (table, written) = (answer.table(), answer.written());
+            let last = *self.tokens[row].last().expect("the first token");
+            let before = self.read(table, written);
+            let slot = self.slot(table, written);
+            self.slots[slot] = content(before, written, u64::from(last));
+            written_rows.push((*row, (written, fault(row))));
+        }
+        // Tokens are chosen after all rows have written, so that a row that writes into another's page is noticed.
+        let choose = |(row, (written, fault)): (RowId, (u32, Option<Fault>))| {
+            let answer = scheduler.answer(row).expect("a row of the plan");
+            let chosen = token(self.read(answer.table(), written + 1), written, requests[&row.id].seed, row.answer);
+            (row, self.choose(row, chosen, fault))
+        };
+        Outcome::Rows(written_rows.into_iter().map(choose).collect())
+    }
+
+    fn vision(
+        &mut self,
+        scheduler: &Scheduler,
+        id: SeqId,
+        request: &Request,
+        image: u32,
+        layers: &Range<u32>,
+        random: &mut Random,
+    ) -> Verdict {
+        let key = request.images[image as usize].key;
+        if layers.start == 0 && self.features.contains(&key) && random.chance(2) {
+            self.vectors.insert((id, image));
+            return Verdict::ImageReady;
+        }
+        self.go_on(scheduler, (id, true, image), layers, self.vision_layers);
+        if layers.end == self.vision_layers {
+            self.vectors.insert((id, image));
+            self.features.insert(key);
+        }
+        Verdict::Done
+    }
+
+    fn chunk(
+        &mut self,
+        scheduler: &Scheduler,
+        id: SeqId,
+        request: &Request,
+        tokens: &Range<u32>,
+        layers: &Range<u32>,
+    ) -> Outcome {
+        assert!(!tokens.is_empty(), "a chunk without tokens has no logits");
+        self.go_on(scheduler, (id, false, tokens.start), layers, self.text_layers);
+        for (number, image) in (0..).zip(&request.images) {
+            let here = image.tokens().start < tokens.end && tokens.start < image.tokens().end || request.context;
+            assert!(!here || self.vectors.contains(&(id, number)), "image {number} of {id:?} has not been encoded");
+        }
+        let table = scheduler.answer(id.answer(0)).expect("the prompt's pages").table();
+        let mut all = self.read(table, tokens.start);
+        let complete = layers.end == self.text_layers;
+        for position in tokens.clone() {
+            let written = content(all, position, request.input(position));
+            all = mix(all, written);
+            let slot = self.slot(table, position);
+            self.slots[slot] = if complete { written } else { mix(written, u64::from(layers.end)) };
+        }
+        if !(complete && tokens.end as usize == request.ids.len()) || request.solo {
+            return Outcome::Rows(vec![(id.answer(0), Verdict::Done)]);
+        }
+        let first = |answer: u32| {
+            let row = id.answer(answer);
+            self.tokens.insert(row, Vec::new());
+            let chosen = token(self.read(table, tokens.end), tokens.end - 1, request.seed, answer);
+            (row, self.choose(row, chosen, request.fault.filter(|fault| fault.applies(answer, 0))))
+        };
+        Outcome::Rows((0..request.answers).map(first).collect())
+    }
+
+    fn choose(&mut self, row: RowId, chosen: u32, fault: Option<Fault>) -> Verdict {
+        if let Some(Fault::Row { fault, .. }) = fault {
+            return Verdict::Failed(fault);
+        }
+        self.tokens.get_mut(&row).expect("the answer's tokens").push(chosen);
+        if chosen.is_multiple_of(END) { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Token }
+    }
+
+    fn solo(&mut self, scheduler: &Scheduler, id: SeqId, request: &Request) -> Verdict {
+        let row = id.answer(0);
+        let table = scheduler.answer(row).expect("the job's pages").table();
+        let step = self.tokens.entry(row).or_default().len() as u32;
+        let place = request.ids.len() as u32 + step;
+        let slot = self.slot(table, place);
+        self.slots[slot] = content(self.read(table, place), place, u64::from(step));
+        let chosen = token(self.read(table, place + 1), place - 1, request.seed, 0);
+        self.tokens.entry(row).or_default().push(chosen);
+        if step + 1 == request.solo_steps { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Done }
+    }
+
+    /// Layers run in order, and one picture or chunk is at work at a time.
+    fn go_on(&mut self, scheduler: &Scheduler, (id, vision, place): (SeqId, bool, u32), layers: &Range<u32>, all: u32) {
+        assert!(layers.start < layers.end && layers.end <= all, "layers {layers:?} of {all}");
+        match self.at_work.take().filter(|(other, ..)| scheduler.sequence(*other).is_some()) {
+            Some(at_work) => assert_eq!(at_work, (id, vision, place, layers.start), "another one is at work"),
+            None => assert_eq!(layers.start, 0, "{id:?} does not begin with its first layer"),
+        }
+        self.at_work = (layers.end < all).then_some((id, vision, place, layers.end));
+    }
+}
+
+fn one(row: RowId, verdict: Verdict, transient: bool) -> Outcome {
+    if transient { Outcome::Failed(RowFault::Device) } else { Outcome::Rows(vec![(row, verdict)]) }
+}
