@@ -1,6 +1,9 @@
 //! Inputs of the attention kernels.
 
+use std::ops::Range;
+
 use crate::Activations;
+use crate::attention::PIECE;
 use crate::shared::count;
 
 /// Keys or values, `[batch, kv_heads, slots, head_dim]`, as a strided view of a larger buffer.
@@ -87,6 +90,85 @@ impl DecodeAttention<'_> {
         }
         self.keys.check([batch, kv_heads, len], head_dim);
         self.values.check([batch, kv_heads, len], head_dim);
+    }
+}
+
+/// Inputs of decode attention over a cache in pages: one new token per row, each row with its own pages and length.
+#[derive(Debug, Clone, Copy)]
+pub struct PagedAttention<'a> {
+    /// Queries, `[rows, heads, head_dim]`.
+    pub query: &'a [f32],
+    /// Keys, `[n_pages, kv_heads, page_len, head_dim]`.
+    pub keys: &'a [f32],
+    /// Values, `[n_pages, kv_heads, page_len, head_dim]`.
+    pub values: &'a [f32],
+    /// The cached tokens of each row.
+    pub rows: &'a [PagedRow<'a>],
+    /// Number of query heads, a multiple of `kv_heads`. Query head `h` uses key/value head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Number of key/value heads.
+    pub kv_heads: usize,
+    /// Slots per page: a divisor of 512, at least [`Self::MIN_PAGE_LEN`].
+    pub page_len: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor of the scores: `1 / √head_dim` in Llama and Mistral.
+    pub scale: f32,
+}
+
+/// The cached tokens of one row, and which of them its new token sees.
+#[derive(Debug, Clone)]
+pub struct PagedRow<'a> {
+    /// Pages of the row: slot `i` lies in page `pages[i / page_len]`. Rows may share pages.
+    pub pages: &'a [u32],
+    /// The slots that the new token may see, itself included. No other slot is read.
+    pub seen: Range<usize>,
+    /// `[seen.len()]`, true for visible slots; `None` if all of them are. Masked slots at the start are not read;
+    /// values in other masked slots must be finite.
+    pub attention_mask: Option<&'a [bool]>,
+}
+
+impl PagedAttention<'_> {
+    /// Minimum number of slots in a page.
+    pub const MIN_PAGE_LEN: usize = 8;
+
+    /// Checks the slices against the dimensions.
+    ///
+    /// # Panics
+    /// As [`paged_attention`](crate::paged_attention).
+    pub(crate) fn check(&self, out: &[f32]) {
+        let Self { rows, heads, kv_heads, page_len, head_dim, .. } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} query heads cannot share {kv_heads} key/value heads"
+        );
+        assert!(
+            page_len >= Self::MIN_PAGE_LEN && PIECE.is_multiple_of(page_len),
+            "a page must have a divisor of {PIECE} slots, at least {}, not {page_len}",
+            Self::MIN_PAGE_LEN
+        );
+        let query = count(&[rows.len(), heads, head_dim]);
+        assert_eq!(Some(self.query.len()), query, "the query must be [{}, {heads}, {head_dim}]", rows.len());
+        assert_eq!(Some(out.len()), query, "the output must be [{}, {heads}, {head_dim}]", rows.len());
+        let page = count(&[kv_heads, page_len, head_dim]).expect("the page dimensions overflow");
+        let n_pages = self.keys.len().min(self.values.len()).checked_div(page).unwrap_or(usize::MAX);
+        for (row, PagedRow { pages, seen, attention_mask }) in rows.iter().enumerate() {
+            assert!(
+                seen.end.div_ceil(page_len) <= pages.len(),
+                "row {row} sees {} slots, but has {} pages",
+                seen.end,
+                pages.len()
+            );
+            assert!(
+                pages.iter().all(|page| (*page as usize) < n_pages),
+                "row {row} has a page beyond the {n_pages} pages"
+            );
+            assert!(
+                attention_mask.is_none_or(|mask| mask.len() == seen.len()),
+                "the mask of row {row} must be [{}]",
+                seen.len()
+            );
+        }
     }
 }
 

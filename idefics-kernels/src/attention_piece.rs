@@ -2,19 +2,41 @@
 
 #![allow(unsafe_code)] // SIMD
 
-use std::ops::Range;
-
-use crate::attention_inputs::DecodeAttention;
 use crate::exp::exp;
 use crate::vector::{Vector, Work};
 
-/// One task: a range of slots of one key/value head.
+/// Slots that are adjacent in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Index of the first value of the first key.
+    pub(crate) key: usize,
+    /// Index of the first value of the first value vector.
+    pub(crate) value: usize,
+    /// Number of slots.
+    pub(crate) len: usize,
+}
+
+/// Keys or values of one key/value head, slot after slot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slots<'a> {
+    pub(crate) values: &'a [f32],
+    /// Values from one slot of a run to the next.
+    pub(crate) stride: usize,
+}
+
+/// One task: some slots of one key/value head, for the query heads that share it.
 pub(crate) struct Piece<'a> {
-    pub(crate) attention: &'a DecodeAttention<'a>,
-    /// `[batch row, key/value head]`.
-    pub(crate) heads: [usize; 2],
-    pub(crate) slots: Range<usize>,
-    /// Scratch for scores and weights: `[group, slots.len()]`.
+    /// `[group, head_dim]`.
+    pub(crate) query: &'a [f32],
+    pub(crate) keys: Slots<'a>,
+    pub(crate) values: Slots<'a>,
+    /// The slots, in order.
+    pub(crate) runs: &'a [Run],
+    /// `[n_slots]`, true for visible slots; `None` if all are visible.
+    pub(crate) attention_mask: Option<&'a [bool]>,
+    pub(crate) head_dim: usize,
+    pub(crate) scale: f32,
+    /// Scratch for scores and weights: `[group, n_slots]`.
     pub(crate) scores: &'a mut [f32],
     /// Output: weighted sums of the values, `[group, head_dim]`.
     pub(crate) sums: &'a mut [f32],
@@ -29,17 +51,37 @@ impl Piece<'_> {
         self.largest.len()
     }
 
-    /// Queries of `n` heads of the group, from head `index`: `[n, head_dim]`.
-    fn queries(&self, index: usize, n: usize) -> &[f32] {
-        let DecodeAttention { query, heads, head_dim, .. } = *self.attention;
-        let [row, head] = self.heads;
-        &query[(row * heads + head * self.group() + index) * head_dim..][..n * head_dim]
+    /// Number of slots.
+    fn len(&self) -> usize {
+        self.scores.len() / self.group().max(1)
+    }
+
+    /// Checks the slices against the dimensions, so that the vector loops stay within bounds.
+    ///
+    /// # Panics
+    /// If a slice is too short.
+    pub(crate) fn check(&self) {
+        let (group, head_dim, len) = (self.group(), self.head_dim, self.len());
+        assert_eq!(self.query.len(), group * head_dim, "the query must be [{group}, {head_dim}]");
+        assert_eq!(self.sums.len(), group * head_dim, "the sums must be [{group}, {head_dim}]");
+        assert_eq!(self.total.len(), group, "one total for each head");
+        assert_eq!(self.scores.len(), group * len, "the scores must be [{group}, {len}]");
+        assert_eq!(self.runs.iter().map(|run| run.len).sum::<usize>(), len, "the runs must hold all {len} slots");
+        let fits = |slots: &Slots<'_>, first: usize, len: usize| {
+            let end =
+                (len - 1).checked_mul(slots.stride).and_then(|last| last.checked_add(first)?.checked_add(head_dim));
+            end.is_some_and(|end| end <= slots.values.len())
+        };
+        for run in self.runs.iter().filter(|run| run.len > 0) {
+            assert!(fits(&self.keys, run.key, run.len), "a run of keys is outside the cache");
+            assert!(fits(&self.values, run.value, run.len), "a run of values is outside the cache");
+        }
+        assert!(self.attention_mask.is_none_or(|mask| mask.len() == len), "the mask must be [{len}]");
     }
 
     /// Sets the scores of masked slots to −∞.
     fn mask_scores(&mut self) {
-        if let Some(mask) = self.attention.attention_mask {
-            let mask = &mask[self.heads[0] * self.attention.len..][self.slots.clone()];
+        if let Some(mask) = self.attention_mask {
             for scores in self.scores.chunks_exact_mut(mask.len().max(1)) {
                 for (score, is_seen) in scores.iter_mut().zip(mask) {
                     if !is_seen {
@@ -53,14 +95,17 @@ impl Piece<'_> {
 
 /// Computes the piece in plain loops.
 pub(crate) fn plain(mut piece: Piece<'_>) {
-    let DecodeAttention { keys, values, head_dim, scale, .. } = *piece.attention;
-    let [row, head] = piece.heads;
-    let (first, len) = (piece.slots.start, piece.slots.len());
+    let Piece { query, keys, values, runs, head_dim, scale, .. } = piece;
+    let len = piece.len();
     for index in 0..piece.group() {
-        for slot in 0..len {
-            let key = &keys.values[keys.start([row, head, first + slot])..][..head_dim];
-            let product: f32 = piece.queries(index, 1).iter().zip(key).map(|(query, key)| query * key).sum();
-            piece.scores[index * len + slot] = product * scale;
+        let query = &query[index * head_dim..][..head_dim];
+        let mut scores = piece.scores[index * len..].iter_mut();
+        for run in runs {
+            for (slot, out) in (0..run.len).zip(&mut scores) {
+                let key = &keys.values[run.key + slot * keys.stride..][..head_dim];
+                let product: f32 = query.iter().zip(key).map(|(query, key)| query * key).sum();
+                *out = product * scale;
+            }
         }
     }
     piece.mask_scores();
@@ -74,12 +119,15 @@ pub(crate) fn plain(mut piece: Piece<'_>) {
         if largest == f32::NEG_INFINITY {
             continue;
         }
-        for (slot, score) in scores.iter().enumerate() {
-            let weight = (score - largest).exp();
-            piece.total[index] += weight;
-            let value = &values.values[values.start([row, head, first + slot])..][..head_dim];
-            for (sum, value) in sums.iter_mut().zip(value) {
-                *sum += weight * value;
+        let mut scores = scores.iter();
+        for run in runs {
+            for (slot, score) in (0..run.len).zip(&mut scores) {
+                let weight = (score - largest).exp();
+                piece.total[index] += weight;
+                let value = &values.values[run.value + slot * values.stride..][..head_dim];
+                for (sum, value) in sums.iter_mut().zip(value) {
+                    *sum += weight * value;
+                }
             }
         }
     }
@@ -90,9 +138,9 @@ impl Work for Piece<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(mut self) {
-        let (group, len) = (self.group(), self.slots.len());
+        let (group, len) = (self.group(), self.len());
         // Four heads at a time, then two, then one: four fit the registers.
-        // SAFETY: guaranteed by the caller; `DecodeAttention::check` has bounds-checked the cache and the query.
+        // SAFETY: guaranteed by the caller; `Piece::check` has checked the bounds of the cache and the query.
         unsafe {
             let mut index = 0;
             while index < group {
@@ -122,31 +170,33 @@ impl Work for Piece<'_> {
 /// Computes the scores of `G` query heads from head `index`. Returns `G`.
 #[inline(always)]
 unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
-    let DecodeAttention { keys, head_dim, scale, .. } = *piece.attention;
-    let [row, head] = piece.heads;
-    let (first, len) = (piece.slots.start, piece.slots.len());
-    let query = piece.queries(index, G).as_ptr();
-    let key = keys.values.as_ptr().wrapping_add(keys.start([row, head, first]));
-    let stride = keys.strides[2];
-    debug_assert!(len == 0 || keys.start([row, head, first + len - 1]) + head_dim <= keys.values.len());
-    // SAFETY: the caller guarantees `len` keys and `G` queries of `head_dim` values.
+    let Piece { keys: Slots { values: keys, stride }, runs, head_dim, scale, .. } = *piece;
+    let len = piece.len();
+    let query = piece.query[index * head_dim..][..G * head_dim].as_ptr();
+    let mut scores = piece.scores[index * len..].as_mut_ptr();
+    // SAFETY: `Piece::check` guarantees that the runs lie in the cache, and that there are `len` scores for each of the
+    // `G` queries of `head_dim` values.
     unsafe {
-        for slot in 0..len {
-            let key = key.add(slot * stride);
-            V::prefetch(key.wrapping_add(8 * stride).cast());
-            let mut sums = [V::splat(0.0); G];
-            let mut start = 0;
-            while start < head_dim {
-                let n = V::LANES.min(head_dim - start);
-                let key = V::load_head(key.add(start), n, 0.0);
-                for (g, sum) in sums.iter_mut().enumerate() {
-                    *sum = V::load_head(query.add(g * head_dim + start), n, 0.0).mul_add(key, *sum);
+        for run in runs {
+            let key = keys.as_ptr().wrapping_add(run.key);
+            for slot in 0..run.len {
+                let key = key.add(slot * stride);
+                V::prefetch(key.wrapping_add(8 * stride).cast());
+                let mut sums = [V::splat(0.0); G];
+                let mut start = 0;
+                while start < head_dim {
+                    let n = V::LANES.min(head_dim - start);
+                    let key = V::load_head(key.add(start), n, 0.0);
+                    for (g, sum) in sums.iter_mut().enumerate() {
+                        *sum = V::load_head(query.add(g * head_dim + start), n, 0.0).mul_add(key, *sum);
+                    }
+                    start += V::LANES;
                 }
-                start += V::LANES;
+                for (g, sum) in sums.iter().enumerate() {
+                    *scores.add(g * len + slot) = sum.sum() * scale;
+                }
             }
-            for (g, sum) in sums.iter().enumerate() {
-                piece.scores[(index + g) * len + slot] = sum.sum() * scale;
-            }
+            scores = scores.add(run.len);
         }
     }
     G
@@ -183,7 +233,7 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
 /// Adds up the weighted values for `G` query heads from head `index`. Returns `G`.
 #[inline(always)]
 unsafe fn sum_values<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
-    let head_dim = piece.attention.head_dim;
+    let head_dim = piece.head_dim;
     // SAFETY: guaranteed by the caller.
     unsafe {
         let mut start = 0;
@@ -203,31 +253,32 @@ unsafe fn sum_values<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: us
 /// Adds up `C` vectors of columns of the weighted values, from column `start`.
 #[inline(always)]
 unsafe fn sum_columns<V: Vector, const G: usize, const C: usize>(piece: &mut Piece<'_>, index: usize, start: usize) {
-    let DecodeAttention { values, head_dim, .. } = *piece.attention;
-    let [row, head] = piece.heads;
-    let (first, len) = (piece.slots.start, piece.slots.len());
-    let value = values.values.as_ptr().wrapping_add(values.start([row, head, first]) + start);
-    let weights = piece.scores[index * len..].as_ptr();
-    let stride = values.strides[2];
+    let Piece { values: Slots { values, stride }, runs, head_dim, .. } = *piece;
+    let len = piece.len();
+    let mut weights = piece.scores[index * len..].as_ptr();
     let n = V::LANES.min(head_dim - start); // a partial vector only if C is 1
-    debug_assert!(len == 0 || values.start([row, head, first + len - 1]) + head_dim <= values.values.len());
     debug_assert!(start + (C - 1) * V::LANES + n <= head_dim);
-    // SAFETY: the caller guarantees `len` values of `head_dim`, and `G` rows of weights and of sums.
+    // SAFETY: `Piece::check` guarantees that the runs lie in the cache, and that there are `G` rows of weights and of
+    // sums.
     unsafe {
         let mut sums = [[V::splat(0.0); C]; G];
-        for slot in 0..len {
-            let value = value.add(slot * stride);
-            let mut columns = [V::splat(0.0); C];
-            for (c, column) in columns.iter_mut().enumerate() {
-                V::prefetch(value.wrapping_add(8 * stride + c * V::LANES).cast());
-                *column = V::load_head(value.add(c * V::LANES), n, 0.0);
-            }
-            for (g, sums) in sums.iter_mut().enumerate() {
-                let weight = V::splat(*weights.add(g * len + slot));
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = column.mul_add(weight, *sum);
+        for run in runs {
+            let value = values.as_ptr().wrapping_add(run.value + start);
+            for slot in 0..run.len {
+                let value = value.add(slot * stride);
+                let mut columns = [V::splat(0.0); C];
+                for (c, column) in columns.iter_mut().enumerate() {
+                    V::prefetch(value.wrapping_add(8 * stride + c * V::LANES).cast());
+                    *column = V::load_head(value.add(c * V::LANES), n, 0.0);
+                }
+                for (g, sums) in sums.iter_mut().enumerate() {
+                    let weight = V::splat(*weights.add(g * len + slot));
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = column.mul_add(weight, *sum);
+                    }
                 }
             }
+            weights = weights.add(run.len);
         }
         for (g, sums) in sums.iter().enumerate() {
             for (c, sum) in sums.iter().enumerate() {

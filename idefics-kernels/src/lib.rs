@@ -17,6 +17,7 @@ mod isa;
 mod level;
 mod linear;
 mod norm;
+mod pages;
 mod peak;
 mod read;
 mod rope;
@@ -27,8 +28,8 @@ mod vector;
 pub use activations::Activations;
 pub use aligned_buffer::AlignedBuffer;
 pub use attend::{attend, attend_on};
-pub use attention::{decode_attention, decode_attention_on};
-pub use attention_inputs::{Attention, DecodeAttention, StridedView};
+pub use attention::{decode_attention, decode_attention_on, paged_attention, paged_attention_on};
+pub use attention_inputs::{Attention, DecodeAttention, PagedAttention, PagedRow, StridedView};
 pub use exp::exp_on;
 pub use gelu::{gelu, gelu_on, gelu_tanh, gelu_tanh_on};
 pub use isa::Isa;
@@ -38,6 +39,7 @@ pub use linear::{
     linear_transposed_on,
 };
 pub use norm::{layer_norm, layer_norm_on, rms_norm, rms_norm_on};
+pub use pages::write_slots;
 pub use peak::ComputeUnit;
 pub use read::{stream_sum, stream_sum_on};
 pub use rope::{rope, rope_on};

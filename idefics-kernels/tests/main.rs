@@ -9,6 +9,7 @@ mod fixtures;
 mod gguf;
 mod isa;
 mod linear;
+mod pages;
 mod parts;
 mod properties;
 

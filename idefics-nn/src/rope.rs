@@ -115,6 +115,16 @@ impl RotaryAngles {
         Self { cos: select(&self.cos), sin: select(&self.sin) }
     }
 
+    /// The angles of several batches of rows, one after the other. All have the same number of positions per row.
+    ///
+    /// # Panics
+    /// If `rows` is empty.
+    #[must_use]
+    pub fn cat(rows: Vec<Self>) -> Self {
+        let (cos, sin) = rows.into_iter().map(|angles| (angles.cos, angles.sin)).unzip();
+        Self { cos: Tensor::cat(cos, 0), sin: Tensor::cat(sin, 0) }
+    }
+
     /// Rotates queries or keys to their positions.
     ///
     /// # Shapes

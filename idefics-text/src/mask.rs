@@ -1,5 +1,7 @@
 //! Causal attention masks, computed on the host.
 
+use std::ops::Range;
+
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use idefics_nn::KvCache;
 
@@ -17,6 +19,17 @@ pub(crate) fn causal_mask(
     let mask = causal_mask_host(cache.left_padding(), cache.len(), n_new, sliding_window)?;
     let shape = [cache.batch(), 1, n_new, cache.len() + n_new];
     Some(Tensor::from_data(TensorData::new(mask, shape), device))
+}
+
+/// Attention mask of the tokens at `positions` of a single unpadded sequence, `[1, 1, n_new, end]`, where `end` is the
+/// end of `positions`; true where a key is hidden, `None` if nothing is hidden.
+pub(crate) fn causal_mask_at(
+    positions: Range<usize>,
+    sliding_window: Option<usize>,
+    device: &Device,
+) -> Option<Tensor<4, Bool>> {
+    let mask = causal_mask_host(&[0], positions.start, positions.len(), sliding_window)?;
+    Some(Tensor::from_data(TensorData::new(mask, [1, 1, positions.len(), positions.end]), device))
 }
 
 fn causal_mask_host(

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use idefics_nn::{ConfigError, KvCache, RotaryAngles, RotaryEmbedding};
 
-use crate::mask::causal_mask;
+use crate::mask::{causal_mask, causal_mask_at};
 use crate::{Branches, TextConfig};
 
 /// Positions and attention masks of new tokens. They are the same in every layer.
@@ -71,6 +71,41 @@ impl PositionRules {
             rotary: self.rotary.at_length(seq_len, &position_ids, batch, inputs_embeds.dtype(), &device),
             mask: causal_mask(cache, n_new, self.sliding_window, &device),
             context: seen_context(cache, cache.len()..cache.len() + n_new, &device),
+        }
+    }
+
+    /// The positions that the token at `position` of an unpadded sequence sees.
+    pub fn seen(&self, position: usize) -> Range<usize> {
+        self.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1
+    }
+
+    /// Positions of one token per row of a cache in pages, for activations with the dtype and device of
+    /// `inputs_embeds`, `[rows, 1, d]`. The cache knows what each token sees ([`Self::seen`]). Angles that depend on
+    /// the length of the sequence are those of a row that ends with its token, whatever the other rows are.
+    pub fn for_rows(&self, inputs_embeds: &Tensor<3>, positions: &[usize], context: Option<SeenContext>) -> Positions {
+        let (dtype, device) = (inputs_embeds.dtype(), &inputs_embeds.device());
+        let rotary = match self.rotary.depends_on_length() {
+            false => self.rotary.at(positions, positions.len(), dtype, device),
+            true => RotaryAngles::cat(positions.iter().map(|&at| self.rotary.at(&[at], 1, dtype, device)).collect()),
+        };
+        Positions { rotary, mask: None, context }
+    }
+
+    /// Positions and masks of the tokens of `inputs_embeds`, `[1, n_new, d]`, at `positions` of a single unpadded
+    /// sequence of `seq_len` tokens: some rotary scalings depend on the total length.
+    pub fn for_chunk(
+        &self,
+        inputs_embeds: &Tensor<3>,
+        positions: Range<usize>,
+        seq_len: usize,
+        context: Option<SeenContext>,
+    ) -> Positions {
+        let device = inputs_embeds.device();
+        let position_ids: Vec<usize> = positions.clone().collect();
+        Positions {
+            rotary: self.rotary.at_length(seq_len, &position_ids, 1, inputs_embeds.dtype(), &device),
+            mask: causal_mask_at(positions, self.sliding_window, &device),
+            context,
         }
     }
 

@@ -8,6 +8,7 @@ mod common;
 mod config;
 mod cross_attention;
 mod invariance;
+mod pages;
 mod positions;
 mod reference;
 mod rope;

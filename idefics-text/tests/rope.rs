@@ -78,7 +78,7 @@ fn dynamic() -> TextConfig {
     scaled(json!({"rope_type": "dynamic", "factor": 3.0, "rope_theta": 500.0}))
 }
 
-fn longrope() -> TextConfig {
+pub(crate) fn longrope() -> TextConfig {
     let factors = |factor: f64| vec![factor; 8];
     scaled(json!({"rope_type": "longrope", "rope_theta": 500.0, "original_max_position_embeddings": 12,
         "short_factor": factors(1.0), "long_factor": factors(4.0)}))

@@ -1,5 +1,7 @@
 //! Runs the kernels of `idefics-kernels` on tensors of Burn's CPU backend.
 
+use std::sync::Arc;
+
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::{DType, Element};
 use burn_flex::{Flex, FlexTensor, Layout};
@@ -10,9 +12,9 @@ use super::buffer::Buffer;
 use super::frozen::FrozenLinear;
 use super::{Kernels, PackedShape, Packing};
 use crate::profile::{Cost, timed};
-use crate::{Activations, PackedFormat};
+use crate::{Activations, PackedFormat, PagedRow};
 use idefics_kernels::formats::{Dense, FourBit, Int8, Q4, Weight};
-use idefics_kernels::{self as kernels, Attention, ComputeUnit, DecodeAttention, StridedView};
+use idefics_kernels::{self as kernels, Attention, ComputeUnit, DecodeAttention, PagedAttention, StridedView};
 
 impl Kernels for Flex {
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -107,6 +109,22 @@ impl Kernels for Flex {
         let mask = mask.to_contiguous();
         let mask = bytemuck::checked::cast_slice(elements::<u8>(&mask));
         attend(query, key, value, Some(mask), activations)
+    }
+
+    fn write_pages(states: FloatTensor<Self>, new: FloatTensor<Self>, slots: Arc<[u32]>) -> FloatTensor<Self> {
+        let ([_, _, page_len, _], [_, kv_heads, tokens, head_dim]) = (dims(&states), dims(&new));
+        let new = with_whole_heads(new);
+        let sizes = [tokens, kv_heads, head_dim];
+        in_place(states, |states| kernels::write_slots(cached(&new), sizes, &slots, page_len, states))
+    }
+
+    fn paged_attention(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        rows: Arc<[PagedRow]>,
+    ) -> FloatTensor<Self> {
+        paged_attention(&query.to_contiguous(), &keys.to_contiguous(), &values.to_contiguous(), &rows)
     }
 
     fn layer_norm(
@@ -291,6 +309,36 @@ fn decode_attention(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen
     let pairs = seen.map_or(batch * len, |seen| seen.iter().filter(|seen| **seen).count());
     timed("attention of one query", attention_cost(dims(query), [kv_heads, len], pairs), || {
         kernels::decode_attention(&attention, &mut out);
+    });
+    out.into_tensor(query.layout().shape())
+}
+
+/// `keys`, `values`: `[n_pages, kv_heads, page_len, head_dim]`.
+fn paged_attention(query: &FlexTensor, keys: &FlexTensor, values: &FlexTensor, rows: &[PagedRow]) -> FlexTensor {
+    let ([_, heads, _, head_dim], [_, kv_heads, page_len, _]) = (dims(query), dims(keys));
+    let views: Vec<kernels::PagedRow<'_>> = rows
+        .iter()
+        .map(|PagedRow { pages, seen, attention_mask }| kernels::PagedRow {
+            pages,
+            seen: seen.clone(),
+            attention_mask: attention_mask.as_deref(),
+        })
+        .collect();
+    let attention = PagedAttention {
+        query: elements(query),
+        keys: elements(keys),
+        values: elements(values),
+        rows: &views,
+        heads,
+        kv_heads,
+        page_len,
+        head_dim,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+    };
+    let pairs: usize = rows.iter().map(|row| row.seen.len()).sum();
+    let mut out = buffer_like(query);
+    timed("attention of one query", attention_cost([1, heads, 1, head_dim], [kv_heads, pairs], pairs), || {
+        kernels::paged_attention(&attention, &mut out);
     });
     out.into_tensor(query.layout().shape())
 }

@@ -15,12 +15,13 @@ pub(crate) mod cube;
 mod frozen;
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+use std::sync::Arc;
 
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation, s};
 
-use crate::{Activations, PackedFormat};
+use crate::{Activations, PAGE_LEN, PackedFormat, PagedRow};
 
 /// Properties of a packed weight that the CPU kernels need beside its codes and scales.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +113,19 @@ pub(crate) trait Kernels: Backend {
         value: FloatTensor<Self>,
         mask: BoolTensor<Self>,
         activations: Activations,
+    ) -> FloatTensor<Self>;
+
+    /// Writes new keys or values, `[rows, kv_heads, tokens, head_dim]`, into slots, `[rows, tokens]`, of a cache in
+    /// pages, `[n_pages, kv_heads, page_len, head_dim]`. In place if the cache is not shared.
+    fn write_pages(states: FloatTensor<Self>, new: FloatTensor<Self>, slots: Arc<[u32]>) -> FloatTensor<Self>;
+
+    /// Attention of one query per row, `[rows, heads, 1, head_dim]`, to keys and values in pages, `[n_pages, kv_heads,
+    /// page_len, head_dim]`.
+    fn paged_attention(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        rows: Arc<[PagedRow]>,
     ) -> FloatTensor<Self>;
 
     /// `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, which has the length of `weight`.
@@ -321,6 +335,62 @@ pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1
     return cube::overwrite(target, new);
     #[cfg(not(feature = "cube"))]
     unreachable!("only GPUs share memory");
+}
+
+/// See [`Kernels::write_pages`].
+pub(crate) fn write_pages(states: Tensor<4>, new: Tensor<4>, slots: &Arc<[u32]>) -> Tensor<4> {
+    let [rows, _, tokens, _] = new.dims();
+    assert_eq!(slots.len(), rows * tokens, "one slot for each of {rows}x{tokens} tokens");
+    let new = new.cast(states.dtype());
+    if has_kernels(&states) {
+        let (states, new) = (states.into_dispatch(), new.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::write_pages(states, new, slots.clone()));
+    }
+    slots.iter().enumerate().fold(states, |states, (index, slot)| {
+        let (page, offset) = (*slot as usize / PAGE_LEN, *slot as usize % PAGE_LEN);
+        let token = new.clone().slice(s![index / tokens, .., index % tokens, ..]); // [1, kv_heads, 1, head_dim]
+        states.slice_assign(s![page, .., offset, ..], token)
+    })
+}
+
+/// See [`Kernels::paged_attention`]. Without a kernel, copies the pages of each row.
+pub(crate) fn paged_attention(
+    query: Tensor<4>,
+    keys: &Tensor<4>,
+    values: &Tensor<4>,
+    rows: &Arc<[PagedRow]>,
+) -> Tensor<4> {
+    if [&query, keys, values].into_iter().all(has_kernels) {
+        let [query, keys, values] = [query, keys.clone(), values.clone()].map(Tensor::into_dispatch);
+        return Tensor::from_dispatch(Dispatch::paged_attention(query, keys, values, rows.clone()));
+    }
+    let n_pages = rows.iter().map(|row| row.seen.end.div_ceil(PAGE_LEN)).max().unwrap_or(0);
+    let (mut pages, mut mask) = (Vec::new(), Vec::new());
+    for row in rows.iter() {
+        let used = row.seen.end.div_ceil(PAGE_LEN);
+        pages.extend(row.pages[..used].iter().copied().chain(std::iter::repeat_n(0, n_pages - used)));
+        mask.extend((0..n_pages * PAGE_LEN).map(|slot| match &row.attention_mask {
+            _ if !row.seen.contains(&slot) => true,
+            None => false,
+            Some(mask) => !mask[slot - row.seen.start],
+        }));
+    }
+    let mask = TensorData::new(mask, [rows.len(), 1, 1, n_pages * PAGE_LEN]);
+    let mask = Tensor::<4, Bool>::from_data(mask, &query.device());
+    let gather = |states: &Tensor<4>| gather_pages(states, &pages, rows.len()); // [rows, kv_heads, slots, head_dim]
+    crate::attention(query, gather(keys), gather(values), Some(mask), Activations::F32)
+}
+
+/// Copies the pages of each row side by side: `[n_pages, kv_heads, page_len, head_dim]` in, `[rows, kv_heads, slots,
+/// head_dim]` out. `pages` has the same number of pages for each of `n_rows` rows.
+pub(crate) fn gather_pages(states: &Tensor<4>, pages: &[u32], n_rows: usize) -> Tensor<4> {
+    let [_, kv_heads, page_len, head_dim] = states.dims();
+    let per_row = pages.len() / n_rows;
+    let pages: Vec<i32> = pages.iter().map(|&page| page as i32).collect();
+    let pages = TensorData::new(pages, [n_rows * per_row]);
+    let pages = Tensor::<1, Int>::from_data(pages, (&states.device(), DType::I32));
+    let gathered: Tensor<5> = states.clone().select(0, pages).reshape([n_rows, per_row, kv_heads, page_len, head_dim]);
+    gathered.swap_dims(1, 2).reshape([n_rows, kv_heads, per_row * page_len, head_dim])
 }
 
 /// See [`Kernels::layer_norm`]. Computes in f32.
