@@ -2,6 +2,9 @@
 
 pub mod containers;
 
+use std::fs;
+use std::path::Path;
+
 use idefics_image::{Alpha, Crop, Filter, Format, ImageError, Limits, ResizeTarget, decode, decode_resized, resize_view};
 
 /// The decoding limits of all targets: 64 MiB per picture. Decoders that use more memory than they declare then
@@ -49,6 +52,46 @@ pub fn picture(format: Format, data: &[u8]) {
             (Err(error), Some(_)) => panic!("decoding with resizing failed: {error}"),
             // The whole picture may be too large, while its rows can still be resized.
             (_, None) => {}
+        }
+    }
+}
+
+/// A temporary folder with the files of one run.
+pub struct Folder(tempfile::TempDir);
+
+impl Folder {
+    /// Creates an empty folder.
+    ///
+    /// # Panics
+    /// If that fails. The same holds for the other functions: a fault of the machine is not a finding.
+    #[expect(clippy::new_without_default, reason = "it creates a folder")]
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder can be created"))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn write(&self, name: &str, contents: &[u8]) {
+        fs::write(self.path().join(name), contents).expect("the file can be written");
+    }
+
+    /// Writes the parts of `data` between NUL bytes to `names`. Files without a part are left out.
+    pub fn write_parts(&self, data: &[u8], names: &[&str]) {
+        for (name, part) in names.iter().zip(data.split(|&byte| byte == 0)) {
+            self.write(name, part);
+        }
+    }
+
+    pub fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.path().join(from), self.path().join(to)).expect("the file can be renamed");
+    }
+
+    /// Removes all files.
+    pub fn clear(&self) {
+        for entry in fs::read_dir(self.path()).expect("the folder can be read") {
+            fs::remove_file(entry.expect("the folder can be read").path()).expect("the file can be removed");
         }
     }
 }

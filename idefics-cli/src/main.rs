@@ -30,13 +30,14 @@ use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use idefics_generate::DeviceLease;
 
 use args::{Cli, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
     signals::install();
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp
@@ -52,6 +53,10 @@ fn main() -> ExitCode {
         let message = format!("{} ({place})", info.payload_as_str().unwrap_or("no message"));
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
+    #[allow(unsafe_code)] // the contract is about the program's threads
+    // SAFETY: only this thread, which runs the command, uses devices; other threads read files and decode images.
+    let lease = (!cli.global.no_replay).then(|| unsafe { DeviceLease::for_this_thread() });
+    cli.global.lease = lease;
     match panic::catch_unwind(|| run(&cli)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => failure.report(),

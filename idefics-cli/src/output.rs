@@ -21,8 +21,7 @@ pub(crate) fn answer_one(
 ) -> Result<(), Failure> {
     let prepared = prepared.map_err(Failure::sample)?;
     let options = args.options();
-    let lease = global.lease();
-    let controls = args.controls(global, lease.as_ref(), cancel);
+    let controls = args.controls(global, cancel);
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {

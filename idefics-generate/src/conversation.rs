@@ -104,7 +104,10 @@ impl<'a> Conversation<'a> {
         timings.preprocess_ms = milliseconds(clock);
 
         let known = self.known.take();
-        let (reused, n_images) = known.as_ref().map_or((0, 0), |known| self.reusable(known, ids, &images));
+        let image_token_id = self.model.processor().tokenizer().image_token_id();
+        let new_images: Vec<_> = images.iter().copied().zip(processed.tile_tokens[0].iter().copied()).collect();
+        let reusable = |known: &Known| known.reusable(ids, &new_images, image_token_id);
+        let (reused, n_images) = known.as_ref().map_or((0, 0), reusable);
         let image_hidden_states = self.model.encode_images(&processed.images[0][n_images..], &mut timings)?;
         let clock = Instant::now();
         let model = self.model.model();
@@ -132,20 +135,51 @@ impl<'a> Conversation<'a> {
         self.known = Some(Known { cache, ids, images });
         Ok(answer)
     }
+}
 
-    /// How many slots of the cache can be reused for the new prompt, and how many images are among them. At least
-    /// one token is left to compute.
-    fn reusable(&self, known: &Known, ids: &[u32], images: &[ImageKey]) -> (usize, usize) {
-        let image_token_id = self.model.processor().tokenizer().image_token_id();
-        let per_image = self.model.processor().image_seq_len();
-        let same_images = known.images.iter().zip(images).take_while(|(known, image)| known == image).count();
-        let mut reused = common_prefix(&known.ids, ids).min(ids.len() - 1);
-        let slots: Vec<usize> = (0..reused).filter(|&slot| ids[slot] == image_token_id).collect();
-        let n_images = same_images.min(slots.len() / per_image);
-        // An image is reused as a whole or not at all.
-        if let Some(&slot) = slots.get(n_images * per_image) {
-            reused = slot;
+impl Known {
+    /// How many slots of the cache can be reused for a prompt of the tokens `ids`, and how many images are among them.
+    /// `images` are the images of the prompt, each with its number of image tokens. At least one token is left to
+    /// compute.
+    fn reusable(&self, ids: &[u32], images: &[(ImageKey, usize)], image_token_id: u32) -> (usize, usize) {
+        let common = common_prefix(&self.ids, ids).min(ids.len() - 1);
+        let slots: Vec<usize> = (0..common).filter(|&slot| ids[slot] == image_token_id).collect();
+        let (mut n_images, mut n_slots) = (0, 0);
+        for (known, &(image, n_tokens)) in self.images.iter().zip(images) {
+            if *known != image || n_slots + n_tokens > slots.len() {
+                break;
+            }
+            (n_images, n_slots) = (n_images + 1, n_slots + n_tokens);
         }
-        (reused, n_images)
+        // An image is reused as a whole or not at all.
+        (slots.get(n_slots).copied().unwrap_or(common), n_images)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: u32 = 7;
+
+    #[test]
+    fn images_are_reused_as_a_whole_or_not_at_all() {
+        let images = [1, 2, 3].map(|key| ([key; 32], key as usize)); // the image `n` has `n` tokens
+        let prompt = |more: &[u32]| [&[1, IMAGE, 2, IMAGE, IMAGE, 3, IMAGE, IMAGE, IMAGE, 4][..], more].concat();
+        let known = Known {
+            cache: KvCache::new(0, Vec::new(), 0),
+            ids: prompt(&[5]),
+            images: images.map(|(key, _)| key).to_vec(),
+        };
+        let reusable = |ids: &[u32], images: &[(ImageKey, usize)]| known.reusable(ids, images, IMAGE);
+        assert_eq!(reusable(&prompt(&[5, 6]), &images), (11, 3));
+        assert_eq!(reusable(&prompt(&[6]), &images), (10, 3));
+        assert_eq!(reusable(&prompt(&[5]), &images), (10, 3), "one token must be left");
+        let mut other = images;
+        other[1].0 = [9; 32];
+        assert_eq!(reusable(&prompt(&[6]), &other), (3, 1), "another second image");
+        let cut = [1, IMAGE, 2, IMAGE, IMAGE, 3, IMAGE, IMAGE, 4];
+        assert_eq!(reusable(&cut, &[images[0], images[1], ([4; 32], 2)]), (6, 2), "another, shorter third image");
+        assert_eq!(reusable(&[1, 2], &[]), (1, 0));
     }
 }

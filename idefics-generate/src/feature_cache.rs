@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::Tensor;
 use idefics_processor::image::ImageTile;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::pipeline::milliseconds;
-use crate::{EncodeStage, Error, Idefics, Timings};
+use crate::{EncodeStage, Error, Idefics, ImageVectors, Timings};
 
 /// Key of an image: SHA-256 of its size and its preprocessed pixels.
 pub type ImageKey = [u8; 32];
@@ -41,8 +41,8 @@ pub(crate) struct FeatureCache {
 
 #[derive(Debug)]
 struct Entry {
-    /// Image vectors, `[1, n_latents, d]`.
-    features: Tensor<3>,
+    /// Image vectors, `[n_vectors, d]`.
+    features: Tensor<2>,
     bytes: usize,
     used: u64,
 }
@@ -68,26 +68,24 @@ impl FeatureCache {
         self.bytes
     }
 
-    pub(crate) fn get(&mut self, key: &ImageKey) -> Option<Tensor<3>> {
+    /// The vectors of an image, `[n_vectors, d]`.
+    pub(crate) fn get(&mut self, key: &ImageKey) -> Option<Tensor<2>> {
         self.clock += 1;
         let entry = self.entries.get_mut(key)?;
         entry.used = self.clock;
         Some(entry.features.clone())
     }
 
-    /// Stores the vectors of several images, `[n_images, n_latents, d]`. Images that exceed the budget on their
-    /// own are not stored.
-    pub(crate) fn insert(&mut self, keys: &[ImageKey], features: &Tensor<3>) {
-        let [_, n_latents, d] = features.dims();
-        let bytes = n_latents * d * features.dtype().size();
-        for (index, key) in keys.iter().enumerate() {
+    /// Stores the vectors of several images. Images that exceed the budget on their own are not stored.
+    pub(crate) fn insert(&mut self, keys: &[ImageKey], features: &ImageVectors) {
+        for (index, (key, view)) in keys.iter().zip(features.images()).enumerate() {
+            let bytes = view.shape().num_elements() * view.dtype().size();
             if bytes > self.budget || self.entries.contains_key(key) {
                 continue;
             }
             self.make_room(bytes);
             // Copied, because a view would keep the vectors of the whole batch alive.
-            let index = Tensor::from_data(TensorData::from([index as i32]), (&features.device(), DType::I32));
-            let features = features.clone().select(0, index);
+            let features = features.copied(index);
             self.clock += 1;
             self.bytes += bytes;
             self.entries.insert(*key, Entry { features, bytes, used: self.clock });
@@ -130,13 +128,13 @@ impl Idefics {
         &self,
         images: &[ImageTile],
         timings: &mut Timings,
-    ) -> Result<Option<Tensor<3>>, Error> {
+    ) -> Result<Option<ImageVectors>, Error> {
         if images.is_empty() {
             return Ok(None);
         }
         let clock = Instant::now();
         let keys: Vec<ImageKey> = images.par_iter().map(image_key).collect();
-        let mut known: HashMap<ImageKey, Tensor<3>> = HashMap::new();
+        let mut known: HashMap<ImageKey, Tensor<2>> = HashMap::new();
         let mut missing: Vec<usize> = Vec::new();
         for (index, key) in keys.iter().enumerate() {
             if known.contains_key(key) || missing.iter().any(|&missing| keys[missing] == *key) {
@@ -167,13 +165,11 @@ impl Idefics {
                 timings.connector_ms += milliseconds(clock);
                 return Ok(Some(encoded));
             }
-            for (index, key) in missing.into_iter().enumerate() {
-                known.insert(key, encoded.clone().narrow(0, index, 1));
-            }
+            known.extend(missing.into_iter().zip(encoded.images()));
         }
-        let in_order = keys.iter().map(|key| known[key].clone()).collect(); // each [1, n_latents, d]
+        let in_order = keys.iter().map(|key| known[key].clone()).collect(); // each [n_vectors, d]
         timings.connector_ms += milliseconds(clock);
-        Ok(Some(Tensor::cat(in_order, 0)))
+        Ok(ImageVectors::of_images(in_order))
     }
 }
 
@@ -183,8 +179,8 @@ mod tests {
 
     use super::*;
 
-    fn features(n_images: usize) -> Tensor<3> {
-        Tensor::ones([n_images, 2, 4], &Device::flex())
+    fn features(n_images: usize) -> ImageVectors {
+        Tensor::<3>::ones([n_images, 2, 4], &Device::flex()).into()
     }
 
     #[test]
@@ -192,7 +188,7 @@ mod tests {
         let mut cache = FeatureCache::new(2 * 32); // two images of 2 × 4 × 4 bytes
         cache.insert(&[[1; 32], [2; 32]], &features(2));
         assert_eq!(cache.bytes(), 64);
-        assert_eq!(cache.get(&[1; 32]).unwrap().dims(), [1, 2, 4]);
+        assert_eq!(cache.get(&[1; 32]).unwrap().dims(), [2, 4]);
         cache.insert(&[[3; 32]], &features(1));
         assert!(cache.get(&[2; 32]).is_none() && cache.get(&[1; 32]).is_some() && cache.get(&[3; 32]).is_some());
         cache.set_budget(31);

@@ -1,8 +1,8 @@
-//! Groups image tiles into batches for a vision tower.
+//! Image tiles in batches for a vision tower, and the vectors that come back.
 
 use std::borrow::Borrow;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use idefics_processor::image::ImageTile;
 use idefics_vision::{PatchGrid, plan_batches};
 
@@ -59,33 +59,112 @@ pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     (distinct, place)
 }
 
-/// Reorders image vectors: returns `[n_places, n_vectors, d]`, where `places[i]` is the index of the image at
-/// place `i`.
-///
-/// # Shapes
-/// - `image_hidden_states`: `[n_images, n_vectors, d]`
-pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tensor<3> {
-    if places.iter().copied().eq(0..image_hidden_states.dims()[0]) {
-        return image_hidden_states;
-    }
-    let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
-    let options = (&image_hidden_states.device(), DType::I32);
-    image_hidden_states.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
+/// The vectors of images, in the order of the images. Images may have different numbers of vectors.
+#[derive(Debug, Clone)]
+pub struct ImageVectors {
+    /// The vectors of one image after another, `[sum of counts, d_image]`.
+    vectors: Tensor<2>,
+    /// Number of vectors of each image.
+    counts: Vec<usize>,
 }
 
-/// Concatenates the vectors of the batches, each `[n_images, n_vectors, d]`, in the order of the images; `None` if
-/// there are none.
-pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tensor<3>>) -> Option<Tensor<3>> {
-    if image_hidden_states.is_empty() {
-        return None;
+/// Images with the same number of vectors, `[n_images, n_vectors, d_image]`.
+impl From<Tensor<3>> for ImageVectors {
+    fn from(image_hidden_states: Tensor<3>) -> Self {
+        let [n_images, n_vectors, _] = image_hidden_states.dims();
+        Self { vectors: image_hidden_states.flatten(0, 1), counts: vec![n_vectors; n_images] }
     }
-    let image_hidden_states = Tensor::cat(image_hidden_states, 0); // [n_images, n_vectors, d], batch by batch
-    let mut places = vec![0; image_hidden_states.dims()[0]];
-    let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
-    for (row, &image_idx) in encoded.enumerate() {
-        places[image_idx] = row;
+}
+
+impl ImageVectors {
+    /// Number of images.
+    pub fn n_images(&self) -> usize {
+        self.counts.len()
     }
-    Some(arrange(image_hidden_states, &places))
+
+    /// Number of vectors of each image.
+    pub fn counts(&self) -> &[usize] {
+        &self.counts
+    }
+
+    /// The vectors of one image after another, `[sum of counts, d_image]`.
+    pub fn into_rows(self) -> Tensor<2> {
+        self.vectors
+    }
+
+    /// The vectors of each image, `[n_vectors, d_image]`, as views.
+    pub fn images(&self) -> impl Iterator<Item = Tensor<2>> {
+        self.starts()
+            .into_iter()
+            .zip(&self.counts)
+            .map(|(start, &n_vectors)| self.vectors.clone().narrow(0, start, n_vectors))
+    }
+
+    /// All images as `[n_images, n_vectors, d_image]`; `None` if they have different numbers of vectors, or there is
+    /// no image.
+    pub fn into_equal(self) -> Option<Tensor<3>> {
+        let n_vectors = *self.counts.first()?;
+        let [_, d_image] = self.vectors.dims();
+        let is_equal = self.counts.iter().all(|&count| count == n_vectors);
+        is_equal.then(|| self.vectors.reshape([self.counts.len(), n_vectors, d_image]))
+    }
+
+    /// The vectors of each image, `[n_vectors, d_image]`; `None` if there is no image.
+    pub(crate) fn of_images(images: Vec<Tensor<2>>) -> Option<Self> {
+        let counts = images.iter().map(|image| image.dims()[0]).collect();
+        Some(Self { vectors: joined(images)?, counts })
+    }
+
+    /// The vectors of one image in memory of their own, `[n_vectors, d_image]`.
+    pub(crate) fn copied(&self, image: usize) -> Tensor<2> {
+        self.vectors.clone().select(0, self.rows_of(&[image]))
+    }
+
+    /// Reorders or repeats images: `places` has the index of the image for each place of the result.
+    #[must_use]
+    pub fn arrange(self, places: &[usize]) -> Self {
+        if places.iter().copied().eq(0..self.counts.len()) {
+            return self;
+        }
+        let rows = self.rows_of(places);
+        Self { vectors: self.vectors.select(0, rows), counts: places.iter().map(|&image| self.counts[image]).collect() }
+    }
+
+    /// Indices of the vectors of `images`, one image after another.
+    fn rows_of(&self, images: &[usize]) -> Tensor<1, Int> {
+        let starts = self.starts();
+        let rows = images.iter().flat_map(|&image| starts[image]..starts[image] + self.counts[image]);
+        let rows: Vec<i32> = rows.map(|row| row as i32).collect();
+        Tensor::from_data(TensorData::from(rows.as_slice()), (&self.vectors.device(), DType::I32))
+    }
+
+    /// Index of the first vector of each image.
+    fn starts(&self) -> Vec<usize> {
+        let ends = self.counts.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end)
+        });
+        ends.zip(&self.counts).map(|(end, count)| end - count).collect()
+    }
+}
+
+/// The vectors of all batches, each `[n_images, n_vectors, d_image]`, in the order of the images; `None` if there are
+/// none.
+pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tensor<3>>) -> Option<ImageVectors> {
+    let parts: Vec<ImageVectors> = image_hidden_states.into_iter().map(ImageVectors::from).collect();
+    let counts = parts.iter().flat_map(|part| part.counts.iter().copied()).collect();
+    let vectors = joined(parts.into_iter().map(ImageVectors::into_rows).collect())?;
+    let encoded = ImageVectors { vectors, counts }; // batch by batch
+    let mut places = vec![0; encoded.n_images()];
+    for (index, &image_idx) in batches.iter().flat_map(|batch| &batch.image_indices).enumerate() {
+        places[image_idx] = index;
+    }
+    Some(encoded.arrange(&places))
+}
+
+/// All rows, one part after another. A single part is not copied.
+fn joined(mut parts: Vec<Tensor<2>>) -> Option<Tensor<2>> {
+    if parts.len() > 1 { Some(Tensor::cat(parts, 0)) } else { parts.pop() }
 }
 
 /// Groups the images of a prompt into batches with the same patch grid, so that nothing is computed on padding.

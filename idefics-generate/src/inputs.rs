@@ -100,6 +100,20 @@ pub enum InputError {
         /// Number of images given.
         images: usize,
     },
+    /// An image with another number of vectors than the other images of a prompt for cross-attention, which needs the
+    /// same number for all. Without a resampler, the number depends on the image's size.
+    #[error(
+        "image {image_idx} has {vectors} vectors, but the other images of the prompts have {expected}; without a \
+         resampler, all images must have the same size: configure the processor to resize them (`size`)"
+    )]
+    VectorCount {
+        /// Index in the list of images, from 0.
+        image_idx: usize,
+        /// Number of vectors of this image.
+        vectors: usize,
+        /// Number of vectors of the other images.
+        expected: usize,
+    },
     /// An image attention mask of the wrong shape, or a token that attends to an image that its row does not have.
     #[error("row {row}: the image attention mask does not match the row's tokens and images")]
     SeenImages {

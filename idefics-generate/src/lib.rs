@@ -42,7 +42,7 @@ pub use device::{
 };
 pub use error::{Error, ErrorKind};
 pub use feature_cache::{ImageKey, image_key};
-pub use features::{ImageBatch, image_batches};
+pub use features::{ImageBatch, ImageVectors, image_batches};
 pub use folder::load_processor;
 pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Generation, GraphCapture, TokenLogprob};
 pub use generation_config::{
@@ -53,7 +53,9 @@ pub use loading::load_model;
 pub use models::idefics1::Idefics1;
 pub use models::idefics2::Idefics2;
 pub use models::idefics3::Idefics3;
-pub use models::{AssembledModel, EncodeStage, LogitsToKeep, Model, ModelShape, StepwiseEncoder, VisionBatch};
+pub use models::{
+    AssembledModel, Capturable, EncodeStage, LogitsToKeep, Model, ModelShape, StepwiseEncoder, VisionBatch,
+};
 pub use pipeline::{Idefics, LoadStage};
 use placement::Placement;
 pub use prepared::Prepared;

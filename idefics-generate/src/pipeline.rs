@@ -8,7 +8,7 @@ use burn::tensor::Device;
 #[cfg(feature = "hub")]
 use idefics_hub::{HubOptions, fetch_with};
 use idefics_nn::checkpoint::LoadProgress;
-use idefics_processor::{ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
+use idefics_processor::{END_OF_UTTERANCE, ProcessOptions, ProcessedInputs, Processor, Sample, Tokenizer};
 
 use crate::feature_cache::FeatureCache;
 use crate::loading::load_placed;
@@ -267,8 +267,6 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
     let folder = folder.to_owned();
     Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
 }
-
-const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
 /// Maximum number of tokens without embedding to check, since files can contain arbitrary ids.
 const MAX_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;

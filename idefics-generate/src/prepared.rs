@@ -259,7 +259,7 @@ impl<'m> Prepared<'m> {
         model.check(&prompts, &options)?;
 
         let images: Vec<ImageTile> = std::mem::take(&mut inputs.images).into_iter().flatten().collect();
-        let image_hidden_states: Option<Tensor<3>> = model.encode_images(&images, &mut timings)?; // [n_images, n_vectors, d]
+        let image_hidden_states = model.encode_images(&images, &mut timings)?;
         drop(images);
 
         let clock = Instant::now();

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::generation::logprobs;
 use crate::pipeline::milliseconds;
-use crate::{CancelToken, Error, Idefics, InputError, Model, Prompts, Timings};
+use crate::{CancelToken, Error, Idefics, ImageVectors, InputError, Model, Prompts, Timings};
 
 /// How labels are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -143,7 +143,7 @@ impl dyn Model + '_ {
     pub fn log_likelihoods(
         &self,
         prompt: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         answers: &[Vec<u32>],
     ) -> Result<Vec<f64>, Error> {
         self.log_likelihoods_until(prompt, image_hidden_states, answers, &CancelToken::default())
@@ -154,7 +154,7 @@ impl dyn Model + '_ {
     pub(crate) fn log_likelihoods_until(
         &self,
         prompt: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         answers: &[Vec<u32>],
         cancel: &CancelToken,
     ) -> Result<Vec<f64>, Error> {

@@ -12,7 +12,8 @@ use idefics_generate::processor::{Content, Sample};
 use idefics_generate::text::DecoderStack;
 use idefics_generate::{
     CancelToken, Controls, Conversation, DeviceChoice, DeviceLease, FinishReason, Generation, GenerationConfig,
-    GraphCapture, Idefics, ImageBatch, InputError, Model, ModelShape, OneOrMany, Precision, Prompts, StepwiseEncoder,
+    GraphCapture, Idefics, ImageBatch, ImageVectors, InputError, Model, ModelShape, OneOrMany, Precision, Prompts,
+    StepwiseEncoder,
 };
 use serde_json::{Value, json};
 
@@ -222,7 +223,7 @@ impl Model for Faulty<'_> {
                 let step = move || step.run() + Tensor::<2>::from_data([[0.0]], &device);
                 // SAFETY: uploads are not allowed in a step, but the devices that get this fault (not CUDA) refuse
                 // to capture them, so nothing is replayed.
-                #[allow(unsafe_code)]
+                #[allow(unsafe_code)] // the step is one that the device must refuse
                 Some(unsafe { Step::new(step) })
             }
         }
@@ -239,7 +240,7 @@ impl Model for Faulty<'_> {
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         self.model.begin(prompts, image_hidden_states, cache)

@@ -120,7 +120,7 @@ fn stored_dtype_matches_f32() {
     let [stored, widened] = [WeightOptions::default(), DType::F32.into()].map(|weights| {
         let model = Idefics1::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
         let tile = ImageTile::new(48, 36, vec![0.5; 3 * 48 * 36]).unwrap();
-        model.interpolate_pos_encoding(true).encode_images(&[tile]).unwrap().unwrap()
+        model.interpolate_pos_encoding(true).encode_images(&[tile]).unwrap().unwrap().into_rows()
     });
     assert!(difference(stored, widened) <= SAME, "positions must be interpolated in f32");
 }
@@ -300,6 +300,46 @@ fn rejects_mismatched_inputs() {
     let larger = model.interpolate_pos_encoding(true);
     let logits = larger.forward(&prompts, &[tile(56)], LogitsToKeep::Last(1)).unwrap();
     assert_eq!(logits.dims(), [1, 1, larger.shape().vocab_size]);
+}
+
+/// With interpolated positions, images may have different sizes. A resampler gives all of them the same number of
+/// vectors; without one, the gated layers cannot take them together.
+#[test]
+fn images_of_two_sizes_need_a_resampler() {
+    let load = |checkpoint: &str| {
+        let weights = WeightOptions { pickles: PicklePolicy::Allowed, ..DType::F32.into() };
+        let folder = xtask_folder("checkpoints").join(checkpoint);
+        Idefics1::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap().interpolate_pos_encoding(true)
+    };
+    let tile = |width: usize, height: usize| {
+        let pixels = (0..3 * width * height).map(|index| (index % 13) as f32 / 13.0).collect();
+        ImageTile::new(width, height, pixels).unwrap()
+    };
+    let image = 9;
+    let prompts = |rows: &[Vec<u32>]| Prompts::pad_left(rows, 0).unwrap().attend_to_latest_images(image, None);
+    let rows = [vec![5, image, 6, image, 7], vec![image, 8]];
+
+    let model = load("idefics1-vector"); // patches of 6 pixels
+    let images = [tile(36, 30), tile(30, 30), tile(24, 48)];
+    let together = model.forward(&prompts(&rows), &images, LogitsToKeep::Last(1)).unwrap();
+    for (row, images) in [&images[..2], &images[2..]].into_iter().enumerate() {
+        let alone = model.forward(&prompts(&rows[row..=row]), images, LogitsToKeep::Last(1)).unwrap();
+        assert!(difference(alone, together.clone().narrow(0, row, 1)) <= SAME, "row {row}");
+    }
+
+    let model = load("idefics1-patches"); // 6 pixels, too, and one more vector for the class token
+    let images = [tile(24, 24), tile(30, 24), tile(24, 24)];
+    let error = model.forward(&prompts(&rows), &images, LogitsToKeep::Last(1)).unwrap_err();
+    assert_eq!(error, InputError::VectorCount { image_idx: 1, vectors: 21, expected: 17 });
+
+    // A later prompt with another number of vectors is refused, and the cache keeps its images.
+    let first = prompts(&[vec![5, image, 6]]);
+    let mut cache = model.cache(&first, 4);
+    model.prefill(&first, model.encode_images(&images[..1]).unwrap(), &mut cache).unwrap();
+    let next = prompts(&[vec![5, image, 6, image, 7]]).behind(3, 1);
+    let error = model.prefill(&next, model.encode_images(&images[1..2]).unwrap(), &mut cache).unwrap_err();
+    assert_eq!(error, InputError::VectorCount { image_idx: 0, vectors: 21, expected: 17 });
+    assert_eq!(cache.context().unwrap().n_parts(), 1);
 }
 
 #[test]

@@ -3,16 +3,18 @@
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
+use idefics_generate::models::merge;
 use idefics_generate::nn::{ConfigError, KvCache, Linear};
 use idefics_generate::placement::Placement;
 use idefics_generate::processor::Processor;
+use idefics_generate::processor::families::Idefics2;
 use idefics_generate::processor::image::{ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageTile};
 use idefics_generate::text::{Decoder, DecoderStack, TextConfig};
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
 use idefics_generate::{
-    AssembledModel, Controls, Error, FamilyConfig, Generation, ImageBatch, InputError, LogitsToKeep, Model,
-    ModelConfig, ModelFamily, ModelShape, Prompts, QuantizationConfig, StepwiseEncoder,
+    AssembledModel, Controls, Error, FamilyConfig, Generation, ImageBatch, ImageVectors, InputError, LogitsToKeep,
+    Model, ModelConfig, ModelFamily, ModelShape, Prompts, QuantizationConfig, StepwiseEncoder,
 };
 use serde_json::{Value, json};
 
@@ -56,18 +58,10 @@ impl Model for Toy {
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         _cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
-        let embeds = self.text_model.embed(prompts.upload(self.shape.vocab_size, &self.device())?); // [batch, seq, d]
-        let [batch, seq, d] = embeds.dims();
-        let n_vectors = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0] * states.dims()[1]);
-        let (Some(states), Some(rows)) = (image_hidden_states, prompts.merge_rows(IMAGE, n_vectors)?) else {
-            return Ok(embeds);
-        };
-        let rows = Tensor::<1, Int>::from_data(TensorData::from(rows.as_slice()), (&self.device(), DType::I32));
-        let all = Tensor::cat(vec![embeds.reshape([batch * seq, d]), states.reshape([n_vectors, d])], 0);
-        Ok(all.select(0, rows).reshape([batch, seq, d]))
+        merge::inputs_embeds(self.decoder(), prompts, image_hidden_states, IMAGE, self.shape.vocab_size)
     }
 
     fn decoder(&self) -> &dyn DecoderStack {
@@ -140,7 +134,7 @@ impl FamilyConfig for ToyConfig {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        ImageProcessor::new(ImageProcessorConfig::default())
+        ImageProcessor::new(&Idefics2, ImageProcessorConfig::default())
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {
@@ -194,8 +188,7 @@ fn custom_family_runs_end_to_end() {
     assert!(planned.total() > 0 && config.downcast_ref::<ToyConfig>().is_some());
 
     for (width, height) in [(16, 16), (24, 8)] {
-        let pixels = (0..3 * width * height).map(|index| (index % 17) as f32 / 17.0).collect();
-        let images = [ImageTile::new(width, height, pixels).unwrap()];
+        let images = [image(width, height)];
         let patches = (width / 8) * (height / 8);
         let row = [vec![1, 2], vec![IMAGE; patches], vec![3, 4, 5]].concat();
         let prompts = Prompts::pad_left(std::slice::from_ref(&row), 0).unwrap();
@@ -219,5 +212,40 @@ fn custom_family_runs_end_to_end() {
         let wrong = Prompts::pad_left(&[vec![1, IMAGE]], 0).unwrap();
         let error = model.forward(&wrong, &images, LogitsToKeep::All).unwrap_err();
         assert!(matches!(error, InputError::ImageTokenCount { .. }), "{error}");
+    }
+}
+
+/// An image with one vector per patch of 8 × 8 pixels.
+fn image(width: usize, height: usize) -> ImageTile {
+    let pixels = (0..3 * width * height).map(|index| (index % 17) as f32 / 17.0).collect();
+    ImageTile::new(width, height, pixels).unwrap()
+}
+
+#[test]
+fn images_with_different_numbers_of_vectors_share_a_prompt_and_a_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = config(folder.path()).random_model(&Device::flex(), DType::F32, 3, |_| ()).unwrap();
+    let model: &dyn Model = &*model;
+    // Out of order, so that the batches of equal images must be sorted back; the third repeats the first.
+    let images = [image(24, 16), image(16, 16), image(24, 16), image(8, 8)];
+    let counts = [6, 4, 6, 1];
+
+    let encoded = model.encode_images(&images).unwrap().unwrap();
+    assert_eq!(encoded.counts(), counts);
+    assert!(encoded.clone().into_equal().is_none());
+    for (image, vectors) in images.iter().zip(encoded.images()) {
+        let alone = model.encode_images(std::slice::from_ref(image)).unwrap().unwrap();
+        assert!(difference(alone.into_rows(), vectors) <= SAME);
+    }
+
+    let place = |count: usize| vec![IMAGE; count];
+    let first = [vec![1], place(counts[0]), vec![2, 3], place(counts[1]), vec![4]].concat();
+    let second = [place(counts[2]), place(counts[3]), vec![5]].concat();
+    let prompts = Prompts::pad_left(&[first.clone(), second.clone()], 0).unwrap();
+    let together = model.forward(&prompts, &images, LogitsToKeep::Last(1)).unwrap();
+    for (row, (ids, images)) in [(first, &images[..2]), (second, &images[2..])].into_iter().enumerate() {
+        let alone = Prompts::pad_left(&[ids], 0).unwrap();
+        let alone = model.forward(&alone, images, LogitsToKeep::Last(1)).unwrap();
+        assert!(difference(alone, together.clone().narrow(0, row, 1)) <= SAME, "row {row}");
     }
 }

@@ -9,6 +9,8 @@ mod fetch;
 mod format;
 mod gif;
 mod ico;
+#[cfg(target_arch = "x86_64")]
+mod isa;
 mod jpeg;
 mod jpeg2000;
 mod options;

@@ -24,9 +24,13 @@ pub enum Isa {
 
 impl Isa {
     /// The fastest instruction set that the CPU supports and `IDEFICS_ISA` allows ([`IsaLevel::cap`]). Detected once.
+    ///
+    /// # Panics
+    /// If `IDEFICS_ISA` has an invalid value, with the message of the [`IsaError`](crate::IsaError). A program should
+    /// call [`IsaLevel::cap`] when it starts, and report the error itself.
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| Self::best_up_to(IsaLevel::cap().ok().flatten()))
+        *BEST.get_or_init(|| Self::best_up_to(IsaLevel::cap().unwrap_or_else(|error| panic!("{error}"))))
     }
 
     /// The fastest instruction set that the CPU supports and `cap` allows.

@@ -62,7 +62,7 @@ impl IsaLevel {
 
     /// The value of `IDEFICS_ISA`, which caps [`Isa::best`](crate::Isa::best). Read once; `None` if unset or empty.
     ///
-    /// A program should report the error at startup: [`Isa::best`](crate::Isa::best) ignores an invalid value.
+    /// A program should report the error at startup, because [`Isa::best`](crate::Isa::best) panics with it.
     ///
     /// # Errors
     /// [`IsaError`] for an unknown level or a level of a different architecture.

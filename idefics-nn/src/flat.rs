@@ -1,69 +1,46 @@
 //! Modules whose field names do not appear in the tensor names.
 
-/// Implements [`Module`](burn::module::Module) for a struct of modules that share one level of names in a
-/// checkpoint: the field names of the struct are left out of the tensor paths.
+use std::ops::{Deref, DerefMut};
+
+use burn::module::Module;
+
+/// A module whose field adds nothing to the names of its tensors, for checkpoints that keep the tensors of several
+/// modules on one level of names. [`visit_parameters`](crate::visit_parameters) leaves the field out.
 ///
 /// ```
 /// use burn::module::Module;
-/// use burn::tensor::Device;
-/// use idefics_nn::{Embedding, RmsNorm, flat_module};
+/// use idefics_nn::{Embedding, FlatModule};
 ///
 /// #[derive(Module, Debug)]
-/// struct Body {
-///     norm: RmsNorm,
+/// struct TwoTables {
+///     table: FlatModule<Embedding>,            // its tensor is `weight`
+///     additional_embedding: Option<Embedding>, // `additional_embedding.weight`
 /// }
-///
-/// #[derive(Clone, Debug)]
-/// struct Tower {
-///     table: Embedding, // its tensor is `weight`
-///     body: Body,       // `norm.weight`
-/// }
-/// flat_module!(Tower { table, body });
 /// ```
-#[macro_export]
-macro_rules! flat_module {
-    ($module:ident { $($part:ident),+ $(,)? }) => {
-        impl ::burn::module::Module for $module {
-            fn collect_devices(&self, devices: ::burn::module::Devices) -> ::burn::module::Devices {
-                $(let devices = ::burn::module::Module::collect_devices(&self.$part, devices);)+
-                devices
-            }
+#[derive(Module, Debug)]
+pub struct FlatModule<M: Module> {
+    module: M,
+}
 
-            fn fork(self, device: &::burn::tensor::Device) -> Self {
-                Self { $($part: ::burn::module::Module::fork(self.$part, device)),+ }
-            }
+/// The name under which Burn's visitors see a [`FlatModule`].
+pub(crate) const CONTAINER: &str = "Struct:FlatModule";
 
-            fn to_device(self, device: &::burn::tensor::Device) -> Self {
-                Self { $($part: ::burn::module::Module::to_device(self.$part, device)),+ }
-            }
+impl<M: Module> From<M> for FlatModule<M> {
+    fn from(module: M) -> Self {
+        Self { module }
+    }
+}
 
-            fn train(self) -> Self {
-                Self { $($part: ::burn::module::Module::train(self.$part)),+ }
-            }
+impl<M: Module> Deref for FlatModule<M> {
+    type Target = M;
 
-            fn valid(&self) -> Self {
-                Self { $($part: ::burn::module::Module::valid(&self.$part)),+ }
-            }
+    fn deref(&self) -> &M {
+        &self.module
+    }
+}
 
-            fn materialize(self) -> Self {
-                Self { $($part: ::burn::module::Module::materialize(self.$part)),+ }
-            }
-
-            fn visit<V: ::burn::module::ModuleVisitor>(&self, visitor: &mut V) {
-                $(::burn::module::Module::visit(&self.$part, visitor);)+
-            }
-
-            fn map<M: ::burn::module::ModuleMapper>(self, mapper: &mut M) -> Self {
-                Self { $($part: ::burn::module::Module::map(self.$part, mapper)),+ }
-            }
-        }
-
-        impl ::burn::module::ModuleDisplay for $module {}
-
-        impl ::burn::module::ModuleDisplayDefault for $module {
-            fn content(&self, content: ::burn::module::Content) -> Option<::burn::module::Content> {
-                content$(.add(stringify!($part), &self.$part))+.optional()
-            }
-        }
-    };
+impl<M: Module> DerefMut for FlatModule<M> {
+    fn deref_mut(&mut self) -> &mut M {
+        &mut self.module
+    }
 }

@@ -35,6 +35,7 @@ pub use config::ConfigError;
 pub use context::{ContextCache, ContextView};
 pub use device::{kept_bytes, to_parameter_device};
 pub use embedding::Embedding;
+pub use flat::FlatModule;
 pub use gated_mlp::GatedMlp;
 pub use graph_capture::{CapturedGraph, DeviceLease, Step, supports_graph_capture};
 pub use idefics_checkpoint::{Checkpoint, CheckpointError};

@@ -1,12 +1,12 @@
 //! Visits and maps a module's parameters by their names in a checkpoint, which are the paths of their fields. The
-//! variant of an enum does not appear in a path.
+//! variant of an enum and the field of a [`FlatModule`](crate::FlatModule) do not appear in a path.
 
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-use crate::PackedWeight;
+use crate::{PackedWeight, flat};
 
 /// Visits the parameters of a module.
 pub trait ParameterVisitor {
@@ -27,31 +27,49 @@ pub trait ParameterMapper {
 
 /// Calls `visitor` for every parameter of `module`.
 pub fn visit_parameters<M: Module>(module: &M, visitor: &mut impl ParameterVisitor) {
-    module.visit(&mut Named { path: Vec::new(), inner: visitor });
+    module.visit(&mut Named { path: Path::default(), inner: visitor });
 }
 
 /// Applies `mapper` to every parameter of `module`.
 pub fn map_parameters<M: Module>(module: M, mapper: &mut impl ParameterMapper) -> M {
-    module.map(&mut Named { path: Vec::new(), inner: mapper })
+    module.map(&mut Named { path: Path::default(), inner: mapper })
 }
 
-/// Tracks the path of fields to the current parameter.
-struct Named<'a, T> {
-    path: Vec<String>,
-    inner: &'a mut T,
+/// The fields on the way to the current parameter.
+#[derive(Default)]
+struct Path(Vec<Field>);
+
+struct Field {
+    name: String,
+    /// The type of the struct that has the field.
+    container: String,
+    /// Whether the field is left out of names.
+    is_hidden: bool,
 }
 
-impl<T> Named<'_, T> {
+impl Path {
     fn enter(&mut self, name: &str, container: &str) {
-        if !is_enum(container) {
-            self.path.push(name.to_owned());
+        if is_enum(container) {
+            return;
         }
+        let is_flat = container == flat::CONTAINER;
+        if let Some(outer) = self.0.last_mut().filter(|_| is_flat) {
+            outer.is_hidden = true;
+        }
+        self.0.push(Field { name: name.to_owned(), container: container.to_owned(), is_hidden: is_flat });
     }
 
     fn exit(&mut self, container: &str) {
         if !is_enum(container) {
-            self.path.pop();
+            self.0.pop();
         }
+    }
+
+    /// The name of the current parameter.
+    fn name(&self) -> String {
+        let names: Vec<&str> =
+            self.0.iter().filter(|field| !field.is_hidden).map(|field| field.name.as_str()).collect();
+        names.join(".")
     }
 }
 
@@ -60,17 +78,23 @@ fn is_enum(container: &str) -> bool {
     container.starts_with("Enum:")
 }
 
+/// Calls a visitor or mapper with the name of each parameter.
+struct Named<'a, T> {
+    path: Path,
+    inner: &'a mut T,
+}
+
 impl<T: ParameterVisitor> ModuleVisitor for Named<'_, T> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.enter(name, container);
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
-        self.exit(container);
+        self.path.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let name = self.path.join(".");
+        let name = self.path.name();
         match PackedWeight::carried_by(param) {
             Some(weight) => self.inner.visit_packed(&name, weight),
             None => self.inner.visit(&name, param),
@@ -80,15 +104,15 @@ impl<T: ParameterVisitor> ModuleVisitor for Named<'_, T> {
 
 impl<T: ParameterMapper> ModuleMapper for Named<'_, T> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.enter(name, container);
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
-        self.exit(container);
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        self.inner.map(&self.path.join("."), param)
+        self.inner.map(&self.path.name(), param)
     }
 }
 
@@ -110,31 +134,65 @@ pub(crate) fn matrices<M: Module>(module: &M) -> HashMap<String, Matrix> {
 
 #[derive(Default)]
 struct Matrices {
-    /// Names and types of the fields on the path to the current parameter.
-    path: Vec<(String, String)>,
+    path: Path,
     matrices: HashMap<String, Matrix>,
 }
 
 impl ModuleVisitor for Matrices {
     fn enter_module(&mut self, name: &str, container: &str) {
-        if !is_enum(container) {
-            self.path.push((name.to_owned(), container.to_owned()));
-        }
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, container: &str) {
-        if !is_enum(container) {
-            self.path.pop();
-        }
+        self.path.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
-        let matrix = match self.path.last().map(|(field, container)| (field.as_str(), container.as_str())) {
+        let matrix = match self.path.0.last().map(|field| (field.name.as_str(), field.container.as_str())) {
             Some(("weight", "Struct:Linear")) => Matrix::Linear,
             Some(("weight", "Struct:Embedding")) => Matrix::Embedding,
             _ => return,
         };
-        let names: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
-        self.matrices.insert(names.join("."), matrix);
+        self.matrices.insert(self.path.name(), matrix);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::{Embedding, FlatModule, Linear};
+
+    #[derive(Module, Debug)]
+    struct Inner {
+        linear: FlatModule<Linear>,
+        additional_fc: Option<Linear>,
+    }
+
+    #[derive(Module, Debug)]
+    struct Outer {
+        body: FlatModule<FlatModule<Inner>>,
+        table: Embedding,
+    }
+
+    #[test]
+    fn flat_modules_leave_their_field_out_of_names() {
+        struct Names(Vec<String>);
+        impl ParameterVisitor for Names {
+            fn visit<const D: usize>(&mut self, name: &str, _param: &Param<Tensor<D>>) {
+                self.0.push(name.to_owned());
+            }
+        }
+        let linear = || Linear::new_without_bias(2, 2, &Device::flex());
+        let inner = || FlatModule::from(Inner { linear: linear().into(), additional_fc: Some(linear()) });
+        let table = Embedding::new(2, 2, &Device::flex());
+        let module = Outer { body: inner().into(), table };
+        let mut names = Names(Vec::new());
+        visit_parameters(&module, &mut names);
+        assert_eq!(names.0, ["weight", "additional_fc.weight", "table.weight"]);
+        let matrices = matrices(&module);
+        assert_eq!(matrices["weight"], Matrix::Linear);
+        assert_eq!((matrices["table.weight"], matrices.len()), (Matrix::Embedding, 3));
     }
 }

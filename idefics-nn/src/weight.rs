@@ -8,8 +8,8 @@ use crate::{Activations, PackedWeight, ops};
 /// The weight of a [`crate::Linear`], `[d_out, d_in]`. Its name in a checkpoint is the name of the field that
 /// holds it.
 ///
-/// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand because a parameter mapper
-/// cannot change the variant: the packed weight is returned attached to the parameter that was passed to the mapper.
+/// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand because a parameter mapper cannot
+/// change the variant: the packed weight is returned attached to the parameter that was passed to the mapper.
 #[expect(clippy::large_enum_variant, reason = "a model has a few hundred, and Burn does not support boxed modules")]
 #[derive(Debug, Clone)]
 pub enum Weight {

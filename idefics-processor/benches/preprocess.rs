@@ -5,6 +5,7 @@ use std::io::Cursor;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use idefics_processor::MAX_TILES;
+use idefics_processor::families::Idefics2;
 use idefics_processor::image::{
     Alpha, ImageProcessor, ImageProcessorConfig, ImageSource, Limits, ReadOptions, RgbImage, decode,
 };
@@ -79,7 +80,7 @@ fn preprocess(c: &mut Criterion) {
             group.bench_function(id("decode"), |b| b.iter(read));
             for (what, do_image_splitting) in [("whole", false), ("split", true)] {
                 let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
-                let processor = ImageProcessor::new(config).expect("the defaults are valid");
+                let processor = ImageProcessor::new(&Idefics2, config).expect("the defaults are valid");
                 let source = ImageSource::from(file.clone());
                 let load =
                     || processor.load(black_box(&source), &ReadOptions::default(), Alpha::White.into(), MAX_TILES);
@@ -91,7 +92,7 @@ fn preprocess(c: &mut Criterion) {
         let picture = photograph(width, height);
         for (what, do_image_splitting) in [("whole", false), ("split", true)] {
             let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
-            let processor = ImageProcessor::new(config).expect("the defaults are valid");
+            let processor = ImageProcessor::new(&Idefics2, config).expect("the defaults are valid");
             let id = BenchmarkId::new(format!("tiles_{what}"), format!("{width}x{height}"));
             group.bench_function(id, |b| b.iter(|| processor.process(black_box(&picture))));
         }

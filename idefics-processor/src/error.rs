@@ -298,9 +298,9 @@ pub enum ProcessorError {
     #[error("do_image_splitting is not supported by IDEFICS v1 (`model_type` idefics); omit it")]
     NoSplitting,
 
-    /// The option is only for prompts of IDEFICS v1.
+    /// The option is only for families with [`PromptStyle::Interleaved`](crate::families::PromptStyle).
     #[error("{option} is only supported by IDEFICS v1 (`model_type` idefics); omit it")]
-    Idefics1Option {
+    InterleavedOption {
         /// Name of the option.
         option: &'static str,
     },
@@ -405,7 +405,7 @@ impl ProcessorError {
             | Self::ImageParts { .. }
             | Self::PromptList { .. }
             | Self::NoSplitting
-            | Self::Idefics1Option { .. }
+            | Self::InterleavedOption { .. }
             | Self::ImageCount { .. }
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,

@@ -11,9 +11,10 @@ pub struct ProcessedInputs {
     pub prompts: Vec<String>,
     /// Token ids of each row, without padding.
     pub input_ids: Vec<Vec<u32>>,
-    /// Image tiles of each row, in the order of the text. Each tile corresponds to `image_seq_len` image tokens of the
-    /// row.
+    /// Image tiles of each row, in the order of the text.
     pub images: Vec<Vec<ImageTile>>,
+    /// Number of image tokens of each tile of each row: [`FamilyRules::tile_tokens`](crate::FamilyRules::tile_tokens).
+    pub tile_tokens: Vec<Vec<usize>>,
     /// How each image of each row was cut into tiles.
     pub grids: Vec<Vec<TileGrid>>,
 }

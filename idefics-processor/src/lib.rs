@@ -26,5 +26,5 @@ pub use prompt::{
     TextLimits,
 };
 pub use stream::StreamDecoder;
-pub use tokenizer::{Compatibility, Tokenizer};
+pub use tokenizer::{Compatibility, END_OF_UTTERANCE, Tokenizer};
 pub use warning::ProcessorWarning;

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use crate::checkpoint::{Checkpoint, ExtraFiles, ModelHead, Sourced};
 use crate::error::ProcessorError;
-use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
+use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use crate::image::{
-    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageSource, ImageTile, Limits, ReadOptions,
+    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSource, ImageTile, Limits, ReadOptions,
     SourcePolicy,
 };
 use crate::inputs::ProcessedInputs;
@@ -59,17 +59,6 @@ pub struct ProcessOptions {
 }
 
 impl ProcessOptions {
-    /// Refuses the options that only IDEFICS v1 has.
-    pub(crate) fn refuse_idefics1_options(&self) -> Result<(), ProcessorError> {
-        if self.add_end_of_utterance_token == Some(true) {
-            return Err(ProcessorError::Idefics1Option { option: "add_end_of_utterance_token" });
-        }
-        if self.add_eos_token {
-            return Err(ProcessorError::Idefics1Option { option: "add_eos_token" });
-        }
-        Ok(())
-    }
-
     fn decoding(&self) -> DecodeOptions {
         DecodeOptions::from(self.alpha).with_page(self.page.unwrap_or(NonZeroU32::MIN))
     }
@@ -142,7 +131,7 @@ impl Processor {
         let config = checkpoint.json("tokenizer_config.json")?;
         let tokenizer_config = TokenizerConfig::read(checkpoint, config.as_ref(), head, family)?;
         let files = checkpoint.processor(family, config.as_ref())?;
-        let images = ImageProcessor::with_family(family, files.images)
+        let images = ImageProcessor::new(family, files.images)
             .map_err(|error| ProcessorError::ImageConfig { path: files.images_path, error })?;
         let chat_template = match files.chat_template {
             Some(Sourced { path, content }) => Some(ChatTemplate::new(content, &path)?),
@@ -190,7 +179,7 @@ impl Processor {
 
     /// Id of the end-of-turn token, `<end_of_utterance>`, if conversations are written without a chat template.
     pub fn end_of_turn_id(&self) -> Option<u32> {
-        let writes_turns = self.family.writes_turns() && self.chat_template.is_none();
+        let writes_turns = self.chat_template.is_none() && self.family.prompt_style() == PromptStyle::Interleaved;
         self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
     }
 
@@ -212,7 +201,7 @@ impl Processor {
         }
     }
 
-    /// Number of image tokens per tile. It must equal the model's `resampler_n_latents`.
+    /// Number of image tokens per tile, unless [`FamilyRules::tile_tokens`] says otherwise.
     pub fn image_seq_len(&self) -> usize {
         self.image_tokens.image_seq_len
     }
@@ -253,12 +242,15 @@ impl Processor {
         let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
         let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
         let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
-        if !images.config().do_pad && self.family.needs_equal_tiles() {
+        if !images.config().do_pad && self.family.tile_sizes() == TileSizes::Varying {
             images.pad(&tiles)?; // an error if the tiles do not fit in one array
         }
         let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;
         let (prompts, input_ids) = rows.into_iter().unzip();
-        Ok(ProcessedInputs { prompts, input_ids, images: tiles, grids })
+        let tokens_of =
+            |tile: &ImageTile| self.family.tile_tokens(tile.width(), tile.height(), self.image_tokens.image_seq_len);
+        let tile_tokens = tiles.iter().map(|row| row.iter().map(tokens_of).collect()).collect();
+        Ok(ProcessedInputs { prompts, input_ids, images: tiles, tile_tokens, grids })
     }
 
     /// Renders a conversation with the chat template, before image placeholders are expanded. The result equals that
@@ -271,37 +263,13 @@ impl Processor {
         Ok(text)
     }
 
-    /// The pixel values of a batch of IDEFICS v1 in the reference's layout, with their shape `[batch,
-    /// n_images, 3, height, width]`. Rows with fewer images are padded with zeros. If no row has an image, `n_images`
-    /// is 1.
-    pub fn idefics1_pixel_values(&self, processed: &ProcessedInputs) -> ([usize; 5], Vec<f32>) {
-        let configured = match self.images.config().size {
-            ImageSize::Exact { height, width } => (height as usize, width as usize),
-            ImageSize::Edges { shortest_edge: side, .. } | ImageSize::LongestEdge { longest_edge: side } => {
-                (side as usize, side as usize)
-            }
-        };
-        let first = processed.images.iter().flatten().next();
-        let (height, width) = first.map_or(configured, |tile| (tile.height(), tile.width()));
-        let n_images = processed.images.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let shape = [processed.images.len(), n_images, 3, height, width];
-        let mut pixel_values = vec![0.0; shape.iter().product()];
-        for (slots, tiles) in pixel_values.chunks_mut(n_images * 3 * height * width).zip(&processed.images) {
-            for (slot, tile) in slots.chunks_mut(3 * height * width).zip(tiles) {
-                slot.copy_from_slice(tile.pixels());
-            }
-        }
-        (shape, pixel_values)
-    }
-
     fn image_processor_for(&self, options: &ProcessOptions) -> Result<ImageProcessor, ProcessorError> {
         let mut config = self.images.config().clone();
         match options.do_image_splitting {
             Some(splitting) if splitting != config.do_image_splitting => {
                 config.do_image_splitting = splitting;
                 let path = "preprocessor_config.json".into();
-                ImageProcessor::with_family(self.family, config)
-                    .map_err(|error| ProcessorError::ImageConfig { path, error })
+                ImageProcessor::new(self.family, config).map_err(|error| ProcessorError::ImageConfig { path, error })
             }
             _ => Ok(self.images.clone()),
         }
@@ -330,7 +298,9 @@ impl Processor {
                 prompt::check_images(chat, self.image_tokens.count(&text), row)?;
                 Ok((text, literals))
             }
-            Sample::Prompt(_) if !self.family.reads_prompt_lists() => Err(ProcessorError::PromptList { row }),
+            Sample::Prompt(_) if self.family.prompt_style() == PromptStyle::Template => {
+                Err(ProcessorError::PromptList { row })
+            }
             Sample::Prompt(parts) => {
                 let placeholders: usize = texts_of_parts(parts).map(|text| self.image_tokens.count(text)).sum();
                 if placeholders > 0 {

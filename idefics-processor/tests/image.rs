@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use idefics_processor::families::Idefics2;
 use idefics_processor::image::{
     Filter, ImageConfigError, ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile, PadError, PaddedImages,
     RgbImage, pad_batch, resize_output_size,
@@ -77,7 +78,7 @@ fn edges_size_matches_reference() {
 
 #[test]
 fn config_is_parsed_or_rejected_with_field_name() {
-    let read = ImageProcessorConfig::from_json;
+    let read = |text: &str| ImageProcessorConfig::from_json(text, &Idefics2);
     let published = r#"{"do_convert_rgb": true, "do_image_splitting": true, "do_normalize": true, "do_pad": true,
         "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
         "image_processor_type": "Idefics2ImageProcessor", "processor_class": "Idefics2Processor", "resample": 2,
@@ -124,7 +125,7 @@ fn config_is_parsed_or_rejected_with_field_name() {
     assert!(matches!(read("[]"), Err(ImageConfigError::Json { .. })));
     assert!(matches!(read("{"), Err(ImageConfigError::Json { .. })));
     let nan = ImageProcessorConfig { image_std: [f64::NAN; 3], ..Default::default() };
-    assert!(ImageProcessor::new(nan).is_err());
+    assert!(ImageProcessor::new(&Idefics2, nan).is_err());
 }
 
 #[test]
@@ -137,7 +138,7 @@ fn unknown_keys_are_ignored_and_listed() {
         ignored(strange).split(' ').collect::<std::collections::BTreeSet<_>>(),
         ["auto_map", "crop_size", "data_format", "do_center_crop", "max_image_size", "pad_size"].into()
     );
-    let config = ImageProcessorConfig::from_object(object(strange)).unwrap();
+    let config = ImageProcessorConfig::from_idefics2_object(&object(strange)).unwrap();
     assert_eq!(config, ImageProcessorConfig { resample: Filter::Lanczos, ..Default::default() });
     let usual = r#"{"use_fast": true, "do_center_crop": false, "crop_size": 3, "data_format": "channels_first",
         "size": {"height": 3, "width": 4}, "image_processor_type": "Idefics2ImageProcessor"}"#;
@@ -173,8 +174,8 @@ fn pixel_values_match_reference() {
         ["plain", "split", "split_narrow", "crossed_edges", "clip", "rescale_only", "normalize_only", "exact_size"];
     for name in variants {
         let json = tensors.tensor(&format!("{name}.config")).unwrap().data();
-        let config = ImageProcessorConfig::from_json(std::str::from_utf8(json).unwrap()).unwrap();
-        let processor = ImageProcessor::new(config).unwrap();
+        let config = ImageProcessorConfig::from_json(std::str::from_utf8(json).unwrap(), &Idefics2).unwrap();
+        let processor = ImageProcessor::new(&Idefics2, config).unwrap();
 
         let shape = tensors.tensor(&format!("{name}.pixel_values")).unwrap().shape().to_vec();
         let mut batch = vec![vec![]; shape[0]];
@@ -212,7 +213,7 @@ fn pixel_values_of_large_pictures_match_reference() {
     for (width, height) in [(1920, 1080), (300, 400), (777, 1203)] {
         for do_image_splitting in [false, true] {
             let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
-            let processor = ImageProcessor::new(config).unwrap();
+            let processor = ImageProcessor::new(&Idefics2, config).unwrap();
             let tiles = vec![processor.process(&picture(width, height, 0))];
             let padded = pad_batch(&tiles);
             let name = format!("crc32.{width}x{height}.{}", u8::from(do_image_splitting));
@@ -227,7 +228,7 @@ fn pixel_values_of_large_pictures_match_reference() {
 fn processes_pictures_of_few_pixels() {
     for do_image_splitting in [false, true] {
         let config = ImageProcessorConfig { do_image_splitting, ..Default::default() };
-        let processor = ImageProcessor::new(config).unwrap();
+        let processor = ImageProcessor::new(&Idefics2, config).unwrap();
         for (width, height) in [(1, 1), (1, 2), (2, 1), (3, 3), (1, 9), (8, 1), (4, 4)] {
             let tiles = processor.process(&picture(width, height, 0));
             assert_eq!(tiles.len(), if do_image_splitting { 5 } else { 1 });
@@ -241,7 +242,7 @@ fn processes_pictures_of_few_pixels() {
 
 #[test]
 fn images_of_a_batch_are_independent() {
-    let processor = ImageProcessor::new(ImageProcessorConfig::default()).unwrap();
+    let processor = ImageProcessor::new(&Idefics2, ImageProcessorConfig::default()).unwrap();
     let (small, large) = (picture(30, 20, 0), picture(1200, 700, 1));
     let together = processor.process_all(&[vec![small.clone(), large.clone()], vec![large.clone()]]);
     assert_eq!(together[0][0], processor.process(&small)[0]);
@@ -252,7 +253,7 @@ fn images_of_a_batch_are_independent() {
 #[test]
 fn without_padding_tile_sizes_must_be_equal() {
     let config = ImageProcessorConfig { do_pad: false, ..Default::default() };
-    let processor = ImageProcessor::new(config).unwrap();
+    let processor = ImageProcessor::new(&Idefics2, config).unwrap();
     let tile = |width| ImageTile::new(width, 1, vec![1.0; 3 * width]).unwrap();
     assert_eq!(processor.pad(&[vec![tile(2)], vec![tile(2)]]).unwrap().pixel_attention_mask, [1; 4]);
     for batch in [vec![vec![tile(2)], vec![tile(3)]], vec![vec![tile(2)], vec![]], vec![vec![tile(2), tile(3)]]] {
@@ -320,6 +321,6 @@ proptest! {
 
     #[test]
     fn parsing_any_config_does_not_panic(text in any::<String>()) {
-        let _ = ImageProcessorConfig::from_json(&text);
+        let _ = ImageProcessorConfig::from_json(&text, &Idefics2);
     }
 }

@@ -1,10 +1,10 @@
 //! A custom family in one file. The number of tiles, and so the text, depends on the picture's size.
 
-use idefics_processor::families::{ExpandedPrompt, PromptContext, PromptText, TileGrid};
+use idefics_processor::families::{ExpandedPrompt, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use idefics_processor::image::{
     Crop, Filter, ImageConfigError, ImageProcessorConfig, ImageSize, ImageSource, ResizeTarget,
 };
-use idefics_processor::{FamilyRules, ProcessOptions, Processor, ProcessorError, Sample};
+use idefics_processor::{FamilyRules, ProcessOptions, Processor, Sample};
 use serde_json::{Map, Value};
 
 use crate::common::checkpoint;
@@ -30,24 +30,12 @@ impl FamilyRules for Toy {
         Some(1)
     }
 
-    fn adds_prompt_tokens(&self) -> bool {
-        true
+    fn prompt_style(&self) -> PromptStyle {
+        PromptStyle::Template
     }
 
-    fn reads_prompt_lists(&self) -> bool {
-        false
-    }
-
-    fn writes_turns(&self) -> bool {
-        false
-    }
-
-    fn needs_equal_tiles(&self) -> bool {
-        true
-    }
-
-    fn check_options(&self, _options: &ProcessOptions) -> Result<(), ProcessorError> {
-        Ok(())
+    fn tile_sizes(&self) -> TileSizes {
+        TileSizes::Equal
     }
 
     fn layout(&self, width: u32, height: u32, _config: &ImageProcessorConfig) -> TileGrid {
@@ -63,7 +51,7 @@ impl FamilyRules for Toy {
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
         let (PromptText::Text(text) | PromptText::Conversation(text)) = prompt else {
-            unreachable!("`reads_prompt_lists` is false")
+            unreachable!("lists are never passed in this style")
         };
         let image = &context.tokens.image;
         let mut grids = context.grids.iter();

@@ -6,21 +6,13 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
-use idefics_nn::{Embedding, Linear, flat_module};
+use idefics_nn::{Embedding, FlatModule, Linear};
 
 /// Token embeddings, with a second table for the added tokens.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 pub struct DecoupledEmbedding {
     /// Embeddings of the vocabulary.
-    pub table: Embedding,
-    /// Embeddings of the added tokens.
-    pub additional: AdditionalEmbedding,
-}
-flat_module!(DecoupledEmbedding { table, additional });
-
-/// The second table of a [`DecoupledEmbedding`].
-#[derive(Module, Debug)]
-pub struct AdditionalEmbedding {
+    pub table: FlatModule<Embedding>,
     /// Embeddings of the added tokens, if there are any.
     pub additional_embedding: Option<Embedding>,
 }
@@ -28,11 +20,10 @@ pub struct AdditionalEmbedding {
 impl DecoupledEmbedding {
     /// Embeddings with random weights, to be replaced by those of a checkpoint.
     pub fn new(vocab_size: usize, additional_vocab_size: usize, hidden_size: usize, device: &Device) -> Self {
-        let additional =
-            (additional_vocab_size > 0).then(|| Embedding::new(additional_vocab_size, hidden_size, device));
+        let additional = || Embedding::new(additional_vocab_size, hidden_size, device);
         Self {
-            table: Embedding::new(vocab_size, hidden_size, device),
-            additional: AdditionalEmbedding { additional_embedding: additional },
+            table: Embedding::new(vocab_size, hidden_size, device).into(),
+            additional_embedding: (additional_vocab_size > 0).then(additional),
         }
     }
 
@@ -43,7 +34,7 @@ impl DecoupledEmbedding {
     /// - `input_ids`: `[batch, seq]`
     /// - returns `[batch, seq, hidden_size]`
     pub fn forward(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        let Some(additional) = &self.additional.additional_embedding else { return self.table.forward(input_ids) };
+        let Some(additional) = &self.additional_embedding else { return self.table.forward(input_ids) };
         let [vocab_size, hidden_size] = self.table.weight.lazy_shape().dims();
         let [batch, seq] = input_ids.dims();
         // Each table looks up its first embedding for tokens of the other table; the mask below discards it.
@@ -56,30 +47,21 @@ impl DecoupledEmbedding {
 }
 
 /// A language-model head: logits of the vocabulary, followed by those of the added tokens.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 pub struct DecoupledLinear {
     /// Weights for the vocabulary.
-    pub linear: Linear,
-    /// Weights for the added tokens.
-    pub additional: AdditionalLinear,
-}
-flat_module!(DecoupledLinear { linear, additional });
-
-/// The second matrix of a [`DecoupledLinear`].
-#[derive(Module, Debug)]
-pub struct AdditionalLinear {
-    /// Maps hidden states to the logits of the added tokens, if there are any.
+    pub linear: FlatModule<Linear>,
+    /// Weights for the added tokens, if there are any.
     pub additional_fc: Option<Linear>,
 }
 
 impl DecoupledLinear {
     /// A head with random weights, to be replaced by those of a checkpoint.
     pub fn new(hidden_size: usize, vocab_size: usize, additional_vocab_size: usize, device: &Device) -> Self {
-        let additional =
-            (additional_vocab_size > 0).then(|| Linear::new_without_bias(hidden_size, additional_vocab_size, device));
+        let additional = || Linear::new_without_bias(hidden_size, additional_vocab_size, device);
         Self {
-            linear: Linear::new_without_bias(hidden_size, vocab_size, device),
-            additional: AdditionalLinear { additional_fc: additional },
+            linear: Linear::new_without_bias(hidden_size, vocab_size, device).into(),
+            additional_fc: (additional_vocab_size > 0).then(additional),
         }
     }
 
@@ -88,7 +70,7 @@ impl DecoupledLinear {
     /// # Shapes
     /// `[batch, seq, hidden_size]` in, `[batch, seq, vocab_size + additional_vocab_size]` out.
     pub fn forward(&self, hidden_states: Tensor<3>) -> Tensor<3> {
-        match &self.additional.additional_fc {
+        match &self.additional_fc {
             None => self.linear.forward(hidden_states),
             Some(additional) => {
                 let added = additional.forward(hidden_states.clone());

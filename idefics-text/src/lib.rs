@@ -20,7 +20,7 @@ pub use cross_attention::{Context, CrossAttention, Gate, GatedCrossAttentionLaye
 pub use cross_config::{AlphaType, CrossAttentionConfig};
 pub use cross_decoder::CrossAttentionDecoder;
 pub use decoder::{Decoder, DecoderLayer};
-pub use decoupled::{AdditionalEmbedding, AdditionalLinear, DecoupledEmbedding, DecoupledLinear};
+pub use decoupled::{DecoupledEmbedding, DecoupledLinear};
 /// Modules shared by all components, checkpoint loading, and Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, ContextCache, ContextView, GatedMlp, KeyValues, KvCache, burn};

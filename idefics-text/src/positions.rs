@@ -170,7 +170,8 @@ impl SlotPositions {
         let slots = in_all_rows(self.slots.clone());
         let mut first = self.first.clone();
         if let Some(window) = self.sliding_window {
-            first = first.clone().max_pair((slot.clone() + 1 - window as i32).expand([batch, 1]));
+            let window = i32::try_from(window).unwrap_or(i32::MAX); // no cache has more slots
+            first = first.clone().max_pair((slot.clone() + 1 - window).expand([batch, 1]));
         }
         let is_before = slots.clone().lower(in_all_rows(first));
         let mask = slots.greater(in_all_rows(slot)).bool_or(is_before); // [batch, capacity]

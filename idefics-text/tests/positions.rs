@@ -14,7 +14,7 @@ proptest! {
         left_padding in prop::collection::vec(0usize..12, 1..4),
         past in 1usize..20,
         more in 0usize..6,
-        sliding_window in prop::option::of(1usize..9),
+        sliding_window in prop::option::of(prop_oneof![1usize..9, (1usize << 31) - 2..(1 << 31) + 9, Just(usize::MAX)]),
     ) {
         let device = Device::flex();
         let config = TextConfig {

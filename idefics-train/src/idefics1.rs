@@ -34,7 +34,7 @@ impl Trainable for Idefics1 {
 /// and the head. All gated layers read the images, whose gradient is the sum over these layers.
 impl Segments for Idefics1 {
     fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError> {
-        let text = &self.model.text;
+        let text = &*self.model.text;
         let mut chain = Chain::default();
         let context = image_segments(self, batch, &mut chain)?;
         let view = batch.prompts.seen_images().map(SeenImages::view);
@@ -55,7 +55,7 @@ impl Segments for Idefics1 {
             let inputs: Vec<usize> = std::iter::once(last).chain(context).collect();
             let (positions, mask) = (Rc::clone(&positions), Rc::clone(&mask));
             last = chain.push(&inputs, is_trained(layer) || trains_gated, move |model: &Self, inputs| {
-                let text = &model.model.text;
+                let text = &*model.model.text;
                 let mut hidden_states = inputs[0].clone(); // [batch, seq, d]
                 if let Some(gated_idx) = gated_idx {
                     let gated = &text.gated_cross_attn_layers[gated_idx];

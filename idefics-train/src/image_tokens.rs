@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
-use idefics_generate::{Idefics2, Idefics3, ImageBatch, InputError, Model, VisionBatch};
+use idefics_generate::{Idefics2, Idefics3, ImageBatch, ImageVectors, InputError, Model, VisionBatch};
 use idefics_nn::Linear;
 use idefics_text::{Decoder, NoObserver};
 use idefics_vision::{PatchGrid, PatchLayout, VisionTransformer, patch_mask};
@@ -39,6 +39,7 @@ fn inputs_embeds<M: ImageTokenModel>(
     batch: &TrainingBatch,
     image_hidden_states: Option<Tensor<3>>,
 ) -> Result<Tensor<3>, InputError> {
+    let image_hidden_states = image_hidden_states.map(ImageVectors::from);
     model.begin(&batch.prompts, image_hidden_states, &mut model.cache(&batch.prompts, 0))
 }
 

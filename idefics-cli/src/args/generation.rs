@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
-use idefics_generate::{CancelToken, Controls, DeviceLease, EarlyStopping, GenerationConfig, GraphCapture, OneOrMany};
+use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, GraphCapture, OneOrMany};
 use serde::de::DeserializeOwned;
 
 use super::{Global, positive};
@@ -257,18 +257,13 @@ impl GenerationArgs {
 
     /// Seed, log-probabilities and cancellation of a run. With a lease, the decode steps of long answers are captured
     /// and replayed.
-    pub(crate) fn controls<'a>(
-        &self,
-        global: &Global,
-        lease: Option<&'a DeviceLease>,
-        cancel: &CancelToken,
-    ) -> Controls<'a> {
+    pub(crate) fn controls<'a>(&self, global: &'a Global, cancel: &CancelToken) -> Controls<'a> {
         Controls {
             cancel: cancel.clone(),
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            graph_capture: lease.map_or(GraphCapture::Never, GraphCapture::WhenLong),
+            graph_capture: global.lease.as_ref().map_or(GraphCapture::Never, GraphCapture::WhenLong),
             ..Controls::default()
         }
     }

@@ -123,6 +123,9 @@ pub(crate) struct Global {
     /// Print details and timings to standard error.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+    /// The lease that graph capture on a GPU needs, set by `main`; `None` with `--no-replay`.
+    #[arg(skip)]
+    pub(crate) lease: Option<DeviceLease>,
 }
 
 impl Global {
@@ -142,14 +145,6 @@ impl Global {
     /// Number of images to encode together if the weights leave `available` bytes free.
     pub(crate) fn vision_batch(&self, available: u64) -> VisionBatch {
         self.vision_batch.map_or_else(|| VisionBatch::within(available), VisionBatch::Images)
-    }
-
-    /// The lease that graph capture on a GPU needs; `None` with `--no-replay`. Call it on the thread that runs the
-    /// command.
-    #[allow(unsafe_code)] // the contract is about the program's threads
-    pub(crate) fn lease(&self) -> Option<DeviceLease> {
-        // SAFETY: only the thread that runs a command uses devices; other threads read files and decode images.
-        (!self.no_replay).then(|| unsafe { DeviceLease::for_this_thread() })
     }
 
     /// Limits for decoding images.

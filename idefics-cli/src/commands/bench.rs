@@ -36,7 +36,6 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         config = config.with_text_layers(layers.get());
     }
     let processor = image_processor(source.as_ref().map(ModelFolder::path), &config)?;
-    let lease = global.lease();
     let mut options = BenchOptions {
         images: args.images.iter().map(|size| (size.width, size.height)).collect(),
         prompt_tokens: args.prompt_tokens,
@@ -44,7 +43,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         batch: args.batch.get(),
         runs: args.runs.get(),
         profile: args.profile,
-        graph_capture: lease.as_ref(),
+        graph_capture: global.lease.as_ref(),
         vision_batch: VisionBatch::default(), // set below, once the weights are loaded
     };
 

@@ -30,8 +30,7 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
             output::answer_one(global, None, &model, prepared, &args.generation, &cancel)
         }
         Prompts::Batch(samples) => {
-            let lease = global.lease();
-            let controls = args.generation.controls(global, lease.as_ref(), &cancel);
+            let controls = args.generation.controls(global, &cancel);
             let (process, options) = (args.process(global), args.generation.options());
             let answers = model.generate_each(samples, &process, &options, controls)?;
             output::print_batch(global, answers, samples.len())

@@ -29,8 +29,7 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let options = args.generation.options();
     let options = GenerationConfig { max_new_tokens: options.max_new_tokens.or(Some(NEW_TOKENS)), ..options };
-    let lease = global.lease();
-    let graph_capture = lease.as_ref().map_or(GraphCapture::Never, GraphCapture::AtOnce);
+    let graph_capture = global.lease.as_ref().map_or(GraphCapture::Never, GraphCapture::AtOnce);
     let warm_up = model.warm_up(&samples, &args.generation.process(global), &options, graph_capture);
     bar.finish_and_clear();
     let warm_up = warm_up.map_err(Failure::sample)?;

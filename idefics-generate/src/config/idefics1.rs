@@ -275,7 +275,7 @@ impl FamilyConfig for Idefics1Config {
         let side = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
         let size = ImageSize::Exact { height: side, width: side };
         let config = ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() };
-        ImageProcessor::with_family(&ProcessorRules, config)
+        ImageProcessor::new(&ProcessorRules, config)
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {

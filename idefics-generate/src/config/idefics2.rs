@@ -5,6 +5,7 @@ use std::path::Path;
 use idefics_nn::ConfigError;
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig};
 use idefics_processor::Processor;
+use idefics_processor::families::Idefics2 as ProcessorRules;
 use idefics_processor::image::{ImageConfigError, ImageProcessor, ImageProcessorConfig};
 use idefics_text::TextConfig;
 use idefics_vision::VisionConfig;
@@ -158,7 +159,7 @@ impl FamilyConfig for Idefics2Config {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        ImageProcessor::new(ImageProcessorConfig::default())
+        ImageProcessor::new(&ProcessorRules, ImageProcessorConfig::default())
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {

@@ -280,7 +280,7 @@ impl FamilyConfig for Idefics3Config {
             max_image_size: Some(tile),
             ..ImageProcessorConfig::idefics3()
         };
-        ImageProcessor::with_family(&ProcessorRules::IDEFICS3, config)
+        ImageProcessor::new(&ProcessorRules::IDEFICS3, config)
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::generation_config::GenerationConfig;
 use crate::logits::ProcessorChain;
-use crate::{Error, LogitsToKeep, Model, Prompts};
+use crate::{Error, ImageVectors, LogitsToKeep, Model, Prompts};
 
 use beams::Beams;
 use device::OnDevice;
@@ -97,7 +97,7 @@ impl<'a> Generation<'a> {
     pub fn start(
         model: &'a dyn Model,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         options: &GenerationConfig,
         controls: impl Into<Controls<'a>>,
     ) -> Result<Self, Error> {
@@ -117,7 +117,7 @@ impl<'a> Generation<'a> {
     pub fn resume(
         model: &'a dyn Model,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: KvCache,
         options: &GenerationConfig,
         controls: impl Into<Controls<'a>>,
@@ -130,7 +130,7 @@ impl<'a> Generation<'a> {
     fn begin(
         model: &'a dyn Model,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         mut cache: KvCache,
         options: &GenerationConfig,
         controls: Controls<'a>,
@@ -157,7 +157,7 @@ impl<'a> Generation<'a> {
             known => {
                 cache.reserve(capacity);
                 let n_images = prompts.seen_images().map_or(0, |seen| seen.n_images()[0]);
-                let n_new = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0]);
+                let n_new = image_hidden_states.as_ref().map_or(0, ImageVectors::n_images);
                 prompts.skip_prefix(known, n_images.saturating_sub(n_new))
             }
         };

@@ -167,7 +167,8 @@ impl GenerationConfig {
         Ok(())
     }
 
-    /// Rejects token ids that are not less than `vocab_size`; the reference would fail with them.
+    /// Rejects token ids that are not less than `vocab_size`; the reference would fail with them. Of the end tokens,
+    /// only those that are more than compared with are checked.
     ///
     /// # Errors
     /// [`GenerationError::TokenId`].
@@ -187,7 +188,9 @@ impl GenerationConfig {
         if self.exponential_decay_length_penalty.is_some() {
             check("eos_token_id", self.eos_token_ids())?;
         }
-        Ok(())
+        // The model reads the filler of finished rows as long as other rows run.
+        let from = if self.pad_token_id.is_some() { "pad_token_id" } else { "eos_token_id" };
+        check(from, &[self.fill_token_id()])
     }
 }
 
@@ -199,7 +202,7 @@ fn in_range(option: &'static str, value: f64, is_allowed: bool, expected: &'stat
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::OneOrMany;
+    use super::super::{GenerationWarning, OneOrMany};
     use super::*;
     use crate::ErrorKind;
 
@@ -271,6 +274,26 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn filler_must_be_in_the_vocabulary() {
+        let check = |value: Value| config(value).resolve(7, 100).map(|_| ());
+        let outside = |option, id| Err(GenerationError::TokenId { option, id, vocab_size: 100 });
+        assert_eq!(check(json!({"pad_token_id": 100, "eos_token_id": 2})), outside("pad_token_id", 100));
+        assert_eq!(check(json!({"eos_token_id": [100, 2]})), outside("eos_token_id", 100));
+        // Other end tokens are never generated and never read.
+        assert_eq!(check(json!({"eos_token_id": [2, 100]})), Ok(()));
+        assert_eq!(check(json!({"pad_token_id": 99, "eos_token_id": 100})), Ok(()));
+    }
+
+    #[test]
+    fn padding_of_a_folder_outside_the_vocabulary_is_dropped() {
+        let mut folder = config(json!({"pad_token_id": 100, "eos_token_id": 2}));
+        let warnings = folder.drop_unsupported(100);
+        assert_eq!(warnings, [GenerationWarning::TokenIds { option: "pad_token_id", vocab_size: 100 }]);
+        assert_eq!((folder.pad_token_id, folder.fill_token_id()), (None, 2));
+        assert!(folder.drop_unsupported(100).is_empty());
     }
 
     #[test]

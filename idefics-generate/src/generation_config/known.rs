@@ -105,7 +105,11 @@ impl GenerationConfig {
         };
         note("sequence_bias", retain_valid(&mut self.sequence_bias, |(sequence, _)| sequence.iter().all(is_known)));
         note("bad_words_ids", retain_valid(&mut self.bad_words_ids, |word| word.iter().all(is_known)));
-        note("forced_bos_token_id", self.forced_bos_token_id.take_if(|id| !is_known(id)).is_some());
+        for (option, id) in
+            [("forced_bos_token_id", &mut self.forced_bos_token_id), ("pad_token_id", &mut self.pad_token_id)]
+        {
+            note(option, id.take_if(|id| !is_known(id)).is_some());
+        }
         for (option, ids) in
             [("eos_token_id", &mut self.eos_token_id), ("forced_eos_token_id", &mut self.forced_eos_token_id)]
         {

@@ -10,18 +10,18 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::{ConfigError, ContextCache, KvCache, flat_module, to_parameter_device};
+use idefics_nn::{ConfigError, ContextCache, FlatModule, KvCache, beside};
 use idefics_perceiver::flamingo::PerceiverResampler;
 use idefics_processor::image::ImageTile;
 use idefics_text::{CrossAttentionDecoder, DecoderStack, DecoupledLinear};
 use idefics_vision::clip::VisionTransformer;
 
-use super::{Model, ModelShape, StepwiseEncoder, TowerEncoder};
-use crate::Idefics1Config;
+use super::{Capturable, Model, ModelShape, StepwiseEncoder, TowerEncoder};
 use crate::config::FamilyConfig;
-use crate::features::{ImageBatch, arrange};
+use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts, SeenImages};
 use crate::placement::Placement;
+use crate::{Idefics1Config, ImageVectors};
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -38,14 +38,13 @@ pub struct Idefics1 {
 }
 
 /// The vision and text sides, whose tensors share one level of names in the checkpoint.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 pub struct Idefics1Model {
     /// Maps pixels to the vectors that the gated layers attend to.
-    pub images: ImageEncoder,
+    pub images: FlatModule<ImageEncoder>,
     /// Maps tokens to hidden states, with cross-attention to the images.
-    pub text: CrossAttentionDecoder,
+    pub text: FlatModule<CrossAttentionDecoder>,
 }
-flat_module!(Idefics1Model { images, text });
 
 /// Maps pixels to image vectors.
 #[derive(Module, Debug)]
@@ -70,7 +69,7 @@ impl Model for Idefics1 {
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         let input_ids = prompts.upload(self.shape.vocab_size, &self.device())?;
@@ -79,7 +78,7 @@ impl Model for Idefics1 {
     }
 
     fn decoder(&self) -> &dyn DecoderStack {
-        &self.model.text
+        &*self.model.text
     }
 
     fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3> {
@@ -93,7 +92,16 @@ impl Model for Idefics1 {
     fn is_on_one_device(&self) -> bool {
         self.devices().len() == 1
     }
+
+    fn capturable(&self) -> Option<&dyn Capturable> {
+        Some(self)
+    }
 }
+
+// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
+// state, and their forward passes depend on shapes only, without uploads or read-backs.
+#[allow(unsafe_code)] // the promise of `Capturable`
+unsafe impl Capturable for Idefics1 {}
 
 impl Idefics1 {
     /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
@@ -117,7 +125,7 @@ impl Idefics1 {
         };
         let text = config.text().init_on(&|part| placement.device(&format!("model.{part}")))?;
         Ok(Self {
-            model: Idefics1Model { images, text },
+            model: Idefics1Model { images: images.into(), text: text.into() },
             lm_head: DecoupledLinear::new(
                 config.hidden_size,
                 config.vocab_size,
@@ -181,27 +189,26 @@ impl Idefics1 {
     fn read_images(
         &self,
         seen: Option<&SeenImages>,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
     ) -> Result<(), InputError> {
-        let images = image_hidden_states.as_ref().map_or(0, |states| states.dims()[0]);
+        let images = image_hidden_states.as_ref().map_or(0, ImageVectors::n_images);
         let Some(seen) = seen else {
             // Without a view, the tokens keep attending to the same images as the last cached token.
             return if images == 0 { Ok(()) } else { Err(InputError::ImageCount { shown: 0, images }) };
         };
         let shown: usize = seen.n_images().iter().sum();
         let n_new = seen.n_images().iter().copied().max().unwrap_or(0);
-        let (known, view) = (cache.take_context(), seen.view());
-        let n_known = known.as_ref().map_or(0, ContextCache::n_parts);
+        let view = seen.view();
+        let n_known = cache.context().map_or(0, ContextCache::n_parts);
         let kept = view.n_parts() - n_new;
         if shown != images || kept > n_known {
             return Err(InputError::ImageCount { shown: shown + kept.saturating_sub(n_known), images });
         }
-        let new = image_hidden_states.map(|states| {
-            let [_, n_vectors, _] = states.dims();
-            (self.model.text.context_key_values(&place(states, seen.n_images(), n_new)), n_vectors)
-        });
-        let (view, first_slot) = (view.clone(), cache.len());
+        let known_len = cache.context().map(ContextCache::part_len);
+        let placed = image_hidden_states.map(|states| place(states, seen.n_images(), n_new, known_len)).transpose()?;
+        let new = placed.map(|(vectors, n_vectors)| (self.model.text.context_key_values(&vectors), n_vectors));
+        let (known, view, first_slot) = (cache.take_context(), view.clone(), cache.len());
         cache.set_context(match (known, new) {
             (Some(known), new) => Some(known.continued(kept, new.map(|(layers, _)| layers), view, first_slot)),
             (None, Some((layers, n_vectors))) => Some(ContextCache::new(layers, n_vectors, view, first_slot)),
@@ -216,10 +223,23 @@ impl Idefics1 {
     }
 }
 
-/// The image vectors of each row side by side, `[batch, max_images · n_vectors, d_image]`. Rows with fewer images
-/// are filled up with the first image of the batch, which they never attend to.
-fn place(image_hidden_states: Tensor<3>, n_images: &[usize], max_images: usize) -> Tensor<3> {
-    let [_, n_vectors, d_image] = image_hidden_states.dims();
+/// The image vectors of each row side by side, `[batch, max_images · n_vectors, d_image]`, and `n_vectors`. Rows with
+/// fewer images are filled up with the first image of the batch, which they never attend to. `known_len` is the number
+/// of vectors of the images that are already in the context.
+///
+/// # Errors
+/// [`InputError::VectorCount`] if the images have different numbers of vectors.
+fn place(
+    image_hidden_states: ImageVectors,
+    n_images: &[usize],
+    max_images: usize,
+    known_len: Option<usize>,
+) -> Result<(Tensor<3>, usize), InputError> {
+    let counts = image_hidden_states.counts();
+    let n_vectors = known_len.or(counts.first().copied()).unwrap_or(0);
+    if let Some(image_idx) = counts.iter().position(|&count| count != n_vectors) {
+        return Err(InputError::VectorCount { image_idx, vectors: counts[image_idx], expected: n_vectors });
+    }
     let batch = n_images.len();
     let mut images = Vec::with_capacity(batch * max_images);
     let mut first = 0;
@@ -227,5 +247,7 @@ fn place(image_hidden_states: Tensor<3>, n_images: &[usize], max_images: usize) 
         images.extend((0..max_images).map(|image| if image < n_images { first + image } else { 0 }));
         first += n_images;
     }
-    arrange(image_hidden_states, &images).reshape([batch, max_images * n_vectors, d_image])
+    let rows = image_hidden_states.arrange(&images).into_rows(); // [batch · max_images · n_vectors, d_image]
+    let [_, d_image] = rows.dims();
+    Ok((rows.reshape([batch, max_images * n_vectors, d_image]), n_vectors))
 }

@@ -13,11 +13,11 @@ use idefics_perceiver::Connector;
 use idefics_text::{Decoder, DecoderStack};
 use idefics_vision::{PatchLayout, VisionTransformer, patch_mask};
 
-use super::{Model, ModelShape, StepwiseEncoder, TowerEncoder, merge};
+use super::{Capturable, Model, ModelShape, StepwiseEncoder, TowerEncoder, merge};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
-use crate::{Idefics2Config, Placement};
+use crate::{Idefics2Config, ImageVectors, Placement};
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -58,7 +58,7 @@ impl Model for Idefics2 {
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         _cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         self.inputs_embeds(prompts, image_hidden_states)
@@ -75,7 +75,16 @@ impl Model for Idefics2 {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
+
+    fn capturable(&self) -> Option<&dyn Capturable> {
+        Some(self)
+    }
 }
+
+// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
+// state, and their forward passes depend on shapes only, without uploads or read-backs.
+#[allow(unsafe_code)] // the promise of `Capturable`
+unsafe impl Capturable for Idefics2 {}
 
 impl Idefics2 {
     /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
@@ -108,7 +117,7 @@ impl Idefics2 {
     }
 
     /// The decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
-    /// `image_hidden_states` are the vectors of all images of the batch, row by row, `[n_images, n_latents, d]`.
+    /// `image_hidden_states` are the vectors of all images of the batch, row by row.
     ///
     /// # Errors
     /// [`InputError`] if an id is outside the vocabulary, or the number of image tokens is not the number of image
@@ -116,7 +125,7 @@ impl Idefics2 {
     pub fn inputs_embeds(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
     ) -> Result<Tensor<3>, InputError> {
         let Self { config, shape, .. } = self;
         merge::inputs_embeds(self.decoder(), prompts, image_hidden_states, config.image_token_id, shape.vocab_size)

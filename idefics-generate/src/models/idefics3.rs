@@ -14,11 +14,11 @@ use idefics_perceiver::PixelShuffleConnector;
 use idefics_text::{Decoder, DecoderStack};
 use idefics_vision::{PatchLayout, VisionTransformer};
 
-use super::{Model, ModelShape, StepwiseEncoder, TowerEncoder, merge};
+use super::{Capturable, Model, ModelShape, StepwiseEncoder, TowerEncoder, merge};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
-use crate::{Idefics3Config, Placement};
+use crate::{Idefics3Config, ImageVectors, Placement};
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -59,7 +59,7 @@ impl Model for Idefics3 {
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         _cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         let Self { config, shape, .. } = self;
@@ -77,7 +77,16 @@ impl Model for Idefics3 {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
+
+    fn capturable(&self) -> Option<&dyn Capturable> {
+        Some(self)
+    }
 }
+
+// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
+// state, and their forward passes depend on shapes only, without uploads or read-backs.
+#[allow(unsafe_code)] // the promise of `Capturable`
+unsafe impl Capturable for Idefics3 {}
 
 impl Idefics3 {
     /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.

@@ -5,11 +5,11 @@ use burn::tensor::{DType, Tensor};
 use idefics_nn::{ConfigError, KvCache, Linear};
 use idefics_text::{Decoder, DecoderStack};
 
-use super::{Model, ModelShape, StepwiseEncoder};
+use super::{Capturable, Model, ModelShape, StepwiseEncoder};
 use crate::config::FamilyConfig;
 use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
-use crate::{Idefics3Config, Placement};
+use crate::{Idefics3Config, ImageVectors, Placement};
 
 /// A Llama with the tensor names of Idefics3.
 #[derive(Module, Debug)]
@@ -53,7 +53,7 @@ impl Model for Idefics3Text {
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         _cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         if image_hidden_states.is_some() {
@@ -74,4 +74,13 @@ impl Model for Idefics3Text {
     fn shape(&self) -> &ModelShape {
         &self.shape
     }
+
+    fn capturable(&self) -> Option<&dyn Capturable> {
+        Some(self)
+    }
 }
+
+// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
+// state, and their forward passes depend on shapes only, without uploads or read-backs.
+#[allow(unsafe_code)] // the promise of `Capturable`
+unsafe impl Capturable for Idefics3Text {}

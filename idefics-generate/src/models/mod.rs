@@ -8,7 +8,7 @@ pub mod idefics1;
 pub mod idefics2;
 pub mod idefics3;
 pub mod idefics3_text;
-mod merge;
+pub mod merge;
 mod tower_encoder;
 mod vision_batch;
 
@@ -20,9 +20,9 @@ use idefics_nn::{KvCache, Step};
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, DecoderObserver, DecoderStack, NoObserver, TextConfig};
 
-use crate::features::{ImageBatch, arrange, distinct, image_batches, in_order};
+use crate::features::{ImageBatch, distinct, image_batches, in_order};
 use crate::inputs::upload_ids;
-use crate::{Error, InputError, Prompts};
+use crate::{Error, ImageVectors, InputError, Prompts};
 
 pub use assembled::AssembledModel;
 pub(crate) use tower_encoder::TowerEncoder;
@@ -88,8 +88,9 @@ impl ModelShape {
 
 /// A batch of images on its way through the vision tower, a few layers at a time.
 pub trait StepwiseEncoder {
-    /// Runs at most `n_layers` layers of the tower. After the last layer, the next call runs the connector and
-    /// returns the image vectors, `[n_images, n_vectors, d_image]`.
+    /// Runs the next `n_layers` layers of the tower, but at least one, and at most those that are left. After the
+    /// last layer, the next call runs the connector and returns the image vectors, `[n_images, n_vectors, d_image]`:
+    /// all images of a batch have the same patch grid, and so the same number of vectors.
     ///
     /// # Panics
     /// If the vectors have already been returned.
@@ -98,8 +99,7 @@ pub trait StepwiseEncoder {
 
 /// A vision-language model of any family: five functions that the family implements, and functions built on them.
 ///
-/// Axes: `batch` rows, `seq` tokens per prompt, `n_images` images of the whole batch with `n_vectors` vectors
-/// each, `d` the width of the decoder.
+/// Axes: `batch` rows, `seq` tokens per prompt, `d` the width of the decoder.
 pub trait Model: Debug + Send + Sync {
     /// The model's sizes.
     fn shape(&self) -> &ModelShape;
@@ -111,15 +111,15 @@ pub trait Model: Debug + Send + Sync {
     fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError>;
 
     /// Embeds prompts that follow the contents of the cache: the decoder's input, `[batch, seq, d]`.
-    /// `image_hidden_states` are the vectors of all their images, row by row, `[n_images, n_vectors, d_image]`.
-    /// Models with cross-attention store the images in the cache's context.
+    /// `image_hidden_states` are the vectors of all their images, row by row. Models with cross-attention store the
+    /// images in the cache's context.
     ///
     /// # Errors
     /// [`InputError`] if ids or images do not match the model or each other.
     fn begin(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError>;
 
@@ -150,9 +150,9 @@ pub trait Model: Debug + Send + Sync {
         self.empty_cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
     }
 
-    /// The vectors of all images, `[n_images, n_vectors, d_image]`; `None` if there are no images. Images are
-    /// processed in batches according to `vision_batch`. Each batch runs through both stages before the next one
-    /// starts; `done` is called after each stage.
+    /// The vectors of all images; `None` if there are no images. Images are processed in batches according to
+    /// `vision_batch`. Each batch runs through both stages before the next one starts; `done` is called after each
+    /// stage.
     ///
     /// # Errors
     /// [`InputError`] if the images do not fit the model, and any error that `done` returns.
@@ -161,7 +161,7 @@ pub trait Model: Debug + Send + Sync {
         images: &[&ImageTile],
         vision_batch: VisionBatch,
         done: &mut dyn FnMut(EncodeStage) -> Result<(), Error>,
-    ) -> Result<Option<Tensor<3>>, Error> {
+    ) -> Result<Option<ImageVectors>, Error> {
         let batches = self.shape().image_batches(images, vision_batch)?;
         let mut encoded = Vec::with_capacity(batches.len());
         for batch in &batches {
@@ -181,11 +181,11 @@ pub trait Model: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`InputError`] if the images do not fit the model.
-    fn encode_images(&self, images: &[ImageTile]) -> Result<Option<Tensor<3>>, InputError> {
+    fn encode_images(&self, images: &[ImageTile]) -> Result<Option<ImageVectors>, InputError> {
         let (distinct, places) = distinct(images);
         let encoded = self.encode_in_stages(&distinct, VisionBatch::default(), &mut |_| Ok(()));
         match encoded {
-            Ok(image_hidden_states) => Ok(image_hidden_states.map(|states| arrange(states, &places))),
+            Ok(image_hidden_states) => Ok(image_hidden_states.map(|states| states.arrange(&places))),
             Err(Error::Input(error)) => Err(error),
             Err(other) => unreachable!("encoding can fail only with an input error: {other}"),
         }
@@ -199,7 +199,7 @@ pub trait Model: Debug + Send + Sync {
     fn hidden_states(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         let inputs_embeds = self.begin(prompts, image_hidden_states, cache)?; // [batch, seq, d]
@@ -213,7 +213,7 @@ pub trait Model: Debug + Send + Sync {
     fn prefill_observed(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
         observer: &mut dyn DecoderObserver,
     ) -> Result<Tensor<3>, InputError> {
@@ -228,7 +228,7 @@ pub trait Model: Debug + Send + Sync {
     fn prefill(
         &self,
         prompts: &Prompts,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         cache: &mut KvCache,
     ) -> Result<Tensor<2>, InputError> {
         let hidden_states = self.hidden_states(prompts, image_hidden_states, cache)?;
@@ -248,17 +248,24 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(hidden_states).squeeze_dim(1))
     }
 
+    /// This model, if its decode step can be captured in a graph. `None` unless a family promises what
+    /// [`Capturable`] asks for.
+    fn capturable(&self) -> Option<&dyn Capturable> {
+        None
+    }
+
     /// [`Self::decode`] as a step for graph capture. It reads the next token of each row, `[batch]`, and their
     /// slot, `[1]`, from I32 tensors, writes to the memory of `cache`, and returns logits, `[batch, vocab_size]`.
     /// The caller must make sure that ids are less than `vocab_size` and slots less than the cache's capacity,
-    /// because GPUs do not check. `None` if the model's devices do not support graph capture, or the cache is
-    /// empty.
+    /// because GPUs do not check. `None` if the model is not [`Self::capturable`], its devices do not support graph
+    /// capture, or the cache is empty.
     #[allow(unsafe_code)] // the step can be replayed, see `Step::new`
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
-        if !self.is_on_one_device() {
+        let model = self.capturable()?;
+        if !model.is_on_one_device() {
             return None; // a graph belongs to one device
         }
-        let decoder = self.decoder();
+        let decoder = model.decoder();
         let mut slot_cache = cache.slot_view(slot)?;
         let inputs_embeds = decoder.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
         let positions = decoder.slot_positions(&inputs_embeds, cache)?;
@@ -267,11 +274,11 @@ pub trait Model: Debug + Send + Sync {
             let inputs_embeds = decoder.embed(next_tokens.clone().unsqueeze_dim(1)); // [batch, 1, d]
             let positions = positions.at(&slot);
             let hidden_states = decoder.forward_at(inputs_embeds, &positions, &mut slot_cache, &mut NoObserver);
-            self.logits(hidden_states).squeeze_dim(1)
+            model.logits(hidden_states).squeeze_dim(1)
         };
         // SAFETY: the step holds or borrows the model, the cache with its context, and the inputs, so their memory
-        // stays allocated. Every call does the same operations and uploads nothing: the data of `positions` was
-        // uploaded before.
+        // stays allocated. By the promise of `Capturable`, every call does the same operations and uploads nothing;
+        // the data of `positions` was uploaded before.
         Some(unsafe { Step::new(step) })
     }
 
@@ -311,9 +318,21 @@ pub trait Model: Debug + Send + Sync {
     /// # Errors
     /// Those of [`Self::encode_images`] and [`Self::begin`].
     fn forward(&self, prompts: &Prompts, images: &[ImageTile], keep: LogitsToKeep) -> Result<Tensor<3>, InputError> {
-        let image_hidden_states = self.encode_images(images)?; // [n_images, n_vectors, d_image]
+        let image_hidden_states = self.encode_images(images)?;
         let mut cache = self.cache(prompts, 0);
         let hidden_states = self.hidden_states(prompts, image_hidden_states, &mut cache)?; // [batch, seq, d]
         Ok(self.logits(keep.select(hidden_states)))
     }
 }
+
+/// A model whose decode step can be captured in a graph and replayed; see [`Model::slot_step`].
+///
+/// # Safety
+/// A replay uses the memory of the captured step without any check. So for the functions that the step calls, namely
+/// [`Model::decoder`] with its functions `embed`, `slot_positions` and `forward_at`, and [`Model::logits`]:
+/// - Tensors that they read or write, besides their arguments, belong to the model, and stay allocated while the model
+///   is borrowed.
+/// - Calls with arguments of the same shapes do the same operations on the same tensors of the model.
+/// - `embed`, `forward_at` and `logits` neither upload nor read back data.
+#[allow(unsafe_code)] // implementors promise what the compiler cannot check
+pub unsafe trait Capturable: Model {}

@@ -1,7 +1,7 @@
 //! Decodes one AV1 frame with the crate `rav1d`.
 //!
 //! The crate only has the C interface of dav1d. This module wraps it in a safe function.
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // a C interface
 
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};

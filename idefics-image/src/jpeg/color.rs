@@ -5,6 +5,8 @@
 use super::frame::{Component, Frame};
 use super::markers::Markers;
 use super::upsample::Upsampling;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 
 /// The colour space of the components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +114,7 @@ const CB_BLUE: i32 = 116_130 - 2 * 65_536;
 
 fn ycbcr(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if Isa::Avx2.is_allowed() && is_x86_feature_detected!("avx2") {
         return avx2::ycbcr(y, cb, cr, out);
     }
     ycbcr_plain(y, cb, cr, out);
@@ -129,10 +131,9 @@ fn ycbcr_plain(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Converts sixteen pixels at once with AVX2. Unsafe code: calling a function that needs AVX2, and loads and stores
-/// through pointers.
+/// Converts sixteen pixels at once with AVX2.
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // functions that need AVX2, and loads and stores through pointers
 mod avx2 {
     use std::arch::x86_64::*;
 

@@ -10,6 +10,8 @@
 
 use super::blocks::Block;
 use super::frame::BLOCK;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 
 // Fractional bits of the constants, and of the values between the passes.
 const CONST_BITS: u32 = 13;
@@ -46,7 +48,7 @@ mod factor {
 pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
     assert!(blocks.len().is_multiple_of(2) && out.len() == blocks.len() * BLOCK * BLOCK, "blocks fill their rows");
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if Isa::Avx2.is_allowed() && is_x86_feature_detected!("avx2") {
         return avx2::transform(blocks, divisors, out);
     }
     transform_plain(blocks, divisors, out);
@@ -106,10 +108,9 @@ fn pass<const SHIFT: u32>(input: [i16; BLOCK]) -> [i16; BLOCK] {
     })
 }
 
-/// Transforms two blocks at once with AVX2, one in each half of the registers. Unsafe code: calling a function that
-/// needs AVX2, and loads and stores through pointers.
+/// Transforms two blocks at once with AVX2, one in each half of the registers.
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // functions that need AVX2, and loads and stores through pointers
 mod avx2 {
     use std::arch::x86_64::*;
 

@@ -8,6 +8,8 @@ use super::blocks::{self, Band, Plane, ProgressiveBlock};
 use super::frame::{Frame, Process, Scan};
 use super::huffman::{Codes, Table};
 use super::markers::Markers;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 
 /// A scan that is being decoded.
 #[derive(Debug)]
@@ -124,7 +126,7 @@ impl<'a> ScanReader<'a> {
     /// these rows.
     pub(super) fn read_rows(&mut self, rows: Range<usize>, out: &mut [Plane<'_>]) -> Result<(), JpegError> {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
+        if Isa::Avx2.is_allowed() && is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
             return bmi::read_rows(self, rows, out);
         }
         self.read_rows_plain(rows, out)
@@ -239,10 +241,9 @@ fn table(is_needed: bool, tables: &[Option<Codes>; 4], slot: u8, is_dc: bool) ->
     Table::new(codes.ok_or_else(|| JpegError::damaged("a Huffman table is missing"))?, is_dc)
 }
 
-/// The inner loop shifts by variable numbers of bits, and BMI2 has faster instructions for that. Unsafe code: calling
-/// a function that needs BMI.
+/// The inner loop shifts by variable numbers of bits, and BMI2 has faster instructions for that.
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // calls a function that needs BMI
 mod bmi {
     use super::*;
 

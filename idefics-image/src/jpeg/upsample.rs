@@ -154,7 +154,7 @@ mod kernels {
                     fn compiled$(<const $shift: u32>)?($($argument: $kind),*) {
                         $plain$(::<$shift>)?($($argument),*);
                     }
-                    if is_x86_feature_detected!("avx2") {
+                    if crate::isa::Isa::Avx2.is_allowed() && is_x86_feature_detected!("avx2") {
                         // SAFETY: the condition above checks that the CPU has AVX2.
                         return unsafe { compiled$(::<$shift>)?($($argument),*) };
                     }

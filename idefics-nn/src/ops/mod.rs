@@ -3,8 +3,6 @@
 //!
 //! The CPU kernels take f32 activations; weights may have any format.
 
-#![cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // used only by kernels
-
 #[cfg(feature = "flex")]
 mod buffer;
 #[cfg(feature = "flex")]
@@ -24,6 +22,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation, s};
 use crate::{Activations, PAGE_LEN, PackedFormat, PagedRow};
 
 /// Properties of a packed weight that the CPU kernels need beside its codes and scales.
+#[cfg_attr(not(feature = "flex"), allow(dead_code))] // `activations` is read only by the kernels
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packing {
     pub(crate) format: PackedFormat,
@@ -43,6 +42,7 @@ pub(crate) struct PackedShape {
 }
 
 /// Operations with a CPU kernel.
+#[cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // without a backend that implements them
 #[backend_extension(Flex: cfg(feature = "flex"))]
 pub(crate) trait Kernels: Backend {
     /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` (F32, BF16 or F16) in, `[n_rows, d_out]` out.
@@ -145,6 +145,7 @@ pub(crate) trait Kernels: Backend {
 
 /// Whether tensors of the device are in host memory, where the CPU kernels read them, and outside any autodiff
 /// graph.
+#[cfg_attr(not(feature = "flex"), expect(unused_variables))]
 pub(crate) fn computes_on(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     let on_cpu = matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));
@@ -154,6 +155,7 @@ pub(crate) fn computes_on(device: &Device) -> bool {
 }
 
 /// Maximum bytes of unused buffers that are kept for reuse; see [`buffer`].
+#[cfg_attr(not(feature = "flex"), expect(unused_variables))]
 pub(crate) fn kept_bytes(device: &Device) -> u64 {
     #[cfg(feature = "flex")]
     let bytes = if computes_on(device) { buffer::MAX_BYTES as u64 } else { 0 };
@@ -173,6 +175,7 @@ pub(crate) fn shares_memory(device: &Device) -> bool {
 }
 
 /// Whether the device can hold tensors of one-byte elements. GPUs may not support them.
+#[cfg_attr(not(feature = "flex"), expect(unused_variables))]
 pub(crate) fn reads_bytes(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     let is_cpu = matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_));

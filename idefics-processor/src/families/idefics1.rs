@@ -6,7 +6,7 @@
 use idefics_image::{Crop, Filter, ResizeTarget};
 use serde_json::{Map, Value};
 
-use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
+use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use crate::error::ProcessorError;
 use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize, field_error, number_error};
 use crate::processor::ProcessOptions;
@@ -30,20 +30,12 @@ impl FamilyRules for Idefics1 {
         Some(1) // the text has one token per image; the image's vectors are not part of the sequence
     }
 
-    fn adds_prompt_tokens(&self) -> bool {
-        false
+    fn prompt_style(&self) -> PromptStyle {
+        PromptStyle::Interleaved
     }
 
-    fn reads_prompt_lists(&self) -> bool {
-        true
-    }
-
-    fn writes_turns(&self) -> bool {
-        true
-    }
-
-    fn needs_equal_tiles(&self) -> bool {
-        false // all tiles have the same size anyway
+    fn tile_sizes(&self) -> TileSizes {
+        TileSizes::Equal
     }
 
     fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
@@ -85,7 +77,7 @@ const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
 
 impl ImageProcessorConfig {
-    /// Like [`Self::from_object`], for checkpoints of IDEFICS v1: `image_size` is another name of `size`, and
+    /// Like [`Self::from_idefics2_object`], for checkpoints of IDEFICS v1: `image_size` is another name of `size`, and
     /// splitting is not supported.
     ///
     /// # Errors

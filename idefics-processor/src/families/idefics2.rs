@@ -6,10 +6,8 @@
 use idefics_image::{Crop, Filter, ResizeTarget};
 use serde_json::{Map, Value};
 
-use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
-use crate::error::ProcessorError;
-use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize};
-use crate::processor::ProcessOptions;
+use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
+use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize, field_error};
 use crate::prompt::{ImageTokens, Literals};
 use crate::tokenizer::Compatibility;
 
@@ -23,7 +21,7 @@ impl FamilyRules for Idefics2 {
     }
 
     fn image_config(&self, section: Map<String, Value>) -> Result<ImageProcessorConfig, ImageConfigError> {
-        ImageProcessorConfig::from_object(section)
+        ImageProcessorConfig::from_idefics2_object(&section)
     }
 
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize> {
@@ -34,24 +32,12 @@ impl FamilyRules for Idefics2 {
         }
     }
 
-    fn adds_prompt_tokens(&self) -> bool {
-        true
+    fn prompt_style(&self) -> PromptStyle {
+        PromptStyle::Template
     }
 
-    fn reads_prompt_lists(&self) -> bool {
-        false
-    }
-
-    fn writes_turns(&self) -> bool {
-        false
-    }
-
-    fn needs_equal_tiles(&self) -> bool {
-        true
-    }
-
-    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
-        options.refuse_idefics1_options()
+    fn tile_sizes(&self) -> TileSizes {
+        TileSizes::Varying
     }
 
     /// Without `do_image_splitting`, the whole picture is the only tile. With it, the tiles are the quarters (top
@@ -91,11 +77,30 @@ impl FamilyRules for Idefics2 {
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
             PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
-            PromptText::Parts(_) => ("", false), // never passed: `reads_prompt_lists` is false
+            PromptText::Parts(_) => ("", false), // never passed in this style
         };
         let tiles: Vec<usize> = context.grids.iter().map(|grid| grid.tiles.len()).collect();
         let text = expand_images(text, tokens, &tiles, literals, context.compatibility());
         ExpandedPrompt { text, add_special_tokens: !has_bos }
+    }
+}
+
+/// Supported values of `image_processor_type`.
+const IMAGE_PROCESSOR_TYPES: [&str; 3] =
+    ["Idefics2ImageProcessor", "Idefics2ImageProcessorFast", "Idefics2ImageProcessorPil"];
+
+impl ImageProcessorConfig {
+    /// Reads and validates the fields of an Idefics2 checkpoint. Fields that are absent or null get their default.
+    ///
+    /// # Errors
+    /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
+    pub fn from_idefics2_object(object: &Map<String, Value>) -> Result<Self, ImageConfigError> {
+        let config = Self::default().with_fields(object, &IMAGE_PROCESSOR_TYPES)?;
+        if let ImageSize::LongestEdge { .. } = config.size {
+            let expected = "{shortest_edge, longest_edge} or {height, width} in whole pixels";
+            return Err(field_error("size", object.get("size").unwrap_or(&Value::Null), expected));
+        }
+        Ok(config)
     }
 }
 

@@ -9,10 +9,8 @@ use std::fmt::Write;
 use idefics_image::{Crop, Filter, ResizeTarget};
 use serde_json::{Map, Value};
 
-use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptText, TileGrid};
-use crate::error::ProcessorError;
+use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize, field_error};
-use crate::processor::ProcessOptions;
 use crate::prompt::ImageTokens;
 
 /// Maximum side of a resized image, in pixels. Source: `MAX_IMAGE_SIZE`.
@@ -51,24 +49,12 @@ impl FamilyRules for Idefics3 {
         }
     }
 
-    fn adds_prompt_tokens(&self) -> bool {
-        true
+    fn prompt_style(&self) -> PromptStyle {
+        PromptStyle::Template
     }
 
-    fn reads_prompt_lists(&self) -> bool {
-        false
-    }
-
-    fn writes_turns(&self) -> bool {
-        false
-    }
-
-    fn needs_equal_tiles(&self) -> bool {
-        false // all tiles have the same size, and rows may have different numbers of tiles
-    }
-
-    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
-        options.refuse_idefics1_options()
+    fn tile_sizes(&self) -> TileSizes {
+        TileSizes::Equal
     }
 
     /// With `do_image_splitting`: the tiles of the grid, then the whole image. Without it, or if the image is not
@@ -103,7 +89,7 @@ impl FamilyRules for Idefics3 {
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
             PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
-            PromptText::Parts(_) => ("", false), // never passed, see `reads_prompt_lists`
+            PromptText::Parts(_) => ("", false), // never passed in this style
         };
         let mut expanded = String::with_capacity(text.len());
         for (index, words) in text.split(tokens.image.as_str()).enumerate() {
@@ -127,7 +113,7 @@ const IMAGE_PROCESSOR_TYPES: [&str; 6] = [
 ];
 
 impl ImageProcessorConfig {
-    /// Like [`Self::from_object`], for Idefics3 and SmolVLM checkpoints: tiles are squares with the side
+    /// Like [`Self::from_idefics2_object`], for Idefics3 and SmolVLM checkpoints: tiles are squares with the side
     /// `max_image_size`.
     ///
     /// # Errors

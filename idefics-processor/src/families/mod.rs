@@ -54,23 +54,32 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// is not a number from 1 to 4096.
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize>;
 
-    /// Whether the processor adds image tokens and `<end_of_utterance>` to a tokenizer that lacks them.
-    fn adds_prompt_tokens(&self) -> bool;
+    /// Number of image tokens of a tile of `width` × `height` pixels, which [`Self::expand`] writes. `image_seq_len` is
+    /// the result of [`Self::image_seq_len`]. By default, all tiles have that number.
+    fn tile_tokens(&self, _width: usize, _height: usize, image_seq_len: usize) -> usize {
+        image_seq_len
+    }
 
-    /// Whether prompts may be lists of texts and images ([`PromptText::Parts`]).
-    fn reads_prompt_lists(&self) -> bool;
+    /// The kinds of prompts.
+    fn prompt_style(&self) -> PromptStyle;
 
-    /// Whether conversations can be written without a chat template, with `<end_of_utterance>` after each turn.
-    fn writes_turns(&self) -> bool;
+    /// The sizes of the tiles that [`Self::layout`] returns.
+    fn tile_sizes(&self) -> TileSizes;
 
-    /// Whether all tiles of a batch go into one array, so that they must have the same size if padding is off.
-    fn needs_equal_tiles(&self) -> bool;
-
-    /// Rejects options of other families.
+    /// Rejects options of other families. By default, those of [`PromptStyle::Interleaved`] in another style.
     ///
     /// # Errors
     /// A [`ProcessorError`] of kind [`Input`](crate::ErrorKind::Input) that names the option.
-    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError>;
+    fn check_options(&self, options: &ProcessOptions) -> Result<(), ProcessorError> {
+        let given = [
+            ("add_end_of_utterance_token", options.add_end_of_utterance_token == Some(true)),
+            ("add_eos_token", options.add_eos_token),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given && self.prompt_style() != PromptStyle::Interleaved) {
+            Some((option, _)) => Err(ProcessorError::InterleavedOption { option }),
+            None => Ok(()),
+        }
+    }
 
     /// The tiles of an upright picture of `width` × `height` pixels, both at least 1. Each tile is a rectangle inside
     /// the picture and a target size with sides of at least 1 pixel. Depends on the picture's size only, not on its
@@ -83,9 +92,29 @@ pub trait FamilyRules: Debug + Send + Sync {
         self.layout(width, height, config).tiles.len() as u64
     }
 
-    /// Expands the image placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed if
-    /// [`Self::reads_prompt_lists`] is true.
+    /// Expands the image placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed in the style
+    /// [`PromptStyle::Interleaved`].
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
+}
+
+/// The kinds of prompts that a family reads and writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptStyle {
+    /// Texts, and conversations for a chat template. The processor adds image tokens and `<end_of_utterance>` to a
+    /// tokenizer that lacks them.
+    Template,
+    /// Also lists of texts and images ([`PromptText::Parts`]). Without a chat template, conversations are written with
+    /// `<end_of_utterance>` after each turn. The tokenizer keeps the tokens of its files.
+    Interleaved,
+}
+
+/// The sizes of a family's tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TileSizes {
+    /// All tiles have the same size.
+    Equal,
+    /// Tiles have different sizes. Those of a batch go into one array after padding, or if they happen to be equal.
+    Varying,
 }
 
 /// How a picture is cut into tiles.

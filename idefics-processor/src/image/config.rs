@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::families::FamilyRules;
 use crate::files::describe_io_error;
 use crate::image::Filter;
 
@@ -138,50 +139,33 @@ const INERT_FIELDS: [&str; 13] = [
     "use_fast", // this crate always reproduces the processor that works without torchvision
 ];
 
-/// Supported values of `image_processor_type`.
-const IMAGE_PROCESSOR_TYPES: [&str; 3] =
-    ["Idefics2ImageProcessor", "Idefics2ImageProcessorFast", "Idefics2ImageProcessorPil"];
-
 impl ImageProcessorConfig {
     /// Reads the configuration from `preprocessor_config.json`, or from the `image_processor` section of
-    /// `processor_config.json`.
+    /// `processor_config.json`. The family knows the meaning and the default of each field.
     ///
     /// # Errors
     /// Any [`ImageConfigError`].
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, ImageConfigError> {
+    pub fn from_file(path: impl AsRef<Path>, family: &dyn FamilyRules) -> Result<Self, ImageConfigError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path)
             .map_err(|error| ImageConfigError::Read { path: path.display().to_string(), error })?;
-        Self::from_json(&text)
+        Self::from_json(&text, family)
     }
 
     /// Like [`Self::from_file`], from the text of the file.
     ///
     /// # Errors
     /// Any [`ImageConfigError`] except [`ImageConfigError::Read`].
-    pub fn from_json(text: &str) -> Result<Self, ImageConfigError> {
+    pub fn from_json(text: &str, family: &dyn FamilyRules) -> Result<Self, ImageConfigError> {
         let json = |reason: String| ImageConfigError::Json { reason };
         match serde_json::from_str(text).map_err(|error| json(error.to_string()))? {
             Value::Object(mut object) => match object.remove("image_processor") {
-                Some(Value::Object(section)) => Self::from_object(section),
+                Some(Value::Object(section)) => family.image_config(section),
                 Some(other) => Err(field_error("image_processor", &other, "an object")),
-                None => Self::from_object(object),
+                None => family.image_config(object),
             },
             other => Err(json(format!("found {}", short(&other)))),
         }
-    }
-
-    /// Reads and validates the object that contains the fields. Fields that are absent or null get their default.
-    ///
-    /// # Errors
-    /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
-    pub fn from_object(object: Map<String, Value>) -> Result<Self, ImageConfigError> {
-        let config = Self::default().with_fields(&object, &IMAGE_PROCESSOR_TYPES)?;
-        if let ImageSize::LongestEdge { .. } = config.size {
-            let expected = "{shortest_edge, longest_edge} or {height, width} in whole pixels";
-            return Err(field_error("size", object.get("size").unwrap_or(&Value::Null), expected));
-        }
-        Ok(config)
     }
 
     /// The keys of `object`, from which this configuration was read, that have a value but no effect: unknown keys, and
@@ -289,7 +273,7 @@ impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
     type Error = ImageConfigError;
 
     fn try_from(object: Map<String, Value>) -> Result<Self, ImageConfigError> {
-        Self::from_object(object)
+        Self::from_idefics2_object(&object)
     }
 }
 

@@ -5,7 +5,7 @@
 use idefics_image::{ResizeTarget, load_resized, resize_view};
 use rayon::prelude::*;
 
-use crate::families::{FamilyRules, Idefics2, TileGrid};
+use crate::families::{FamilyRules, TileGrid};
 use crate::image::{
     DecodeOptions, ImageConfigError, ImageProcessorConfig, ImageSource, ImageTile, PadError, PaddedImages, ReadOptions,
     RgbImage, TileError, pad_batch,
@@ -21,22 +21,11 @@ pub struct ImageProcessor {
 }
 
 impl ImageProcessor {
-    /// Creates an image processor with the rules of Idefics2. For other families, see [`Self::with_family`].
-    ///
-    /// # Errors
-    /// Those of [`ImageProcessorConfig::validate`].
-    pub fn new(config: ImageProcessorConfig) -> Result<Self, ImageConfigError> {
-        Self::with_family(&Idefics2, config)
-    }
-
     /// Creates an image processor with the rules of `family`.
     ///
     /// # Errors
     /// Those of [`ImageProcessorConfig::validate`].
-    pub fn with_family(
-        family: &'static dyn FamilyRules,
-        config: ImageProcessorConfig,
-    ) -> Result<Self, ImageConfigError> {
+    pub fn new(family: &'static dyn FamilyRules, config: ImageProcessorConfig) -> Result<Self, ImageConfigError> {
         config.validate()?;
         let values = Box::new(std::array::from_fn(|channel| {
             std::array::from_fn(|value| normalized_value(&config, channel, value as u8))

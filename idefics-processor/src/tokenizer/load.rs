@@ -10,7 +10,7 @@ use tokenizers::AddedToken;
 
 use crate::checkpoint::{Checkpoint, ModelHead, Sourced, field, shorten};
 use crate::error::ProcessorError;
-use crate::families::FamilyRules;
+use crate::families::{FamilyRules, PromptStyle};
 use crate::tokenizer::{Compatibility, SpecialIds, Tokenizer};
 
 /// Maximum number of special tokens. Real tokenizers have up to a few hundred.
@@ -156,7 +156,7 @@ impl TokenizerConfig {
             // Source: `Idefics2Processor.__init__`, where a tokenizer may name its own tokens.
             image: named("image_token")?.unwrap_or_else(|| "<image>".to_owned()),
             fake: named("image_boundary_token")?.unwrap_or_else(|| "<fake_token_around_image>".to_owned()),
-            adds_prompt_tokens: family.adds_prompt_tokens(),
+            adds_prompt_tokens: family.prompt_style() == PromptStyle::Template,
         })
     }
 
@@ -253,7 +253,7 @@ fn build(
 }
 
 /// The end-of-turn token.
-pub(crate) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
+pub const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
 /// A tokenizer as release 5 rebuilds it from `tokenizer.json`.
 struct Rebuilt {

@@ -14,7 +14,8 @@ use crate::error::ProcessorError;
 use crate::prompt::Literals;
 
 pub(crate) use fragments::{Fragment, Fragments};
-pub(crate) use load::{END_OF_UTTERANCE, TokenizerConfig, load};
+pub use load::END_OF_UTTERANCE;
+pub(crate) use load::{TokenizerConfig, load};
 
 /// The release of the reference to reproduce.
 ///

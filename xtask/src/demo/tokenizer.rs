@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+pub(super) use idefics_generate::processor::END_OF_UTTERANCE;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -14,7 +15,6 @@ use tokenizers::{AddedToken, TokenizerImpl};
 /// The special tokens, with ids 0 to 5.
 pub(super) const SPECIAL_TOKENS: [&str; 6] =
     ["<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", END_OF_UTTERANCE];
-pub(super) const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
 /// Size of the vocabulary: special tokens, 256 bytes, and merges.
 const VOCAB_SIZE: usize = 640;

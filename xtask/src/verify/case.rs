@@ -8,7 +8,7 @@ use burn::tensor::DType;
 use idefics_checkpoint::PicklePolicy;
 use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
-use idefics_generate::{GenerationConfig, WeightFormat, WeightOptions};
+use idefics_generate::{FAMILIES, GenerationConfig, WeightFormat, WeightOptions};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -139,11 +139,13 @@ impl Case {
         let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         ensure!(file.format == 1, "{}: format {} is not supported; expected 1", path.display(), file.format);
+        let families: Vec<&str> = FAMILIES.iter().map(|family| family.model_type()).collect();
         ensure!(
-            ["idefics", "idefics2", "idefics3", "smolvlm"].contains(&file.family.as_str()),
-            "{}: family {:?} is not supported; expected idefics, idefics2, idefics3 or smolvlm",
+            families.contains(&file.family.as_str()),
+            "{}: family {:?} is not supported; expected one of {}",
             path.display(),
-            file.family
+            file.family,
+            families.join(", ")
         );
         for sample in &mut file.samples {
             sample.resolve_paths(folder);

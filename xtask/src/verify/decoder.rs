@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Tensor, TensorData};
 use idefics_generate::processor::TokenBatch;
 use idefics_generate::text::DecoderObserver;
-use idefics_generate::{Model, Prompts};
+use idefics_generate::{ImageVectors, Model, Prompts};
 
 use super::compare::Comparison;
 use super::margins::{NMSE, nmse};
@@ -43,7 +43,7 @@ impl Stages<'_> {
         model: &dyn Model,
         n_layers: usize,
         (prompts, real): (&Prompts, &[bool]),
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         loss: &dyn Fn(Tensor<3>, &[i64]) -> Tensor<1>,
     ) -> Result<()> {
         let wanted = |name: &String| {

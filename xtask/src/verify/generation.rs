@@ -1,12 +1,12 @@
 //! The generation stages, which start from the raw samples.
 
 use anyhow::{Context, Result};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
 use idefics_generate::{
-    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, GraphCapture, Model, ModelConfig, Prompts,
-    load_model,
+    Controls, DeviceChoice, DeviceLease, Generation, GenerationConfig, GraphCapture, ImageVectors, Model, ModelConfig,
+    Prompts, load_model,
 };
 
 use super::case::Case;
@@ -182,7 +182,7 @@ impl<'r> Run<'r> {
     fn start<'m>(
         &self,
         model: &'m dyn Model,
-        image_hidden_states: Option<Tensor<3>>,
+        image_hidden_states: Option<ImageVectors>,
         controls: Controls<'r>,
     ) -> Result<Generation<'m>, idefics_generate::Error>
     where

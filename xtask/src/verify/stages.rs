@@ -101,21 +101,20 @@ impl Stages<'_> {
         let shape = [tokens.batch, tokens.seq];
         self.ints("processor.input_ids", &shape, &tokens.input_ids)?;
         self.ints("processor.attention_mask", &shape, &tokens.attention_mask)?;
-        if processor.family().model_type() == "idefics" {
-            return self.idefics1_processor(processor, processed, &tokens);
-        }
         self.grids(processed)?;
-        let Some(images) = processed.padded_images() else {
-            for stage in ["processor.pixel_values", "processor.pixel_attention_mask"] {
-                if self.case.expected(stage).is_some() {
-                    self.report.stage(stage, &Comparison::failed("the samples contain no images".to_owned()));
-                }
-            }
-            return Ok(());
-        };
+        self.image_attention_mask(processor, processed, &tokens)?;
+        let Some(images) = processed.padded_images() else { return self.no_images(&tokens) };
         let tolerance = self.case.tolerance("processor.pixel_values");
         self.floats("processor.pixel_values", &images.pixel_values_shape(), &images.pixel_values, tolerance, |_| true)?;
         self.ints("processor.pixel_attention_mask", &images.pixel_attention_mask_shape(), &images.pixel_attention_mask)
+    }
+
+    /// The expected pixels of samples without images: none, or one black image per row, as in IDEFICS v1.
+    fn no_images(&mut self, tokens: &TokenBatch) -> Result<()> {
+        let Some(expected) = self.case.expected("processor.pixel_values") else { return Ok(()) };
+        let shape = [&[tokens.batch, 1][..], expected.shape.get(2..).unwrap_or_default()].concat();
+        let black = vec![0.0; shape.iter().product()];
+        self.floats("processor.pixel_values", &shape, &black, 0.0, |_| true)
     }
 
     /// Rows and columns of each picture, `[batch, pictures]`, -1 where a row has fewer pictures.

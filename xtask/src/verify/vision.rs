@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use burn::tensor::Tensor;
 use idefics_generate::processor::ProcessedInputs;
 use idefics_generate::processor::image::{ImageTile, PaddedImages};
-use idefics_generate::{ImageBatch, Model, VisionBatch};
+use idefics_generate::{ImageBatch, ImageVectors, Model, VisionBatch};
 
 use super::case::Expected;
 use super::compare::Comparison;
@@ -37,7 +37,7 @@ impl Stages<'_> {
         model: &dyn Model,
         vision_features: &dyn Fn(&ImageBatch<'_>) -> Tensor<3>,
         images: &[ImageTile],
-    ) -> Result<Option<Tensor<3>>> {
+    ) -> Result<Option<ImageVectors>> {
         let batches = model.shape().image_batches(images, VisionBatch::default())?;
         let features: Vec<Tensor<3>> = batches.iter().map(vision_features).collect();
         if let Some(expected) = self.case.expected("vision.last_hidden_state") {
@@ -46,12 +46,20 @@ impl Stages<'_> {
         }
         let image_hidden_states = model.encode_images(images)?;
         match &image_hidden_states {
-            Some(states) => self.tensor("image_hidden_states", states, |_| true)?,
+            Some(states) => self.image_vectors(states.clone())?,
             None => {
                 ensure!(self.case.expected("image_hidden_states").is_none(), "`image_hidden_states` without an image");
             }
         }
         Ok(image_hidden_states)
+    }
+
+    /// Compares the image vectors, `[images, n_vectors, d]`.
+    fn image_vectors(&mut self, image_hidden_states: ImageVectors) -> Result<()> {
+        let Some(states) = image_hidden_states.into_equal() else {
+            bail!("the images have different numbers of vectors, which `image_hidden_states` cannot express");
+        };
+        self.tensor("image_hidden_states", &states, |_| true)
     }
 
     /// Compares the features of real patches. The reference pads all images to one patch grid; ours contain only real

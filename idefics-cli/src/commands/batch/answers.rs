@@ -27,9 +27,8 @@ pub(super) fn answer(
     prepared: Result<Prepared<'_>, Error>,
     cancel: &CancelToken,
 ) -> Result<Answered, Failure> {
-    let lease = global.lease();
     let generate = |prepared: Result<Prepared<'_>, Error>| {
-        let controls = args.generation.controls(global, lease.as_ref(), cancel);
+        let controls = args.generation.controls(global, cancel);
         prepared?.generate_each(&args.generation.options(), controls)
     };
     let n_samples = group.samples.len();

@@ -140,8 +140,7 @@ impl Chat<'_> {
         let cancel = signals::begin_answer();
         let mut content: Vec<Content> = self.images.iter().cloned().map(Content::image).collect();
         content.push(Content::text(question));
-        let lease = self.global.lease();
-        let controls = self.args.generation.controls(self.global, lease.as_ref(), &cancel);
+        let controls = self.args.generation.controls(self.global, &cancel);
         let mut stdout = io::stdout().lock();
         let mut chunks = Chunks::new(String::new());
         let is_json = self.global.json;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::ROWS;
 use super::taps::Taps;
+use crate::isa::Isa;
 
 /// The fastest horizontal loop that the CPU supports, with its weights.
 #[derive(Debug)]
@@ -17,9 +18,10 @@ pub(super) enum Columns {
 }
 
 impl Columns {
-    /// `None` if the CPU supports no vector loop that is exact with these weights.
+    /// `None` if the CPU supports no vector loop that is exact with these weights, or `IDEFICS_ISA` allows none.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
-        vnni::Columns::new(taps).map(Self::Vnni).or_else(|| avx2::Columns::new(taps).map(Self::Avx2))
+        let vnni = || vnni::Columns::new(taps).filter(|_| Isa::Avx512Vnni.is_allowed()).map(Self::Vnni);
+        vnni().or_else(|| avx2::Columns::new(taps).filter(|_| Isa::Avx2.is_allowed()).map(Self::Avx2))
     }
 
     /// All loops that the CPU supports, for tests.
@@ -46,9 +48,11 @@ pub(super) enum Rows {
 }
 
 impl Rows {
-    /// `None` if this machine has no vector loop for these weights and rows of at least `row_bytes` bytes.
+    /// `None` if this machine has no vector loop for these weights and rows of at least `row_bytes` bytes, or
+    /// `IDEFICS_ISA` allows none.
     pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
-        vnni::Rows::new(taps, row_bytes).map(Self::Vnni).or_else(|| avx2::Rows::new(taps, row_bytes).map(Self::Avx2))
+        let vnni = || vnni::Rows::new(taps, row_bytes).filter(|_| Isa::Avx512Vnni.is_allowed()).map(Self::Vnni);
+        vnni().or_else(|| avx2::Rows::new(taps, row_bytes).filter(|_| Isa::Avx2.is_allowed()).map(Self::Avx2))
     }
 
     /// Every loop that this machine has, for tests.
@@ -164,7 +168,7 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
 #[inline(always)]
 fn prefetch(row: &[u8], at: usize) {
     // SAFETY: a prefetch reads nothing, wherever it points to.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code)] // a prefetch takes a pointer
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at + 3 * Strip::INPUTS).cast());
     }
@@ -175,7 +179,7 @@ fn prefetch(row: &[u8], at: usize) {
 fn load(bytes: &[u8], at: usize) -> __m128i {
     let bytes = &bytes[at..at + 16];
     // SAFETY: 16 bytes are there.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code)] // a vector load takes a pointer
     unsafe {
         _mm_loadu_si128(bytes.as_ptr().cast())
     }
