@@ -148,6 +148,16 @@ impl ImageVectors {
     }
 }
 
+/// The index of each image among the results of `batches`, one batch after another.
+pub fn rows_of_images(batches: &[ImageBatch<'_>]) -> Vec<usize> {
+    let mut rows = vec![0; batches.iter().map(|batch| batch.image_indices.len()).sum()];
+    let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
+    for (row, &image_idx) in encoded.enumerate() {
+        rows[image_idx] = row;
+    }
+    rows
+}
+
 /// The vectors of all batches, each `[n_images, n_vectors, d_image]`, in the order of the images; `None` if there are
 /// none.
 pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tensor<3>>) -> Option<ImageVectors> {
@@ -155,11 +165,7 @@ pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tens
     let counts = parts.iter().flat_map(|part| part.counts.iter().copied()).collect();
     let vectors = joined(parts.into_iter().map(ImageVectors::into_rows).collect())?;
     let encoded = ImageVectors { vectors, counts }; // batch by batch
-    let mut places = vec![0; encoded.n_images()];
-    for (index, &image_idx) in batches.iter().flat_map(|batch| &batch.image_indices).enumerate() {
-        places[image_idx] = index;
-    }
-    Some(encoded.arrange(&places))
+    Some(encoded.arrange(&rows_of_images(batches)))
 }
 
 /// All rows, one part after another. A single part is not copied.

@@ -42,7 +42,7 @@ pub use device::{
 };
 pub use error::{Error, ErrorKind};
 pub use feature_cache::{ImageKey, image_key};
-pub use features::{ImageBatch, ImageVectors, image_batches};
+pub use features::{ImageBatch, ImageVectors, image_batches, rows_of_images};
 pub use folder::load_processor;
 pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Generation, GraphCapture, TokenLogprob};
 pub use generation_config::{

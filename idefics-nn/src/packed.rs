@@ -13,8 +13,8 @@ use idefics_kernels::formats::{
 
 /// The weight of a [`crate::Linear`] as codes and scales. It is never dequantised as a whole.
 ///
-/// Codes and scales are not parameters: they move with the module, but Burn's mappers and optimisers do not see
-/// them. They need not be frozen either, because no gradient is ever computed for them.
+/// Codes and scales are not parameters: they move with the module, but optimisers do not see them. They need not be
+/// frozen either, because no gradient is ever computed for them.
 #[derive(Module, Debug)]
 pub struct PackedWeight {
     /// Flat, in the order of the format; on the CPU one byte per element, elsewhere packed four bytes per word.
@@ -30,12 +30,12 @@ pub struct PackedWeight {
 }
 
 /// Burn's visitors and mappers know only parameters, so a packed weight passes through them attached to a
-/// parameter: `as_param` attaches it for visitors, `carry` for the mapper that loads it.
+/// parameter: `as_param` attaches it for all of them, `carry` for the mapper that loads it.
 impl Reparameterization for PackedWeight {
     const NAME: &'static str = "packed";
 
-    fn apply<const D: usize>(&self, _base: Tensor<D>) -> Tensor<D> {
-        self.dequantize().reshape(std::array::from_fn::<usize, D, _>(|axis| [self.d_out, self.d_in][axis]))
+    fn apply<const D: usize>(&self, base: Tensor<D>) -> Tensor<D> {
+        base
     }
 }
 
@@ -97,13 +97,12 @@ impl PackedWeight {
         ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize())
     }
 
-    /// A parameter without memory whose value is computed from the codes on demand. It represents the weight in
-    /// visitors that know only parameters.
+    /// A parameter without memory whose value is dequantised on demand. It represents the weight in visitors and
+    /// mappers that know only parameters.
     pub(crate) fn as_param(&self) -> Param<Tensor<2>> {
-        let dims = self.dims();
-        let nothing = move |device: &Device, _: bool| Tensor::<2>::zeros([1, 1], device).expand(dims);
-        let param = Param::uninitialized(ParamId::new(), nothing, self.device(), false, Shape::from(dims));
-        self.clone().carry(param)
+        let (weight, shape) = (self.clone(), Shape::from(self.dims()));
+        let value = move |_: &Device, _: bool| weight.dequantize();
+        self.clone().carry(Param::uninitialized(ParamId::new(), value, self.device(), false, shape))
     }
 
     /// Attaches the weight to a parameter, where [`Self::carried_by`] finds it.

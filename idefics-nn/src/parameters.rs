@@ -21,8 +21,15 @@ pub trait ParameterVisitor {
 
 /// Replaces the parameters of a module.
 pub trait ParameterMapper {
-    /// Called once per parameter, in the order of the fields; not called for quantised weights.
+    /// Called once per parameter, in the order of the fields. For a quantised weight, [`Self::map_packed`] is called
+    /// instead.
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
+
+    /// Called instead of [`Self::map`] for a quantised weight, which is attached to `param`. The weight stays
+    /// quantised if `param` is returned, as by default, and becomes dense if another parameter is returned.
+    fn map_packed<const D: usize>(&mut self, _name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param
+    }
 }
 
 /// Calls `visitor` for every parameter of `module`.
@@ -112,7 +119,11 @@ impl<T: ParameterMapper> ModuleMapper for Named<'_, T> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        self.inner.map(&self.path.name(), param)
+        let name = self.path.name();
+        match PackedWeight::carried_by(&param) {
+            Some(_) => self.inner.map_packed(&name, param),
+            None => self.inner.map(&name, param),
+        }
     }
 }
 

@@ -8,15 +8,16 @@ use crate::{Activations, PackedWeight, ops};
 /// The weight of a [`crate::Linear`], `[d_out, d_in]`. Its name in a checkpoint is the name of the field that
 /// holds it.
 ///
-/// Loading turns a dense weight into a packed one. [`Module`] is implemented by hand because a parameter mapper cannot
-/// change the variant: the packed weight is returned attached to the parameter that was passed to the mapper.
+/// Loading turns a dense weight into a packed one, or the other way round. [`Module`] is implemented by hand because
+/// a mapper cannot change the variant: a packed weight passes through mappers attached to a parameter.
 #[expect(clippy::large_enum_variant, reason = "a model has a few hundred, and Burn does not support boxed modules")]
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Dense values, random until a checkpoint is loaded.
     Dense(Param<Tensor<2>>),
-    /// Codes and scales. They are never trained, and mappers skip them. Burn's visitors see a parameter whose
-    /// value is dequantised on demand; a [`crate::ParameterVisitor`] sees the packed weight itself.
+    /// Codes and scales. They are never trained. Burn's visitors and mappers see a parameter whose value is
+    /// dequantised on demand; a mapper that changes the value makes the weight dense. A
+    /// [`crate::ParameterVisitor`] sees the packed weight itself, and a [`crate::ParameterMapper`] keeps it.
     Packed(PackedWeight),
 }
 
@@ -105,8 +106,10 @@ impl Module for Weight {
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        let Self::Dense(weight) = self else { return self };
-        let weight = Module::map(weight, mapper);
+        let weight = match self {
+            Self::Dense(weight) => Module::map(weight, mapper),
+            Self::Packed(weight) => mapper.map_float(weight.as_param()),
+        };
         match PackedWeight::carried_by(&weight) {
             Some(packed) => Self::Packed(packed.clone()),
             None => Self::Dense(weight),

@@ -1,12 +1,12 @@
 //! Gradients through frozen weights in every format, and adapters on them.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_kernels::formats::FourBitType;
 use idefics_nn::checkpoint::{fill_random, save};
 use idefics_nn::{
-    Adapter, Checkpoint, Linear, LoadModule, LoadOptions, PackedFormat, PackedWeight, ParameterVisitor, Quantization,
-    Weight, visit_parameters,
+    Adapter, Checkpoint, Linear, LoadModule, LoadOptions, PackedFormat, PackedWeight, ParameterMapper,
+    ParameterVisitor, Quantization, Weight, map_parameters, visit_parameters,
 };
 use proptest::prelude::*;
 
@@ -194,11 +194,51 @@ fn packed_weight_is_saved_in_its_format() {
 }
 
 #[test]
-#[should_panic(expected = "a module can be loaded only once")]
-fn rejects_loading_over_packed_weight() {
-    let device = Device::flex();
-    let linear = frozen(64, 4, WeightFormat::Packed(PackedFormat::Q4), 3, &device);
-    drop(fill_random(linear, &LoadOptions::default(), 1, |_| ()));
+fn loading_replaces_packed_weight() {
+    let device = Device::flex().autodiff();
+    for (old, new) in [(0, 1), (1, 1), (1, 5), (4, 2)].map(|(old, new)| (ALL_FORMATS[old], ALL_FORMATS[new])) {
+        let expected = frozen(70, 9, new, 3, &device);
+        let folder = tempfile::tempdir().unwrap();
+        save(&expected, &folder.path().join("model.safetensors"), None, &[]).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let as_stored = [String::new()];
+        let options = LoadOptions { as_stored: &as_stored, ..LoadOptions::default() };
+        let loaded = checkpoint.load(frozen(70, 9, old, 4, &device), &options, |_| ()).unwrap();
+        match (loaded.weight(), expected.weight()) {
+            (Weight::Packed(loaded), Weight::Packed(expected)) => assert_eq!(loaded.format(), expected.format()),
+            (Weight::Dense(loaded), Weight::Dense(expected)) => {
+                assert_eq!(loaded.val().dtype(), expected.val().dtype());
+            }
+            (loaded, _) => panic!("{old:?} replaced by {new:?} is {loaded:?}"),
+        }
+        assert_eq!(numbers(&loaded), numbers(&expected), "{old:?} replaced by {new:?}");
+    }
+    let packed = frozen(70, 9, ALL_FORMATS[3], 3, &device);
+    let filled = fill_random(packed, &LoadOptions::default(), 5, |_| ()).unwrap();
+    assert_eq!(numbers(&filled), numbers(&frozen(70, 9, WeightFormat::Dense(DType::F32), 5, &device)));
+}
+
+#[test]
+fn mapper_that_changes_the_value_makes_packed_weight_dense() {
+    struct Double;
+    impl ModuleMapper for Double {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|value| value * 2.0)
+        }
+    }
+    struct Nothing;
+    impl ParameterMapper for Nothing {
+        fn map<const D: usize>(&mut self, _name: &str, _param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            panic!("the layer has no other parameter");
+        }
+    }
+    let linear = frozen(70, 9, ALL_FORMATS[1], 3, &Device::flex());
+    let expected: Vec<f32> = numbers(&linear).into_iter().map(|value| 2.0 * value).collect();
+    let kept = map_parameters(linear.clone(), &mut Nothing);
+    assert!(matches!(kept.weight(), Weight::Packed(_)));
+    let doubled = linear.map(&mut Double);
+    assert!(matches!(doubled.weight(), Weight::Dense(_)));
+    assert_eq!(numbers(&doubled), expected);
 }
 
 #[test]

@@ -8,10 +8,10 @@
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use idefics_generate::{AssembledModel, Idefics2, Idefics2Config, WeightFormat};
-use idefics_nn::checkpoint::fill_random;
-use idefics_nn::{LoadOptions, Quantization};
+use idefics_nn::LoadOptions;
+use idefics_nn::checkpoint::{Quantization, fill_random};
 use idefics_train::{
     LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_checkpointed,
 };
@@ -22,8 +22,14 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |at: usize, default: &str| arguments.get(at).map_or(default, String::as_str).to_owned();
-    let format: WeightFormat = argument(0, "nf4").parse()?;
-    let checkpoints = argument(1, "kept") == "checkpointed";
+    let WeightFormat::Packed(format) = argument(0, "nf4").parse()? else {
+        return Err("the format must be one of nf4, fp4, q4 and int8".into());
+    };
+    let recomputes = match argument(1, "kept").as_str() {
+        "kept" => false,
+        "recomputed" => true,
+        other => return Err(format!("{other:?}: expected kept or recomputed").into()),
+    };
     let (layers, tokens): (usize, u32) = (argument(2, "10").parse()?, argument(3, "128").parse()?);
 
     let config: Idefics2Config = serde_json::from_value(json!({
@@ -41,16 +47,12 @@ fn main() -> Result<(), Failure> {
             "resampler_head_dim": 8, "num_key_value_heads": 1,
         },
     }))?;
-    let quantize = match format {
-        WeightFormat::Packed(format) => {
-            Some(Quantization { format, double_quant: false, modules_to_not_convert: vec!["lm_head".to_owned()] })
-        }
-        _ => None,
-    };
-    let options = LoadOptions { dtype: Some(DType::F32), quantize, ..LoadOptions::default() };
-    let model = fill_random(Idefics2::new(&config, &Device::flex().autodiff())?, &options, 1, |_| ())?;
-    let (held, in_f32) = (megabytes(model.weight_bytes()), megabytes(4 * model.num_params()));
-    println!("weights: {held:.0} MB as held, {in_f32:.0} MB in f32");
+    let quantization = Quantization { format, double_quant: false, modules_to_not_convert: vec!["lm_head".to_owned()] };
+    let options = LoadOptions { quantize: Some(quantization), ..LoadOptions::default() };
+    let device = Device::flex().autodiff();
+    let model = fill_random(Idefics2::new(&config, &device)?, &options, 1, |_| ())?;
+    let (held, in_f32) = (model.weight_bytes(), 4 * model.num_params());
+    println!("weights: {:.0} MB as held, {:.0} MB in f32", megabytes(held), megabytes(in_f32));
 
     // Leaves only norms to train, including those of every decoder layer.
     let frozen = ["model.text_model.embed_tokens.", "model.vision_model.", "lm_head."].map(str::to_owned).to_vec();

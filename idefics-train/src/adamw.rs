@@ -2,11 +2,14 @@
 //!
 //! Paper: <https://arxiv.org/abs/1711.05101>. Source: `torch.optim.AdamW`. Burn's own optimiser is not used: it keys
 //! its state by parameter ids, which are random for each model, so a run could not be resumed in another process.
+//!
+//! Moments and updates are computed in F32 whatever the dtype of a parameter, and the new value is rounded to that
+//! dtype. PyTorch keeps the moments in the dtype of the parameter.
 
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use idefics_nn::{ParameterMapper, map_parameters};
 use serde::{Deserialize, Serialize};
 
@@ -53,9 +56,9 @@ pub struct AdamW {
 pub(crate) struct Moments {
     /// Number of steps in which this tensor had a gradient.
     pub(crate) step: u64,
-    /// Running mean of the gradients, flattened.
+    /// Running mean of the gradients, flattened, F32.
     pub(crate) exp_avg: Tensor<1>,
-    /// Running mean of the squared gradients, flattened.
+    /// Running mean of the squared gradients, flattened, F32.
     pub(crate) exp_avg_sq: Tensor<1>,
 }
 
@@ -80,6 +83,7 @@ impl AdamW {
         )
     }
 
+    /// The new value of a tensor, in F32, from its value and gradient in F32.
     fn update(&mut self, name: &str, n_axes: usize, value: Tensor<1>, gradient: Tensor<1>, rate: f64) -> Tensor<1> {
         let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.config;
         let decay = match weight_decay {
@@ -115,12 +119,13 @@ struct Update<'a> {
 
 impl ParameterMapper for Update<'_> {
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let dtype = param.val().dtype();
         let source = self.tied.iter().find(|(tied, _)| *tied == name).and_then(|(_, source)| self.sources.get(*source));
         let value = match (source, self.gradients.get(name)) {
-            (Some(source), _) => source.clone(),
+            (Some(source), _) => source.clone().cast(dtype),
             (None, Some(gradient)) => {
-                let value = param.val().inner().flatten(0, D - 1);
-                self.optimizer.update(name, D, value, gradient.clone(), self.learning_rate)
+                let value = param.val().inner().flatten(0, D - 1).cast(DType::F32);
+                self.optimizer.update(name, D, value, gradient.clone(), self.learning_rate).cast(dtype)
             }
             (None, None) => return param,
         };

@@ -6,8 +6,8 @@ use idefics_nn::KvCache;
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, DecoderStack, Positions};
 
-use crate::LabelRecipe;
-use crate::labels::NextTokens;
+use crate::labels::{IGNORED_LABEL, NextTokens};
+use crate::{BatchError, LabelRecipe};
 
 /// Rows that are processed together.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub struct TrainingBatch {
     pub recipe: LabelRecipe,
     /// For rows that branch, `[batch · seq]`: the parent of each slot, which is the slot of the same row that it
     /// follows; the inner `None` for slots without a parent. The label of slot `t` is then predicted by its parent
-    /// instead of slot `t − 1`. `None` if no row branches.
+    /// instead of slot `t − 1`. Rows that branch are padded on the right. `None` if no row branches.
     pub parents: Option<Vec<Option<usize>>>,
 }
 
@@ -39,22 +39,19 @@ impl TrainingBatch {
     /// One row per text, padded on the left. `images` has the tiles of all texts, in order.
     ///
     /// # Errors
-    /// [`InputError::Empty`] if there are no texts or one of them has no tokens.
-    ///
-    /// # Panics
-    /// If a text does not have exactly one label per token.
+    /// [`InputError::Empty`] if there are no texts or one of them has no tokens, [`BatchError::TextLabels`].
     pub fn padded(
         texts: &[LabelledText],
         images: Vec<ImageTile>,
         recipe: LabelRecipe,
         pad_token_id: u32,
-    ) -> Result<Self, InputError> {
+    ) -> Result<Self, BatchError> {
+        check_labels(texts)?;
         let ids: Vec<Vec<u32>> = texts.iter().map(|text| text.ids.clone()).collect();
         let prompts = Prompts::pad_left(&ids, pad_token_id)?;
         let padded = prompts.left_padding().iter().zip(texts);
         let labels = padded.flat_map(|(&padding, text)| {
-            assert_eq!(text.ids.len(), text.labels.len(), "every token needs one label");
-            std::iter::repeat_n(-100, padding).chain(text.labels.iter().copied())
+            std::iter::repeat_n(IGNORED_LABEL, padding).chain(text.labels.iter().copied())
         });
         Ok(Self { labels: labels.collect(), images, recipe, parents: None, prompts })
     }
@@ -66,25 +63,23 @@ impl TrainingBatch {
     /// contain the same images, and must not diverge before the last image. Only tokens with label −100 are shared.
     ///
     /// # Errors
-    /// [`InputError::Empty`] if a row has no texts or no tokens.
-    ///
-    /// # Panics
-    /// If a text does not have exactly one label per token.
+    /// [`InputError::Empty`] if a row has no texts or no tokens, [`BatchError::TextLabels`].
     pub fn branching(
         rows: &[Vec<LabelledText>],
         images: Vec<ImageTile>,
         recipe: LabelRecipe,
         pad_token_id: u32,
-    ) -> Result<Self, InputError> {
+    ) -> Result<Self, BatchError> {
+        check_labels(rows.iter().flatten())?;
         let mut trees: Vec<Tree> = rows.iter().map(|texts| Tree::from_texts(texts)).collect();
         let seq = trees.iter().map(|tree| tree.ids.len()).max().unwrap_or(0);
         if let Some(row) = trees.iter().position(|tree| tree.ids.is_empty()) {
-            return Err(InputError::Empty { row });
+            return Err(InputError::Empty { row }.into());
         }
         for tree in &mut trees {
             // Padding on the right, where no other token sees it.
             for slot in tree.ids.len()..seq {
-                tree.push(pad_token_id, -100, Some(slot - 1));
+                tree.push(pad_token_id, IGNORED_LABEL, Some(slot - 1));
             }
         }
         let ids = trees.iter().flat_map(|tree| tree.ids.iter().copied()).collect();
@@ -99,21 +94,62 @@ impl TrainingBatch {
 
     /// For models with cross-attention to images: each token sees the latest image before it in its text, and no image
     /// after an end token. See [`Prompts::attend_to_latest_images`].
-    #[must_use]
-    pub fn attend_to_latest_images(mut self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
+    ///
+    /// # Errors
+    /// [`BatchError::ParentCount`], [`BatchError::Parent`] and [`BatchError::LeftPadding`].
+    pub fn attend_to_latest_images(
+        mut self,
+        image_token_id: u32,
+        eos_token_id: Option<u32>,
+    ) -> Result<Self, BatchError> {
+        self.check_parents()?;
         self.prompts = match &self.parents {
             None => self.prompts.attend_to_latest_images(image_token_id, eos_token_id),
             Some(parents) => self.prompts.attend_to_latest_images_in_branches(parents, image_token_id, eos_token_id),
         };
-        self
+        Ok(self)
     }
 
     /// The tokens to be predicted. Labels equal to −100 or `ignored` do not count.
-    pub(crate) fn targets(&self, ignored: i64) -> NextTokens {
-        match &self.parents {
-            None => NextTokens::new(&self.labels, self.prompts.seq(), ignored),
-            Some(parents) => NextTokens::for_branches(&self.labels, parents, self.prompts.seq(), ignored),
+    ///
+    /// # Errors
+    /// [`BatchError`] if labels or parents do not fit the prompts, or a label that counts is not less than
+    /// `vocab_size`.
+    pub(crate) fn targets(&self, ignored: i64, vocab_size: usize) -> Result<NextTokens, BatchError> {
+        let (slots, seq) = (self.n_slots(), self.prompts.seq());
+        if self.labels.len() != slots {
+            return Err(BatchError::LabelCount { slots, labels: self.labels.len() });
         }
+        self.check_parents()?;
+        NextTokens::new(&self.labels, seq, ignored, vocab_size, |row, slot| match &self.parents {
+            None => slot.checked_sub(1),
+            Some(parents) => parents[row * seq + slot],
+        })
+    }
+
+    /// Checks that every slot has a parent, or `None`, that parents precede their slots, and that rows with parents are
+    /// not padded on the left.
+    fn check_parents(&self) -> Result<(), BatchError> {
+        let Some(parents) = &self.parents else { return Ok(()) };
+        let (slots, seq) = (self.n_slots(), self.prompts.seq());
+        if parents.len() != slots {
+            return Err(BatchError::ParentCount { slots, parents: parents.len() });
+        }
+        if let Some(row) = self.prompts.left_padding().iter().position(|&padding| padding > 0) {
+            return Err(BatchError::LeftPadding { row });
+        }
+        for (index, parent) in parents.iter().enumerate() {
+            let (row, slot) = (index / seq, index % seq);
+            if let Some(parent) = parent.filter(|&parent| parent >= slot) {
+                return Err(BatchError::Parent { row, slot, parent });
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of rows times number of slots in a row.
+    fn n_slots(&self) -> usize {
+        self.prompts.batch() * self.prompts.seq()
     }
 
     /// Positions and masks of the tokens of `inputs_embeds`, `[batch, seq, d]`.
@@ -138,6 +174,16 @@ impl TrainingBatch {
     }
 }
 
+/// Checks that every token of `texts` has a label.
+fn check_labels<'a>(texts: impl IntoIterator<Item = &'a LabelledText>) -> Result<(), BatchError> {
+    for (text, LabelledText { ids, labels }) in texts.into_iter().enumerate() {
+        if ids.len() != labels.len() {
+            return Err(BatchError::TextLabels { text, tokens: ids.len(), labels: labels.len() });
+        }
+    }
+    Ok(())
+}
+
 /// The prefix tree of the texts of one row. A token shared by several texts occurs once.
 #[derive(Debug, Default)]
 struct Tree {
@@ -150,10 +196,9 @@ impl Tree {
     fn from_texts(texts: &[LabelledText]) -> Self {
         let mut tree = Self::default();
         for LabelledText { ids, labels } in texts {
-            assert_eq!(ids.len(), labels.len(), "every token needs one label");
             let mut last = None;
             for (&id, &label) in ids.iter().zip(labels) {
-                last = Some(match tree.child(last, id).filter(|_| label == -100) {
+                last = Some(match tree.child(last, id).filter(|_| label == IGNORED_LABEL) {
                     Some(shared) => shared,
                     None => tree.push(id, label, last),
                 });
@@ -166,7 +211,7 @@ impl Tree {
     fn child(&self, parent: Option<usize>, id: u32) -> Option<usize> {
         let first = parent.map_or(0, |parent| parent + 1);
         (first..self.ids.len())
-            .find(|&slot| self.parents[slot] == parent && self.ids[slot] == id && self.labels[slot] == -100)
+            .find(|&slot| self.parents[slot] == parent && self.ids[slot] == id && self.labels[slot] == IGNORED_LABEL)
     }
 
     fn push(&mut self, id: u32, label: i64, parent: Option<usize>) -> usize {

@@ -4,17 +4,85 @@ use idefics_checkpoint::CheckpointError;
 use idefics_generate::{ErrorKind, InputError};
 use idefics_processor::describe_io_error;
 
+/// A micro-batch that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BatchError {
+    /// Tokens or images do not fit the model.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// A text does not have one label per token.
+    #[error("text {text} has {tokens} tokens and {labels} labels; give every token a label, -100 if it is only input")]
+    TextLabels {
+        /// Index of the text among all texts of the batch, from 0.
+        text: usize,
+        /// Number of its tokens.
+        tokens: usize,
+        /// Number of its labels.
+        labels: usize,
+    },
+    /// The batch does not have one label per slot.
+    #[error("the batch has {slots} slots and {labels} labels; give every slot a label, -100 for padding and input")]
+    LabelCount {
+        /// Number of rows times number of slots in a row.
+        slots: usize,
+        /// Number of labels.
+        labels: usize,
+    },
+    /// The batch does not have one parent per slot.
+    #[error("the batch has {slots} slots and {parents} parents; give every slot one, `None` for the first of a text")]
+    ParentCount {
+        /// Number of rows times number of slots in a row.
+        slots: usize,
+        /// Number of parents.
+        parents: usize,
+    },
+    /// A slot whose parent does not precede it.
+    #[error("row {row}, slot {slot}: the parent is slot {parent}, but must be an earlier slot of the same row")]
+    Parent {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// Slot in the row, from 0.
+        slot: usize,
+        /// Its parent.
+        parent: usize,
+    },
+    /// A row with left padding in a batch whose rows branch.
+    #[error(
+        "row {row}: a row that branches is padded on the left; pad it on the right, with tokens whose label is -100"
+    )]
+    LeftPadding {
+        /// Row of the batch, from 0.
+        row: usize,
+    },
+    /// A label that is not a token.
+    #[error(
+        "row {row}, slot {slot}: label {label} is neither -100 nor a token id below the model's vocabulary size \
+         {vocab_size}"
+    )]
+    Label {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// Slot in the row, from 0.
+        slot: usize,
+        /// The label.
+        label: i64,
+        /// Number of logits.
+        vocab_size: usize,
+    },
+}
+
 /// An error that stops training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The tokens or images of a batch do not fit the model.
+    /// A micro-batch cannot be used.
     #[error("step {step}: {source}")]
     Input {
         /// The step, counted from 0.
         step: u64,
-        /// What does not fit the model.
-        source: InputError,
+        /// What is wrong with the micro-batch.
+        source: BatchError,
     },
     /// Loss or gradients were not finite in too many consecutive steps.
     #[error(
@@ -60,6 +128,12 @@ pub enum TrainError {
         /// The setting that differs.
         field: String,
     },
+    /// The module is on a device without autodiff, where nothing would be learned.
+    #[error("`{parameter}` is on a device without autodiff; build or load the module on `device.autodiff()`")]
+    Device {
+        /// The first such parameter.
+        parameter: String,
+    },
     /// The worker threads could not be started.
     #[error("the worker threads could not be started: {reason}")]
     Threads {
@@ -77,7 +151,7 @@ impl TrainError {
             Self::Io { .. } | Self::Checkpoint(CheckpointError::Write { .. } | CheckpointError::Io { .. }) => {
                 ErrorKind::FileSystem
             }
-            Self::OtherRun { .. } => ErrorKind::Usage,
+            Self::OtherRun { .. } | Self::Device { .. } => ErrorKind::Usage,
             Self::State { .. } | Self::Checkpoint(_) => ErrorKind::Model,
             Self::Threads { .. } => ErrorKind::Limit,
         }

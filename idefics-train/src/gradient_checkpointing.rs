@@ -5,10 +5,10 @@
 //! parameter in or before them have no backward pass.
 
 use burn::tensor::Tensor;
-use idefics_generate::InputError;
 
 use crate::segments::Segment;
-use crate::{Gradients, LossGradients, Segments, TrainingBatch};
+use crate::trainable::targets;
+use crate::{BatchError, Gradients, LossGradients, Segments, TrainingBatch};
 
 /// Computes the same gradients as [`Trainable::training_gradients`](crate::Trainable::training_gradients), but keeps
 /// the activations of only one segment at a time.
@@ -21,11 +21,14 @@ use crate::{Gradients, LossGradients, Segments, TrainingBatch};
 pub fn training_gradients_checkpointed<M: Segments>(
     model: &M,
     batch: &TrainingBatch,
-) -> Result<LossGradients, InputError> {
+) -> Result<LossGradients, BatchError> {
+    let n_labels = targets(model, batch)?.len();
+    if n_labels == 0 {
+        return Ok(LossGradients::default());
+    }
     let plain = model.valid();
     let segments = model.segments(batch)?.segments;
     let needs_gradients = segments_with_gradients(&segments);
-    let n_labels = batch.targets(model.ignored_label(batch.recipe)).len();
     let head = segments.len() - 1;
 
     // Forward pass. Keeps the outputs that the backward pass needs.

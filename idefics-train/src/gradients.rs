@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use idefics_nn::{ParameterVisitor, visit_parameters};
 
-/// The gradient of a loss for each parameter, flattened, keyed by the parameter's name in the checkpoint.
+/// The gradient of a loss for each parameter, flattened, keyed by the parameter's name in the checkpoint. Gradients are
+/// F32 whatever the dtype of the parameter, so that sums over micro-batches are exact enough.
 ///
 /// The tensors are on the device without autodiff, since they are not differentiated again.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +16,7 @@ pub struct Gradients {
 }
 
 /// The loss of a micro-batch and its gradients. Both are sums over the labels, so micro-batches can be added up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LossGradients {
     /// Loss, summed over the labels.
     pub loss: f64,
@@ -119,7 +120,7 @@ struct Collector<'a> {
 impl ParameterVisitor for Collector<'_> {
     fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad_remove(self.from) {
-            self.tensors.insert(name.to_owned(), gradient.flatten(0, D - 1));
+            self.tensors.insert(name.to_owned(), gradient.flatten(0, D - 1).cast(DType::F32));
         }
     }
 }

@@ -5,35 +5,26 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 
 use burn::tensor::Tensor;
-use idefics_generate::{Idefics1, InputError, Model, SeenImages, VisionBatch};
+use idefics_generate::{Idefics1, InputError, Model, SeenImages, VisionBatch, rows_of_images};
 use idefics_text::{Context, DecoderStack, NoObserver};
 
-use crate::labels::{IGNORED_LABEL, NextTokens};
-use crate::segments::{is_trained, select};
-use crate::{Chain, LabelRecipe, LossGradients, Segments, Trainable, TrainingBatch};
+use crate::labels::IGNORED_LABEL;
+use crate::segments::{arrange, is_trained};
+use crate::trainable::{summed_loss, targets};
+use crate::{BatchError, Chain, LabelRecipe, Segments, Trainable, TrainingBatch};
 
 impl Trainable for Idefics1 {
     /// Always −100, whatever the recipe: image tokens are only placeholders in this family.
     fn ignored_label(&self, _recipe: LabelRecipe) -> i64 {
         IGNORED_LABEL
     }
-
-    fn training_gradients(&self, batch: &TrainingBatch) -> Result<LossGradients, InputError> {
-        let image_hidden_states = self.encode_images(&batch.images)?;
-        let mut cache = self.cache(&batch.prompts, 0);
-        let inputs_embeds = self.begin(&batch.prompts, image_hidden_states, &mut cache)?; // [batch, seq, d]
-        let positions = batch.positions(self.decoder(), &inputs_embeds, &cache);
-        let hidden_states = self.decoder().forward_at(inputs_embeds, &positions, &mut cache, &mut NoObserver);
-        let targets = batch.targets(self.ignored_label(batch.recipe));
-        let loss = summed_loss(self, hidden_states, &targets);
-        Ok(LossGradients::backward(&loss, targets.len(), self))
-    }
 }
 
 /// The segments are vision layers, resampler, embeddings, decoder layers together with the gated layers before them,
 /// and the head. All gated layers read the images, whose gradient is the sum over these layers.
 impl Segments for Idefics1 {
-    fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError> {
+    fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, BatchError> {
+        let targets = targets(self, batch)?;
         let text = &*self.model.text;
         let mut chain = Chain::default();
         let context = image_segments(self, batch, &mut chain)?;
@@ -76,7 +67,6 @@ impl Segments for Idefics1 {
             });
         }
 
-        let targets = batch.targets(self.ignored_label(batch.recipe));
         let trains_head = is_trained(&text.norm) || is_trained(&self.lm_head);
         chain.push(&[last], trains_head, move |model: &Self, inputs| {
             let hidden_states = model.model.text.norm.forward(inputs[0].clone());
@@ -102,9 +92,7 @@ fn image_segments<'a>(
     let tower = &encoder.vision_model;
     let trains_embeddings = is_trained(&tower.embeddings) || is_trained(&tower.pre_layrnorm);
     let image_batches = model.shape().image_batches(&batch.images, VisionBatch::default())?;
-    let mut row_of = vec![0; batch.images.len()];
-    let indices = image_batches.iter().flat_map(|images| images.image_indices.iter().copied());
-    indices.enumerate().for_each(|(row, image_idx)| row_of[image_idx] = row);
+    let row_of = rows_of_images(&image_batches);
     let mut encoded = Vec::new();
     for images in image_batches {
         model.check_sizes(&images)?;
@@ -140,17 +128,8 @@ fn image_segments<'a>(
         .map(|image_idx| row_of[image_idx])
         .collect();
     Ok(Some(chain.push(&encoded, false, move |_: &Idefics1, inputs| {
-        let placed = select(Tensor::cat(inputs.to_vec(), 0), &places); // [batch · max_images, n_vectors, d_image]
+        let placed = arrange(Tensor::cat(inputs.to_vec(), 0), &positions); // [batch · max_images, n_vectors, d_image]
         let [_, n_vectors, d_image] = placed.dims();
         Ok(placed.reshape([rows, max_images * n_vectors, d_image]))
     })))
-}
-
-/// The summed cross-entropy, `[1]`, of the predictions from the last hidden states, `[batch, seq, d]`. The head is
-/// computed only for slots whose prediction has a label.
-fn summed_loss(model: &Idefics1, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
-    let [batch, seq, d] = hidden_states.dims();
-    let predictors = targets.select_predictors(hidden_states.reshape([batch * seq, d])); // [n_targets, d]
-    let logits = model.logits(predictors.unsqueeze_dim(0));
-    targets.cross_entropy(logits.squeeze_dim(0))
 }

@@ -3,6 +3,8 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
+use crate::BatchError;
+
 /// Which labels count in the loss. −100 is always ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -37,25 +39,28 @@ pub(crate) struct NextTokens {
 }
 
 impl NextTokens {
-    /// Slot `t − 1` predicts label `t`, unless that is −100 or `ignored`. The first label of a row has no predictor.
-    pub(crate) fn new(labels: &[i64], seq: usize, ignored: i64) -> Self {
-        let (slots, targets) = (0..labels.len())
-            .filter(|slot| slot % seq > 0 && labels[*slot] != IGNORED_LABEL && labels[*slot] != ignored)
-            .map(|slot| (slot as i32 - 1, i32::try_from(labels[slot]).expect("labels are token ids")))
-            .unzip();
-        Self { slots, targets }
-    }
-
-    /// Like [`Self::new`], but label `t` is predicted by slot `parents[t]` of the same row.
-    pub(crate) fn for_branches(labels: &[i64], parents: &[Option<usize>], seq: usize, ignored: i64) -> Self {
-        let (slots, targets) = (0..labels.len())
-            .filter(|&slot| labels[slot] != IGNORED_LABEL && labels[slot] != ignored)
-            .filter_map(|slot| {
-                let predicts = slot / seq * seq + parents[slot]?;
-                Some((predicts as i32, i32::try_from(labels[slot]).expect("labels are token ids")))
-            })
-            .unzip();
-        Self { slots, targets }
+    /// The targets among `labels`, `[batch · seq]`. `parent` is the slot of the same row that predicts the label of a
+    /// slot, if any; both are counted from the start of the row. Labels equal to −100 or `ignored` do not count.
+    ///
+    /// # Errors
+    /// [`BatchError::Label`] if a label that counts is not less than `vocab_size`.
+    pub(crate) fn new(
+        labels: &[i64],
+        seq: usize,
+        ignored: i64,
+        vocab_size: usize,
+        parent: impl Fn(usize, usize) -> Option<usize>,
+    ) -> Result<Self, BatchError> {
+        let mut next = Self { slots: Vec::new(), targets: Vec::new() };
+        for (index, &label) in labels.iter().enumerate().filter(|(_, label)| ![IGNORED_LABEL, ignored].contains(label))
+        {
+            let (row, slot) = (index / seq, index % seq);
+            let Some(parent) = parent(row, slot) else { continue }; // nothing predicts it
+            let target = i32::try_from(label).ok().filter(|&label| label >= 0 && (label as usize) < vocab_size);
+            next.targets.push(target.ok_or(BatchError::Label { row, slot, label, vocab_size })?);
+            next.slots.push((row * seq + parent) as i32);
+        }
+        Ok(next)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -73,14 +78,8 @@ impl NextTokens {
     }
 
     /// The cross-entropy summed over all targets, `[1]`. `predictions` are logits, `[n_targets, vocab_size]`.
-    ///
-    /// # Panics
-    /// If a target is not less than `vocab_size`. GPU backends would not check it.
     pub(crate) fn cross_entropy(&self, predictions: Tensor<2>) -> Tensor<1> {
-        let [n_targets, vocab_size] = predictions.dims();
-        let valid = |&target: &i32| usize::try_from(target).is_ok_and(|target| target < vocab_size);
-        assert!(self.targets.iter().all(valid), "labels must be less than the vocabulary size, {vocab_size}");
-        let targets = TensorData::new(self.targets.clone(), [n_targets, 1]);
+        let targets = TensorData::new(self.targets.clone(), [self.len(), 1]);
         let targets = Tensor::<2, Int>::from_data(targets, (&predictions.device(), DType::I32));
         -log_softmax(predictions, 1).gather(1, targets).sum()
     }

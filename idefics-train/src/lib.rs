@@ -17,7 +17,7 @@ mod trainer;
 
 pub use adamw::{AdamW, AdamWConfig, WeightDecay};
 pub use batch::{LabelledText, TrainingBatch};
-pub use error::TrainError;
+pub use error::{BatchError, TrainError};
 pub use gradient_checkpointing::training_gradients_checkpointed;
 pub use gradients::{Gradients, LossGradients};
 pub use labels::LabelRecipe;

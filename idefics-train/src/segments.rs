@@ -7,15 +7,29 @@ use burn::tensor::{DType, Tensor, TensorData};
 use idefics_generate::InputError;
 use idefics_nn::{ParameterVisitor, visit_parameters};
 
-use crate::{Trainable, TrainingBatch};
+use crate::{BatchError, Trainable, TrainingBatch};
 
 /// A model that can be split into segments.
-pub trait Segments: Trainable + Module {
+pub trait Segments: Trainable {
     /// The segments that process `batch`. The output of the last one is the summed loss, `[1, 1, 1]`.
     ///
     /// # Errors
     /// As [`Trainable::training_gradients`].
-    fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, InputError>;
+    fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, BatchError>;
+}
+
+/// Reorders or repeats image vectors: returns `[n_places, n_vectors, d]`, where `places[i]` is the index of the image
+/// at place `i`.
+///
+/// # Shapes
+/// - `image_hidden_states`: `[n_images, n_vectors, d]`
+pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tensor<3> {
+    if places.iter().copied().eq(0..image_hidden_states.dims()[0]) {
+        return image_hidden_states;
+    }
+    let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
+    let options = (&image_hidden_states.device(), DType::I32);
+    image_hidden_states.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
 }
 
 /// The forward pass of a segment, with the model on the device with or without autodiff.
@@ -80,12 +94,4 @@ pub(crate) fn is_trained<M: Module>(module: &M) -> bool {
     let mut any = Any(false);
     visit_parameters(module, &mut any);
     any.0
-}
-
-/// Reorders or repeats images: `[n_images, n_vectors, d]` in, `[places, n_vectors, d]` out. `places` has the index of
-/// the image for every place.
-pub(crate) fn select(images: Tensor<3>, places: &[usize]) -> Tensor<3> {
-    let places: Vec<i32> = places.iter().map(|&place| place as i32).collect();
-    let options = (&images.device(), DType::I32);
-    images.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
 }

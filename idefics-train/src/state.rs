@@ -1,10 +1,10 @@
 //! Checkpoints of a run: weights, optimiser state and position, written atomically.
 //!
-//! `FOLDER/step-00000200/` contains `model.safetensors` (f32), `optimizer.safetensors` (`exp_avg.{tensor}`,
-//! `exp_avg_sq.{tensor}`) and `state.json`. It is written under a temporary name and renamed. Then the file
-//! `FOLDER/latest`, which contains the name of the newest checkpoint, is replaced. All random choices of a run are
-//! derived from the seed in the configuration and the step, so the step also determines the position in the data and
-//! the state of the random number generator.
+//! `FOLDER/step-00000200/` contains `model.safetensors` (each weight in the format in which the module holds it),
+//! `optimizer.safetensors` (`exp_avg.{tensor}`, `exp_avg_sq.{tensor}`, F32) and `state.json`. It is written under a
+//! temporary name and renamed. Then the file `FOLDER/latest`, which contains the name of the newest checkpoint, is
+//! replaced. All random choices of a run are derived from the seed in the configuration and the step, so the step also
+//! determines the position in the data and the state of the random number generator.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,8 +23,13 @@ use serde::{Deserialize, Serialize};
 use crate::adamw::Moments;
 use crate::{TrainError, Trainer, TrainingConfig};
 
-/// Number of checkpoints that are kept.
+/// Number of checkpoints of a run that are kept.
 const MAX_CHECKPOINTS: usize = 2;
+
+/// Suffix of a checkpoint that is being written.
+const TEMPORARY: &str = ".tmp";
+/// Suffix of a checkpoint that is being replaced by another one of the same step.
+const REPLACED: &str = ".old";
 
 /// The contents of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,41 +41,45 @@ struct State {
 }
 
 impl<M: Module + Sync> Trainer<M> {
-    /// Writes a checkpoint to `folder`, which is created if necessary, and removes all but the last two. Returns the
-    /// path of the checkpoint.
+    /// Writes a checkpoint to `folder`, which is created if necessary, and removes those of earlier steps except the
+    /// last. Returns the path of the checkpoint.
+    ///
+    /// Weights keep their dtypes, and quantised weights their codes. Checkpoints of later steps, which a previous run
+    /// may have left in the folder, are not removed; [`Self::resume`] starts from the checkpoint that was written last.
     ///
     /// # Errors
     /// [`TrainError::Io`] or [`TrainError::Checkpoint`] if a file cannot be written. The previous checkpoint then
     /// remains the latest.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, TrainError> {
         let name = step_name(self.step);
-        let (target, temporary) = (folder.join(&name), folder.join(format!("{name}.tmp")));
+        let [target, temporary, replaced] = ["", TEMPORARY, REPLACED].map(|end| folder.join(format!("{name}{end}")));
         std::fs::create_dir_all(folder).map_err(|source| io(folder, source))?;
-        if temporary.exists() {
-            std::fs::remove_dir_all(&temporary).map_err(|source| io(&temporary, source))?; // left by an interrupted save
-        }
+        remove(&temporary)?; // left by an interrupted save
         std::fs::create_dir(&temporary).map_err(|source| io(&temporary, source))?;
 
         let tied: Vec<&str> = self.config.tied.iter().map(|(tied, _)| tied.as_str()).collect();
-        save(&self.module, &temporary.join("model.safetensors"), DType::F32, &tied)?;
+        save(self.module(), &temporary.join("model.safetensors"), None, &tied)?;
         self.save_moments(&temporary.join("optimizer.safetensors"))?;
         let tensor_steps = self.optimizer.moments.iter().map(|(name, moments)| (name.clone(), moments.step)).collect();
         let state = State { step: self.step, config: self.config.clone(), tensor_steps };
         write_atomically(&temporary.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
 
         if target.exists() {
-            std::fs::remove_dir_all(&target).map_err(|source| io(&target, source))?; // left by an earlier save at the same step
+            // Of an earlier save at the same step. It may be the latest, so it must not be lost before it is replaced.
+            remove(&replaced)?;
+            std::fs::rename(&target, &replaced).map_err(|source| io(&target, source))?;
         }
         std::fs::rename(&temporary, &target).map_err(|source| io(&target, source))?;
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|source| io(folder, source))?;
         write_atomically(&folder.join("latest"), |file| file.write_all(name.as_bytes()))?;
-        remove_old(folder).map_err(|source| io(folder, source))?;
+        remove(&replaced)?;
+        remove_earlier(folder, self.step)?;
         Ok(target)
     }
 
     /// Resumes the run with checkpoints in `folder`; `None` if there is no checkpoint yet. The weights of `module` are
-    /// replaced by those of the checkpoint. The optimiser state is created on `device`, which must not be an autodiff
-    /// device.
+    /// replaced by those of the checkpoint, in the dtypes and formats of the checkpoint; `module` may be empty, or
+    /// loaded, or quantised. The optimiser state is created on `device`, which must not be an autodiff device.
     ///
     /// # Errors
     /// [`TrainError::OtherRun`] if the run was started with another configuration. [`TrainError::State`],
@@ -87,14 +96,15 @@ impl<M: Module + Sync> Trainer<M> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(io(&latest, source)),
         };
-        let is_step = name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok());
-        if !is_step {
+        if step_of(&name).is_none() {
             return Err(TrainError::State {
                 path: latest,
                 reason: format!("{name:?} is not the name of a checkpoint"),
             });
         }
-        let checkpoint = folder.join(name);
+        let (checkpoint, replaced) = (folder.join(&name), folder.join(format!("{name}{REPLACED}")));
+        // If a save was interrupted while it replaced the latest checkpoint, that is still there under another name.
+        let checkpoint = if !checkpoint.exists() && replaced.exists() { replaced } else { checkpoint };
         let path = checkpoint.join("state.json");
         let text = std::fs::read(&path).map_err(|source| io(&path, source))?;
         let state: State = serde_json::from_slice(&text)
@@ -104,7 +114,8 @@ impl<M: Module + Sync> Trainer<M> {
         }
         let tied: Vec<(&str, &str)> =
             config.tied.iter().map(|(tied, source)| (tied.as_str(), source.as_str())).collect();
-        let options = LoadOptions { tied: &tied, ..LoadOptions::default() };
+        let as_stored = [String::new()];
+        let options = LoadOptions { tied: &tied, as_stored: &as_stored, ..LoadOptions::default() };
         let module = Checkpoint::open(&checkpoint)?.load(module, &options, |_| ())?;
         let mut trainer = Self::new(module, config)?;
         trainer.step = state.step;
@@ -169,22 +180,39 @@ fn different_field(ours: &TrainingConfig, theirs: &TrainingConfig) -> Option<Str
     fields.find(|(field, value)| theirs.get(field) != Some(value)).map(|(field, _)| field)
 }
 
-fn remove_old(folder: &Path) -> std::io::Result<()> {
-    let mut steps = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
+/// Removes the checkpoints of steps before `step` except the last ones, and what interrupted saves of such steps left.
+fn remove_earlier(folder: &Path, step: u64) -> Result<(), TrainError> {
+    let mut earlier = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|source| io(folder, source))? {
+        let path = entry.map_err(|source| io(folder, source))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.strip_prefix("step-").is_some_and(|step| step.parse::<u64>().is_ok()) {
-            steps.push(path);
+        let unfinished = [TEMPORARY, REPLACED].iter().find_map(|end| name.strip_suffix(end));
+        let Some(found) = step_of(unfinished.unwrap_or(name)).filter(|&found| found < step) else { continue };
+        match unfinished {
+            Some(_) => remove(&path)?,
+            None => earlier.push((found, path)),
         }
     }
-    steps.sort();
-    let old = steps.len().saturating_sub(MAX_CHECKPOINTS);
-    steps[..old].iter().try_for_each(std::fs::remove_dir_all)
+    earlier.sort();
+    let old = earlier.len().saturating_sub(MAX_CHECKPOINTS - 1);
+    earlier[..old].iter().try_for_each(|(_, path)| remove(path))
+}
+
+/// Removes a folder, if it exists.
+fn remove(folder: &Path) -> Result<(), TrainError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(io(folder, source)),
+        _ => Ok(()),
+    }
 }
 
 fn step_name(step: u64) -> String {
     format!("step-{step:08}")
+}
+
+/// The step of the checkpoint that is called `name`.
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
 }
 
 fn io(path: &Path, source: std::io::Error) -> TrainError {

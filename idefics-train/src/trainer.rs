@@ -2,12 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use idefics_generate::InputError;
 use idefics_nn::{ParameterMapper, map_parameters};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
-use crate::{AdamW, AdamWConfig, Gradients, LossGradients, Schedule, TrainError, WeightDecay};
+use crate::{AdamW, AdamWConfig, BatchError, LossGradients, Schedule, TrainError, WeightDecay};
 
 /// Number of consecutive steps with a non-finite loss or gradient after which a run is aborted.
 const MAX_SKIPPED: u32 = 10;
@@ -75,7 +74,8 @@ pub struct StepReport {
 /// A module with its optimiser and the progress of a run.
 #[derive(Debug)]
 pub struct Trainer<M> {
-    pub(crate) module: M,
+    /// `None` only while the optimiser replaces the weights one by one, so that no old copy of them is kept.
+    module: Option<M>,
     pub(crate) optimizer: AdamW,
     pub(crate) config: TrainingConfig,
     /// Number of steps done, including skipped ones.
@@ -87,23 +87,36 @@ pub struct Trainer<M> {
 }
 
 impl<M: Module + Sync> Trainer<M> {
-    /// Starts a run with `module`, which must be on an autodiff device.
+    /// Starts a run with `module`, which must be on an autodiff device. Its parameters keep their dtypes.
+    ///
+    /// Gradients, moments and updates of BF16 and F16 parameters are computed in F32, but a change of less than about
+    /// 1/512 of a BF16 value (1/4096 in F16) is lost when it is rounded. With small learning rates, load the trained
+    /// parameters in F32 and only frozen ones in BF16 or quantised.
     ///
     /// # Errors
-    /// [`TrainError::Threads`] if the worker threads cannot be started.
+    /// [`TrainError::Device`] if `module` is not on an autodiff device, [`TrainError::Threads`] if the worker threads
+    /// cannot be started.
     pub fn new(module: M, config: TrainingConfig) -> Result<Self, TrainError> {
-        let module = map_parameters(module, &mut Freeze { frozen: &config.frozen });
+        let mut freeze = Freeze { frozen: &config.frozen, without_autodiff: None };
+        let module = map_parameters(module, &mut freeze);
+        if let Some(parameter) = freeze.without_autodiff {
+            return Err(TrainError::Device { parameter });
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = config.workers.max(1);
         let pool = || ThreadPoolBuilder::new().num_threads((cores / workers).max(1)).build();
         let pools = (0..workers).map(|_| pool()).collect::<Result<_, _>>();
         let pools = pools.map_err(|error| TrainError::Threads { reason: error.to_string() })?;
+        let module = Some(module);
         Ok(Self { module, optimizer: AdamW::new(config.adamw), config, step: 0, skipped: 0, pools })
     }
 
     /// The module with its current weights.
+    ///
+    /// # Panics
+    /// If an earlier [`Self::step`] panicked while it replaced the weights.
     pub fn module(&self) -> &M {
-        &self.module
+        self.module.as_ref().expect("no step has panicked")
     }
 
     /// Configuration of the run.
@@ -120,6 +133,7 @@ impl<M: Module + Sync> Trainer<M> {
     /// gradients of one micro-batch, like [`Trainable::training_gradients`](crate::Trainable::training_gradients).
     ///
     /// If loss or gradients are not finite, the step is counted but the weights and the optimiser state do not change.
+    /// After an error, they have not changed either.
     ///
     /// # Errors
     /// [`TrainError::Input`] if a micro-batch does not fit the model, [`TrainError::NoLabels`] if all labels are
@@ -127,7 +141,7 @@ impl<M: Module + Sync> Trainer<M> {
     pub fn step<B: Sync>(
         &mut self,
         micro_batches: &[B],
-        gradients: impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync,
+        gradients: impl Fn(&M, &B) -> Result<LossGradients, BatchError> + Sync,
     ) -> Result<StepReport, TrainError> {
         let step = self.step;
         let LossGradients { loss, n_labels, mut gradients } = self.accumulate(micro_batches, &gradients)?;
@@ -149,7 +163,8 @@ impl<M: Module + Sync> Trainer<M> {
         self.step += 1;
         if applied {
             self.skipped = 0;
-            self.module = self.optimizer.step(self.module.clone(), &gradients, learning_rate, &tied);
+            let module = self.module.take().expect("no step has panicked");
+            self.module = Some(self.optimizer.step(module, &gradients, learning_rate, &tied));
         } else {
             self.skipped += 1;
             if self.skipped >= MAX_SKIPPED {
@@ -163,17 +178,17 @@ impl<M: Module + Sync> Trainer<M> {
     fn accumulate<B: Sync>(
         &self,
         micro_batches: &[B],
-        gradients: &(impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync),
+        gradients: &(impl Fn(&M, &B) -> Result<LossGradients, BatchError> + Sync),
     ) -> Result<LossGradients, TrainError> {
-        let mut sum = LossGradients { loss: 0.0, n_labels: 0, gradients: Gradients::default() };
+        let mut sum = LossGradients::default();
         for chunk in micro_batches.chunks(self.pools.len()) {
-            let results: Vec<Result<LossGradients, InputError>> = std::thread::scope(|scope| {
+            let results: Vec<Result<LossGradients, BatchError>> = std::thread::scope(|scope| {
                 let workers: Vec<_> = chunk
                     .iter()
                     .zip(&self.pools)
                     .map(|(batch, pool)| {
                         // Every worker gets its own leaf tensors, so that the autodiff graphs are independent.
-                        let module = leaves(&self.module);
+                        let module = leaves(self.module());
                         scope.spawn(move || pool.install(|| gradients(&module, batch)))
                     })
                     .collect();
@@ -209,10 +224,15 @@ impl ParameterMapper for Leaves {
 
 struct Freeze<'a> {
     frozen: &'a [String],
+    /// Name of the first parameter on a device without autodiff.
+    without_autodiff: Option<String>,
 }
 
 impl ParameterMapper for Freeze<'_> {
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !param.lazy_device().is_autodiff() {
+            self.without_autodiff.get_or_insert_with(|| name.to_owned());
+        }
         let frozen = self.frozen.iter().any(|prefix| name.starts_with(prefix));
         param.set_require_grad(!frozen)
     }

@@ -3,8 +3,13 @@
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)] // in test helpers
 
+mod batch;
+mod formats;
 mod idefics1;
+mod idefics3;
 mod loss;
+mod memory;
+mod state;
 mod training;
 
 use std::path::{Path, PathBuf};

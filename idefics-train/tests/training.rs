@@ -2,32 +2,33 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::{ErrorKind, Idefics2, Idefics2Config, InputError, ModelConfig, Prompts};
-use idefics_nn::{ParameterVisitor, visit_parameters};
+use idefics_nn::{PackedWeight, ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 use idefics_train::{
-    LabelRecipe, LabelledText, LossGradients, Schedule, StepReport, TrainError, Trainable, Trainer, TrainingBatch,
-    TrainingConfig, training_gradients_checkpointed,
+    BatchError, LabelRecipe, LabelledText, LossGradients, Schedule, StepReport, TrainError, Trainable, Trainer,
+    TrainingBatch, TrainingConfig, training_gradients_checkpointed,
 };
 
 use crate::xtask_folder;
 
-fn folder(checkpoint: &str) -> PathBuf {
+pub(crate) fn folder(checkpoint: &str) -> PathBuf {
     xtask_folder("checkpoints").join(checkpoint)
 }
 
-fn config(name: &str) -> Idefics2Config {
+pub(crate) fn config(name: &str) -> Idefics2Config {
     let config = ModelConfig::from_folder(&folder(name)).unwrap();
     config.downcast_ref::<Idefics2Config>().unwrap().clone()
 }
 
-fn model(name: &str) -> Idefics2 {
+pub(crate) fn model(name: &str) -> Idefics2 {
     Idefics2::from_folder(&folder(name), &Device::flex().autodiff(), burn::tensor::DType::F32, |_| ()).unwrap()
 }
 
 /// Left-padded rows with 0, 1 and 2 images of two sizes. Tokens and pixels depend on `seed`.
-fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
+pub(crate) fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     let latents = config.perceiver_config.resampler_n_latents;
     let patch = config.vision_config.patch_size;
     let image = |rows: usize, cols: usize| {
@@ -57,7 +58,7 @@ fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
 }
 
 /// A row without images.
-fn text_only() -> TrainingBatch {
+pub(crate) fn text_only() -> TrainingBatch {
     let text = LabelledText { ids: vec![1, 40, 41, 42, 43], labels: vec![-100, -100, 41, 42, 43] };
     TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap()
 }
@@ -89,7 +90,7 @@ fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
 }
 
 /// Asserts that the gradients are equal up to rounding, and that every tensor of the model has one.
-fn assert_same_gradients(name: &str, model: &Idefics2, kept: &LossGradients, other: &LossGradients) {
+pub(crate) fn assert_same_gradients<M: Module>(name: &str, model: &M, kept: &LossGradients, other: &LossGradients) {
     assert_eq!(kept.gradients.iter().count(), weights(model).len(), "{name}: every tensor has a gradient");
     assert_close_gradients(name, kept, other);
 }
@@ -108,11 +109,11 @@ pub(crate) fn assert_close_gradients(name: &str, kept: &LossGradients, other: &L
     }
 }
 
-fn run_config(steps: u64) -> TrainingConfig {
+pub(crate) fn run_config(steps: u64) -> TrainingConfig {
     TrainingConfig { learning_rate: 1e-2, schedule: Schedule::Cosine, warmup_steps: 1, ..TrainingConfig::new(steps) }
 }
 
-fn run(trainer: &mut Trainer<Idefics2>, steps: std::ops::Range<u32>) -> Vec<StepReport> {
+pub(crate) fn run(trainer: &mut Trainer<Idefics2>, steps: std::ops::Range<u32>) -> Vec<StepReport> {
     let config = trainer.module().config().clone();
     let step = |seed| {
         let batches = [batch(&config, seed), batch(&config, seed + 100)];
@@ -121,18 +122,32 @@ fn run(trainer: &mut Trainer<Idefics2>, steps: std::ops::Range<u32>) -> Vec<Step
     steps.map(step).collect()
 }
 
-/// Name and bits of every parameter, for bitwise comparison.
-fn weights(model: &Idefics2) -> Vec<(String, Vec<u32>)> {
-    struct Collect(Vec<(String, Vec<u32>)>);
+/// Name and bytes of every parameter and of every quantised weight's values, for bitwise comparison.
+pub(crate) fn weights<M: Module>(model: &M) -> Vec<(String, Vec<u8>)> {
+    struct Collect(Vec<(String, Vec<u8>)>);
     impl ParameterVisitor for Collect {
-        fn visit<const D: usize>(&mut self, name: &str, param: &burn::module::Param<Tensor<D>>) {
-            let values = param.val().into_data().try_into_vec::<f32>().unwrap();
-            self.0.push((name.to_owned(), values.into_iter().map(f32::to_bits).collect()));
+        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
+            self.0.push((name.to_owned(), param.val().into_data().as_bytes().to_vec()));
+        }
+
+        fn visit_packed(&mut self, name: &str, weight: &PackedWeight) {
+            self.0.push((name.to_owned(), weight.dequantize().into_data().as_bytes().to_vec()));
         }
     }
     let mut collect = Collect(Vec::new());
     visit_parameters(model, &mut collect);
     collect.0
+}
+
+/// The model with parameters frozen whose names begin with one of these prefixes.
+pub(crate) fn frozen<M: Module>(model: M, prefixes: &[&str]) -> M {
+    struct Freeze<'a>(&'a [&'a str]);
+    impl ParameterMapper for Freeze<'_> {
+        fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.set_require_grad(!self.0.iter().any(|prefix| name.starts_with(prefix)))
+        }
+    }
+    map_parameters(model, &mut Freeze(prefixes))
 }
 
 #[test]
@@ -158,12 +173,14 @@ fn recomputing_with_frozen_parts_gives_the_same_gradients() {
         &["model.vision_model.", "model.connector.", "model.text_model.embed_tokens.", "model.text_model.layers.0."],
         &["model.", "lm_head."],
     ] {
-        let frozen = prefixes.iter().map(|prefix| (*prefix).to_owned()).collect();
-        let trainer = Trainer::new(model("small"), TrainingConfig { frozen, ..run_config(1) }).unwrap();
-        let model = trainer.module();
+        let model = frozen(model("small"), prefixes);
         for batch in [&batch, &texts] {
             let kept = model.training_gradients(batch).unwrap();
-            assert_close_gradients(&prefixes.join(" "), &kept, &training_gradients_checkpointed(model, batch).unwrap());
+            assert_close_gradients(
+                &prefixes.join(" "),
+                &kept,
+                &training_gradients_checkpointed(&model, batch).unwrap(),
+            );
         }
     }
 }
@@ -186,7 +203,7 @@ fn rejects_row_without_tokens() {
     for empty in [vec![], vec![LabelledText { ids: vec![], labels: vec![] }]] {
         let rows = [vec![text.clone()], empty];
         let refused = TrainingBatch::branching(&rows, Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap_err();
-        assert_eq!(refused, InputError::Empty { row: 1 });
+        assert_eq!(refused, InputError::Empty { row: 1 }.into());
     }
 }
 
@@ -254,7 +271,7 @@ fn killed_run_resumes_bit_for_bit() {
 }
 
 /// Resumes with a randomly initialised model, so that all weights must come from the checkpoint.
-fn resume(folder: &Path) -> Result<Option<Trainer<Idefics2>>, TrainError> {
+pub(crate) fn resume(folder: &Path) -> Result<Option<Trainer<Idefics2>>, TrainError> {
     let device = Device::flex().autodiff();
     let fresh = Idefics2::new(&config("small"), &device).unwrap();
     Trainer::resume(fresh, run_config(6), folder, &Device::flex())
@@ -328,7 +345,7 @@ fn rejects_damaged_checkpoints_and_those_of_other_runs() {
 fn skips_non_finite_steps_and_aborts_after_ten() {
     let mut trainer = Trainer::new(model("small"), run_config(30)).unwrap();
     let batch = batch(&config("small"), 1);
-    let nan = |model: &Idefics2, batch: &TrainingBatch| -> Result<LossGradients, InputError> {
+    let nan = |model: &Idefics2, batch: &TrainingBatch| -> Result<LossGradients, BatchError> {
         Ok(LossGradients { loss: f64::NAN, ..model.training_gradients(batch)? })
     };
     run(&mut trainer, 0..1);
@@ -345,4 +362,11 @@ fn skips_non_finite_steps_and_aborts_after_ten() {
     let error = trainer.step(std::slice::from_ref(&batch), nan).unwrap_err();
     assert!(matches!(error, TrainError::NonFinite { step: 20, skipped: 10 }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Numeric);
+}
+
+#[test]
+fn rejects_module_on_device_without_autodiff() {
+    let plain = Idefics2::new(&config("small"), &Device::flex()).unwrap();
+    let error = Trainer::new(plain, run_config(1)).unwrap_err();
+    assert!(matches!(&error, TrainError::Device { parameter } if parameter.starts_with("model.")), "{error}");
 }

@@ -238,7 +238,7 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
     generates, texts = {}, {}
     if case.train is not None:
         try:
-            tensors |= train(checkpoint, inputs, case.train)
+            tensors |= train(family.load, checkpoint, idefics3.model_inputs(inputs), case.train)
         except Unsteady as reason:
             raise Refused(f"{reason}: choose another seed") from reason
     elif case.gradients:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from cases import Train
 from safetensors import safe_open
-from transformers import Idefics2ForConditionalGeneration, get_scheduler
+from transformers import Idefics2ForConditionalGeneration, PreTrainedModel, get_scheduler
 
 Tensors = dict[str, torch.Tensor]
 Parameters = dict[str, torch.nn.Parameter]
@@ -65,7 +65,7 @@ def stored_names(checkpoint: Path) -> set[str]:
     return names
 
 
-def freeze(model: Idefics2ForConditionalGeneration, prefixes: tuple[str, ...], stored: set[str]) -> Parameters:
+def freeze(model: PreTrainedModel, prefixes: tuple[str, ...], stored: set[str]) -> Parameters:
     """Freeze the parameters whose names start with one of `prefixes`; return the others by name."""
     parameters = dict(model.named_parameters())  # lists tied tensors once
     assert parameters.keys() == stored, parameters.keys() ^ stored
@@ -84,7 +84,7 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Train) -> torch.optim.l
 
 
 def steps(
-    model: Idefics2ForConditionalGeneration, parameters: Parameters, inputs: Tensors, settings: Train
+    model: PreTrainedModel, parameters: Parameters, inputs: Tensors, settings: Train
 ) -> Iterator[tuple[Tensors, float, float, float]]:
     """Yields for each step the gradients before clipping, the loss, the gradient norm and the learning rate."""
     optimizer = torch.optim.AdamW(
@@ -107,7 +107,7 @@ def steps(
         scheduler.step()
 
 
-def run(model: Idefics2ForConditionalGeneration, parameters: Parameters, inputs: Tensors, settings: Train) -> Run:
+def run(model: PreTrainedModel, parameters: Parameters, inputs: Tensors, settings: Train) -> Run:
     """Train `parameters` on one labelled batch."""
     gradients, losses, norms, lrs = zip(*steps(model, parameters, inputs, settings), strict=True)
     curves = [torch.tensor(values, dtype=torch.float32) for values in (losses, norms, lrs)]
@@ -123,8 +123,8 @@ def shake(parameters: Parameters) -> None:
             parameter.mul_(1.0 + ROUNDING * noise)
 
 
-def train(checkpoint: Path, inputs: Tensors, settings: Train) -> Tensors:
-    """The tensors of a training case, except those of the processor."""
+def train(load: Callable[[Path], PreTrainedModel], checkpoint: Path, inputs: Tensors, settings: Train) -> Tensors:
+    """The tensors of a training case, except those of the processor. `load` opens a checkpoint of the family."""
     stored = stored_names(checkpoint)
     model = load(checkpoint)
     labels = training_labels(inputs, settings.labels, model.config.image_token_id)

@@ -336,4 +336,17 @@ mod tests {
         written.save(folder.path()).unwrap();
         assert_eq!(GenerationConfig::from_folder(folder.path()).unwrap(), written);
     }
+
+    #[test]
+    fn saving_replaces_the_file_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, old) = (folder.path().join("generation_config.json"), folder.path().join("old.json"));
+        config(json!({"num_beams": 3})).save(folder.path()).unwrap();
+        std::fs::hard_link(&path, &old).unwrap();
+        config(json!({"num_beams": 4})).save(folder.path()).unwrap();
+        assert!(std::fs::read_to_string(&old).unwrap().contains('3'), "the old file is not written to");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+        let error = config(json!({})).save(&folder.path().join("missing")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FileSystem, "{error}");
+    }
 }

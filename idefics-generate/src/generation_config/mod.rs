@@ -5,9 +5,11 @@ mod error;
 mod known;
 mod values;
 
+use std::io::Write;
 use std::path::Path;
 
 use idefics_checkpoint::gguf::ModelFile;
+use idefics_checkpoint::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -195,16 +197,16 @@ impl GenerationConfig {
         from_value(&path, Value::Object(ids))
     }
 
-    /// Writes the options that are set, and all other keys, to `generation_config.json` in a folder.
+    /// Writes the options that are set, and all other keys, to `generation_config.json` in a folder. The file appears
+    /// complete or not at all.
     ///
     /// # Errors
-    /// [`Error::Write`].
+    /// [`Error::Checkpoint`] with [`CheckpointError::Write`](idefics_checkpoint::CheckpointError::Write).
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        let path = folder.join("generation_config.json");
-        let failed = |source| Error::Write { path: path.clone(), source };
-        let mut text = serde_json::to_string_pretty(self).map_err(|error| failed(error.into()))?;
-        text.push('\n');
-        std::fs::write(&path, text).map_err(failed)
+        Ok(write_atomically(&folder.join("generation_config.json"), |file| {
+            serde_json::to_writer_pretty(&mut *file, self)?;
+            file.write_all(b"\n")
+        })?)
     }
 
     /// Tokens that end an answer; empty if not set.

@@ -131,7 +131,10 @@ impl Idefics3 {
     }
 
     /// Number of rows and columns of patches in a tile, checked against `scale_factor`.
-    fn grid(&self, images: &ImageBatch<'_>) -> Result<[usize; 2], InputError> {
+    ///
+    /// # Errors
+    /// [`InputError::PixelShuffle`].
+    pub fn grid(&self, images: &ImageBatch<'_>) -> Result<[usize; 2], InputError> {
         let ([rows, cols], scale_factor) = ([images.grid.rows, images.grid.cols], self.config.scale_factor);
         if rows.is_multiple_of(scale_factor) && cols.is_multiple_of(scale_factor) {
             return Ok([rows, cols]);

@@ -46,11 +46,13 @@ impl LoadOptions<'_> {
     /// checkpoint; without a checkpoint, BF16 is assumed.
     pub(super) fn dtype_of(&self, name: &str, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
         let on_cpu = ops::computes_on(device);
-        match self.dtype.filter(|_| !self.is_as_stored(name)) {
+        let as_stored = stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32);
+        match self.dtype {
             // CPU activations are f32 whatever the dtype of the matrices.
             _ if on_cpu && matrix.is_none() => DType::F32,
+            _ if self.is_as_stored(name) => as_stored,
             Some(dtype) => dtype,
-            None if on_cpu => stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32),
+            None if on_cpu => as_stored,
             None => DType::F32,
         }
     }

@@ -13,7 +13,7 @@ use super::Quantization;
 use super::convert::{read_as, upload_as};
 use super::in_place::{in_place, read_packed};
 use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
-use crate::{PackedWeight, ops};
+use crate::{PackedWeight, init, ops};
 
 /// Suffixes of tensors that old checkpoints contain although the models compute them.
 const COMPUTED_TENSORS: [&str; 3] =
@@ -38,7 +38,7 @@ pub struct LoadOptions<'a> {
     /// (`tie_word_embeddings`). The source must come before the tensor in the module.
     pub tied: &'a [(&'a str, &'a str)],
     /// Tensors whose names begin with one of these prefixes keep the dtype of the file, regardless of `dtype` and
-    /// `quantize`. On the CPU they stay in the memory map.
+    /// `quantize`; the empty prefix stands for all tensors. On the CPU their matrices stay in the memory map.
     pub as_stored: &'a [String],
 }
 
@@ -64,15 +64,12 @@ pub trait LoadModule {
     /// Fills every parameter of `module` from the tensor called prefix + path of the parameter.
     ///
     /// Names and shapes are compared before any weight is read. Tensors that the module does not use are ignored;
-    /// [`Self::unused`] lists them.
+    /// [`Self::unused`] lists them. A weight that is already quantised is replaced like any other.
     ///
     /// # Errors
     /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`] and
     /// [`CheckpointError::NonFinite`]; for quantised tensors also [`CheckpointError::NotLinear`],
     /// [`CheckpointError::Quantized`] and [`CheckpointError::AlreadyQuantized`]. All of them name the tensors.
-    ///
-    /// # Panics
-    /// If `module` has quantised weights, that is, if it was loaded before.
     fn load<M: Module>(
         &self,
         module: M,
@@ -92,7 +89,6 @@ impl LoadModule for Checkpoint {
         options: &LoadOptions<'_>,
         mut progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError> {
-        assert_is_dense(&module);
         let matrices = matrices(&module);
         let bytes_total = account(self, &module, &matrices, options).check()?;
         let mut loader = Loader {
@@ -134,17 +130,9 @@ pub(super) fn account<'a, M: Module>(
     account
 }
 
-/// Asserts that no weight of `module` is quantised: parameter mappers skip quantised weights.
-pub(super) fn assert_is_dense<M: Module>(module: &M) {
-    struct Dense;
-    impl ParameterVisitor for Dense {
-        fn visit<const D: usize>(&mut self, _name: &str, _param: &Param<Tensor<D>>) {}
-
-        fn visit_packed(&mut self, name: &str, _weight: &PackedWeight) {
-            panic!("`{name}` is already quantised: a module can be loaded only once");
-        }
-    }
-    visit_parameters(module, &mut Dense);
+/// The parameter of a dense weight that takes the place of the quantised one attached to `param`. Nothing is allocated.
+pub(super) fn unpacked<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
+    init::normal(param.lazy_shape().dims(), 0.0, 0.02, &param.lazy_device())
 }
 
 impl LoadOptions<'_> {
@@ -271,6 +259,10 @@ impl ParameterMapper for Loader<'_> {
                 param
             }
         }
+    }
+
+    fn map_packed<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        self.map(path, unpacked(&param))
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::load::assert_is_dense;
+use super::load::unpacked;
 use super::{LoadOptions, LoadProgress};
 use crate::PackedWeight;
 use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
@@ -20,20 +20,17 @@ const STD: f32 = 0.02;
 const CHUNK: usize = 1 << 16;
 
 /// Fills every parameter of `module` as if from a BF16 checkpoint, in the formats chosen by `options`: with
-/// uniformly distributed numbers of mean 0 and standard deviation 0.02, and with 1 for the scales of norms.
+/// uniformly distributed numbers of mean 0 and standard deviation 0.02, and with 1 for the scales of norms. Weights that
+/// are already quantised are replaced like any others.
 ///
 /// # Errors
 /// Those of [`PackedWeight::quantize`], which these numbers never cause.
-///
-/// # Panics
-/// If `module` has quantised weights, that is, if it was loaded before.
 pub fn fill_random<M: Module>(
     module: M,
     options: &LoadOptions<'_>,
     seed: u64,
     mut progress: impl FnMut(LoadProgress),
 ) -> Result<M, FormatError> {
-    assert_is_dense(&module);
     let mut total = Elements(0);
     visit_parameters(&module, &mut total);
     let mut filler = Filler {
@@ -57,6 +54,10 @@ struct Elements(usize);
 impl ParameterVisitor for Elements {
     fn visit<const D: usize>(&mut self, _name: &str, param: &Param<Tensor<D>>) {
         self.0 += param.lazy_shape().num_elements();
+    }
+
+    fn visit_packed(&mut self, _name: &str, weight: &PackedWeight) {
+        self.0 += weight.dims().into_iter().product::<usize>();
     }
 }
 
@@ -111,6 +112,10 @@ impl ParameterMapper for Filler<'_> {
             self.sources.insert(path.to_owned(), Box::new(tensor.clone()));
         }
         param.transform_for_load(tensor, id)
+    }
+
+    fn map_packed<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        self.map(path, unpacked(&param))
     }
 }
 

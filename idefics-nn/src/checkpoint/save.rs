@@ -14,9 +14,9 @@ use safetensors::Dtype;
 use crate::PackedWeight;
 use crate::parameters::{ParameterVisitor, visit_parameters};
 
-/// Writes every parameter of `module` to the safetensors file `path`, in `dtype` (F32, F16 or BF16), under its
-/// path in the module. Quantised weights are written as codes, in the layout of
-/// [`write_quantized`](super::write_quantized).
+/// Writes every parameter of `module` to the safetensors file `path`, under its path in the module. `dtype` is F32,
+/// F16 or BF16, or `None` to write each parameter in its own dtype. Quantised weights are written as codes, in the
+/// layout of [`write_quantized`](super::write_quantized).
 ///
 /// Names in `left_out` are not written, for example a tied head. The file appears complete or not at all.
 ///
@@ -25,15 +25,14 @@ use crate::parameters::{ParameterVisitor, visit_parameters};
 /// again.
 ///
 /// # Panics
-/// If `dtype` is not F32, F16 or BF16.
-pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str]) -> Result<(), CheckpointError> {
-    let file_dtype = match dtype {
-        DType::F32 => Dtype::F32,
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        other => panic!("weights can be saved as F32, F16 or BF16, not as {other:?}"),
-    };
-    let mut collected = Collected { path, dtype, file_dtype, left_out, tensors: Vec::new(), error: None };
+/// If `dtype`, or the dtype of a parameter, is not F32, F16 or BF16.
+pub fn save<M: Module>(
+    module: &M,
+    path: &Path,
+    dtype: impl Into<Option<DType>>,
+    left_out: &[&str],
+) -> Result<(), CheckpointError> {
+    let mut collected = Collected { path, dtype: dtype.into(), left_out, tensors: Vec::new(), error: None };
     visit_parameters(module, &mut collected);
     if let Some(error) = collected.error {
         return Err(error);
@@ -51,8 +50,7 @@ pub fn save<M: Module>(module: &M, path: &Path, dtype: DType, left_out: &[&str])
 /// The parameters, copied to the host.
 struct Collected<'a> {
     path: &'a Path,
-    dtype: DType,
-    file_dtype: Dtype,
+    dtype: Option<DType>,
     left_out: &'a [&'a str],
     tensors: Vec<NamedTensor<'static>>,
     /// The error of the first tensor that cannot be written.
@@ -64,21 +62,23 @@ impl ParameterVisitor for Collected<'_> {
         if self.error.is_some() || self.left_out.contains(&name) {
             return;
         }
+        let value = param.val();
+        let dtype = self.dtype.unwrap_or_else(|| value.dtype());
         #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
-        let data = param.val().cast(self.dtype).into_data();
+        let data = value.cast(dtype).into_data();
         let is_bad = |value: &f32| !value.is_finite();
         if let Some(first) = data.iter::<f32>().position(|value| is_bad(&value)) {
             self.error = Some(CheckpointError::NonFinite {
                 file: self.path.display().to_string(),
                 name: name.to_owned(),
-                dtype: format!("{:?}", self.dtype),
+                dtype: format!("{dtype:?}"),
                 count: data.iter::<f32>().filter(is_bad).count(),
                 first,
             });
             return;
         }
         let (shape, bytes) = (data.shape().to_vec(), data.as_bytes().to_vec().into());
-        self.tensors.push(NamedTensor { name: name.to_owned(), dtype: self.file_dtype, shape, bytes });
+        self.tensors.push(NamedTensor { name: name.to_owned(), dtype: file_dtype(dtype), shape, bytes });
     }
 
     fn visit_packed(&mut self, name: &str, weight: &PackedWeight) {
@@ -99,5 +99,14 @@ impl ParameterVisitor for Collected<'_> {
             other => unreachable!("{} is not a packed format", other.name()),
         };
         self.tensors.extend(tensors);
+    }
+}
+
+fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        other => panic!("weights can be saved as F32, F16 or BF16, not as {other:?}"),
     }
 }

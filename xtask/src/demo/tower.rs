@@ -9,8 +9,8 @@ use idefics_demo::{N_PATCH_CLASSES, PatchLabel, PatchShape, Purpose, Scene};
 use idefics_generate::nn::Linear;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::vision::{PatchLayout, VisionConfig, VisionTransformer};
-use idefics_generate::{InputError, VisionBatch, image_batches};
-use idefics_train::LossGradients;
+use idefics_generate::{VisionBatch, image_batches};
+use idefics_train::{BatchError, LossGradients};
 use rand::Rng;
 
 use super::data::PICTURES;
@@ -92,7 +92,7 @@ impl PatchClassifier {
     }
 
     /// Gradients of the weighted sum of all losses, summed over all patches.
-    pub(super) fn training_gradients(&self, batch: &PatchBatch) -> Result<LossGradients, InputError> {
+    pub(super) fn training_gradients(&self, batch: &PatchBatch) -> Result<LossGradients, BatchError> {
         let layout = &batch.layout;
         let n_patches = layout.n_images() * layout.shared().patches();
         let device = self.vision_model.post_layernorm.weight.val().device();

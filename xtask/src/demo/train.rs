@@ -13,9 +13,9 @@ use burn::tensor::{DType, Device};
 use idefics_checkpoint::write_atomically;
 use idefics_generate::nn::checkpoint::save;
 use idefics_generate::processor::Processor;
-use idefics_generate::{DeviceChoice, Idefics2, Idefics2Config, InputError, ModelConfig};
+use idefics_generate::{DeviceChoice, Idefics2, Idefics2Config, ModelConfig};
 use idefics_train::{
-    AdamWConfig, LossGradients, Schedule, StepReport, Trainable, Trainer, TrainingConfig, WeightDecay,
+    AdamWConfig, BatchError, LossGradients, Schedule, StepReport, Trainable, Trainer, TrainingConfig, WeightDecay,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -265,7 +265,7 @@ impl Run {
         session: &mut Session<'_>,
         start: M,
         micro_batch: impl Fn(u64) -> Result<B> + Sync,
-        gradients: impl Fn(&M, &B) -> Result<LossGradients, InputError> + Sync,
+        gradients: impl Fn(&M, &B) -> Result<LossGradients, BatchError> + Sync,
         measure: impl Fn(&M, u64) -> Result<Option<Value>>,
     ) -> Result<M> {
         let args = session.args;

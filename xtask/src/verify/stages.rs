@@ -3,17 +3,18 @@
 //! Model stages start from the *expected* processor tensors, so that processor and model are compared independently.
 //! Generation starts from the raw samples.
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::processor::families::TileGrid;
 use idefics_generate::processor::{Compatibility, PaddingSide, ProcessOptions, ProcessedInputs, Processor, TokenBatch};
 use idefics_generate::{Idefics2, Idefics3};
-use idefics_train::{LabelRecipe, Trainable};
+use idefics_train::Trainable;
 
 use super::case::{AlphaName, Case, Values};
 use super::compare::Comparison;
 use super::report::Report;
-use super::training::TrainSettings;
 
 /// Tolerance in bf16, as a fraction of the largest expected value of the stage.
 const BF16_SHARE: f64 = 0.1;
@@ -71,11 +72,12 @@ impl Stages<'_> {
         let images = self.images(processed)?;
         let image_hidden_states = self.vision(&model, &|batch| model.vision_features(batch), &images)?;
         let (prompts, real) = self.prompts(tokens)?;
-        let recipe = self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe);
+        let recipe = self.recipe();
         let n_layers = model.config().text_config.num_hidden_layers;
         let loss = |logits, labels: &[i64]| model.loss(logits, labels, recipe);
         self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
-        self.training(device, &prompts, &images)?;
+        let load = |folder: &Path, device: &Device| Idefics2::from_folder(folder, device, DType::F32, |_| ());
+        self.training(device, (&prompts, &images), model.config().tied(), load)?;
         self.generation(&model, processor, processed)
     }
 
@@ -90,9 +92,12 @@ impl Stages<'_> {
         let images = self.images(processed)?;
         let image_hidden_states = self.vision(&model, &|batch| model.vision_features(batch), &images)?;
         let (prompts, real) = self.prompts(tokens)?;
+        let recipe = self.recipe();
         let n_layers = model.config().text_config.num_hidden_layers;
-        let loss = |logits, labels: &[i64]| model.loss(logits, labels, LabelRecipe::Transformers5);
+        let loss = |logits, labels: &[i64]| model.loss(logits, labels, recipe);
         self.decoder(&model, n_layers, (&prompts, &real), image_hidden_states, &loss)?;
+        let load = |folder: &Path, device: &Device| Idefics3::from_folder(folder, device, DType::F32, |_| ());
+        self.training(device, (&prompts, &images), model.config().tied(), load)?;
         self.generation(&model, processor, processed)
     }
 

@@ -1,9 +1,11 @@
 //! The training stages: gradients, and the first steps of a training run.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use idefics_generate::processor::image::ImageTile;
-use idefics_generate::{Idefics2, Prompts};
+use idefics_generate::{Error, Prompts};
 use idefics_train::{
     AdamWConfig, LabelRecipe, LossGradients, Schedule, Trainable, Trainer, TrainingBatch, TrainingConfig, WeightDecay,
 };
@@ -45,7 +47,7 @@ enum Labels {
 impl TrainSettings {
     /// The rule for which labels count. The labels in the case already exclude what the rule excludes, so both must
     /// agree.
-    pub(super) fn recipe(&self) -> LabelRecipe {
+    fn recipe(&self) -> LabelRecipe {
         match self.labels {
             Labels::Transformers5 => LabelRecipe::Transformers5,
             Labels::IgnoreImageTokens => LabelRecipe::IgnoreImageTokens,
@@ -68,8 +70,20 @@ impl TrainSettings {
 }
 
 impl Stages<'_> {
-    /// Compares the gradients and the training run of an Idefics2 case.
-    pub(super) fn training(&mut self, device: &Device, prompts: &Prompts, images: &[ImageTile]) -> Result<()> {
+    /// The rule for which labels of the case count: that of its training run, or that of the reference.
+    pub(super) fn recipe(&self) -> LabelRecipe {
+        self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe)
+    }
+
+    /// Compares the gradients and the training run of a case that has them. `tied` has pairs (tensor, source), and
+    /// `load` loads the model of a folder in f32.
+    pub(super) fn training<M: Trainable + Sync>(
+        &mut self,
+        device: &Device,
+        (prompts, images): (&Prompts, &[ImageTile]),
+        tied: &[(&str, &str)],
+        load: impl FnOnce(&Path, &Device) -> Result<M, Error>,
+    ) -> Result<()> {
         let is_training = |name: &String| name.starts_with("grad.") || name.starts_with("train.");
         if !self.case.expected.keys().any(is_training) {
             return Ok(());
@@ -83,13 +97,12 @@ impl Stages<'_> {
             recipe: settings.recipe(),
             parents: None,
         };
-        let model = Idefics2::from_folder(&self.case.checkpoint, &device.clone().autodiff(), DType::F32, |_| ())?;
-        let tied = model.config().tied();
+        let model = load(&self.case.checkpoint, &device.clone().autodiff())?;
         let mut trainer = Trainer::new(model, settings.config(tied))?;
 
         self.gradients(trainer.module().training_gradients(&batch)?, tied)?;
         let steps = (0..settings.steps)
-            .map(|_| trainer.step(std::slice::from_ref(&batch), Idefics2::training_gradients))
+            .map(|_| trainer.step(std::slice::from_ref(&batch), M::training_gradients))
             .collect::<Result<Vec<_>, _>>()?;
         let curve = |value: fn(&idefics_train::StepReport) -> f64| -> Vec<f32> {
             steps.iter().map(|step| value(step) as f32).collect()
