@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use idefics_kernels::formats::PackedFormat;
 
 use crate::gguf::GgufModel;
+use crate::int4_config::Int4Packing;
 use crate::opened::Opened;
 use crate::{
     CheckpointError, CheckpointWarning, PicklePolicy, StoredFormat, TensorEntry, header, index, pytorch_files,
@@ -17,6 +18,8 @@ pub struct Checkpoint {
     folder: PathBuf,
     pub(crate) tensors: BTreeMap<String, TensorEntry>,
     warnings: Vec<CheckpointWarning>,
+    /// How weights of AWQ, GPTQ and compressed-tensors are packed, if the folder has such weights.
+    pub(crate) int4: Option<Int4Packing>,
 }
 
 impl Checkpoint {
@@ -25,7 +28,8 @@ impl Checkpoint {
     /// described in [`GgufModel`].
     ///
     /// # Errors
-    /// [`CheckpointError`] if a file is missing, cannot be read, or contradicts its header or index.
+    /// [`CheckpointError`] if a file is missing, cannot be read, or contradicts its header or index, or if the weights
+    /// are packed in an unsupported way.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         Self::open_with(folder, PicklePolicy::Refused)
     }
@@ -39,7 +43,7 @@ impl Checkpoint {
     pub fn open_with(folder: &Path, pickles: PicklePolicy) -> Result<Self, CheckpointError> {
         if let Some(model) = GgufModel::find(folder)? {
             let Opened { tensors, warnings } = model.opened()?;
-            return Ok(Self { folder: folder.to_owned(), tensors, warnings });
+            return Ok(Self { folder: folder.to_owned(), tensors, warnings, int4: None });
         }
         let single = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
@@ -53,7 +57,8 @@ impl Checkpoint {
                 None => return Err(CheckpointError::NotFound { folder: folder.to_owned() }),
             }
         };
-        Ok(Self { folder: folder.to_owned(), tensors, warnings })
+        let int4 = Int4Packing::of_folder(folder, &tensors)?;
+        Ok(Self { folder: folder.to_owned(), tensors, warnings, int4 })
     }
 
     /// Problems in the files that do not prevent their use.
@@ -83,7 +88,15 @@ impl Checkpoint {
 
     /// The format of every quantised weight.
     pub fn packed_formats(&self) -> impl Iterator<Item = PackedFormat> {
-        let kinds = self.tensors.keys().filter_map(|name| self.stored(name)).map(|stored| stored.kind);
-        kinds.filter_map(StoredFormat::packed_format)
+        self.stored_kinds().filter_map(StoredFormat::packed_format)
+    }
+
+    /// How each weight is stored.
+    pub fn stored_kinds(&self) -> impl Iterator<Item = StoredFormat> {
+        let stored = |name: &String| match self.weight_of_codes(name) {
+            Some(weight) => self.stored(&weight),
+            None => self.stored(name),
+        };
+        self.tensors.keys().filter_map(stored).map(|stored| stored.kind)
     }
 }

@@ -202,6 +202,31 @@ pub enum CheckpointError {
         /// What is wrong with it.
         source: Box<StoredWeightError>,
     },
+    /// The settings of quantised weights are not supported.
+    #[error(
+        "{}: {field} is {found}, expected {expected}; use the original checkpoint with --quantize instead", path.display()
+    )]
+    Packing {
+        /// The file with the settings.
+        path: PathBuf,
+        /// Name of the setting.
+        field: String,
+        /// Its value, as JSON.
+        found: String,
+        /// The supported values.
+        expected: &'static str,
+    },
+    /// Weights are packed, but there are no settings that say how.
+    #[error(
+        "{file}: tensor `{name}` holds packed codes, but config.json has no quantization_config for them, and there is no \
+         quantize_config.json; download these files again"
+    )]
+    PackingUnknown {
+        /// Name of the file in the model folder.
+        file: String,
+        /// Name of a tensor with codes.
+        name: String,
+    },
     /// A tensor is quantised but is not the weight of a linear layer.
     #[error("{file}: tensor `{name}` is stored as {found}, but only weights of linear layers can be quantised")]
     NotLinear {

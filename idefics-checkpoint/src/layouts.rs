@@ -1,10 +1,10 @@
 //! Converts quantised weights to the tensors that represent them in a file.
 
 use half::bf16;
-use idefics_kernels::formats::{FormatError, FourBit, Int8, NestedAbsmax, Q4, dynamic_map};
+use idefics_kernels::formats::{FormatError, FourBit, Int4, Int8, NestedAbsmax, Q4, dynamic_map};
 use safetensors::Dtype;
 
-use crate::stored::{quant_state_name, scales_name};
+use crate::stored::{group_name, order_name, quant_state_name, scales_name};
 use crate::{NamedTensor, QuantDtype, QuantState};
 
 /// The tensors of an int8 weight named `name` (`X.weight`): the codes as `X.weight`, `[d_out, d_in]`, and one scale per
@@ -28,6 +28,25 @@ pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
         NamedTensor::new(name.to_owned(), Dtype::U8, [codes.len()], codes),
         NamedTensor::new(scales_name(name), Dtype::BF16, [scales.len()], scale_bytes),
     ]
+}
+
+/// The tensors of an int4 weight named `name` (`X.weight`) in a layout of our own: the codes as `X.weight`, the scales
+/// and zero points as `X.weight.scales`, both in the order of [`Int4`], and the number of columns per group as
+/// `X.weight.group`. `order`, the input of each column, is written as `X.weight.order`.
+pub fn int4_tensors(name: &str, weight: Int4<'_>, order: Option<&[i32]>) -> Vec<NamedTensor<'static>> {
+    let ([d_out, d_in], group) = (weight.dims(), weight.group().get());
+    let group = i64::try_from(group.min(d_in.max(1))).expect("a weight in memory has fewer columns");
+    let (codes, scales) = weight.into_parts();
+    let mut tensors = vec![
+        NamedTensor::new(name.to_owned(), Dtype::U8, [d_out, d_in.div_ceil(2)], codes.into_owned()),
+        NamedTensor::floats(scales_name(name), &scales),
+        NamedTensor::new(group_name(name), Dtype::I64, [1], group.to_le_bytes().to_vec()),
+    ];
+    if let Some(order) = order {
+        let bytes = order.iter().flat_map(|input| input.to_le_bytes()).collect();
+        tensors.push(NamedTensor::new(order_name(name), Dtype::I32, [order.len()], bytes));
+    }
+    tensors
 }
 
 /// The tensors of a four-bit weight in the layout of bitsandbytes: codes, `absmax`, `quant_map` and `quant_state`.

@@ -2,22 +2,25 @@
 //!
 //! Source: bitsandbytes, `QuantState.as_dict(packed=True)` and `Linear8bitLt._save_to_state_dict`.
 
+use std::fmt;
+use std::num::NonZeroUsize;
+
 use half::bf16;
 use idefics_kernels::formats::{
     Element, FourBit, FourBitType, Int8, NestedAbsmax, PackedFormat, Q4, Weight, check_nested_quant_map,
 };
 use safetensors::Dtype;
 
-use crate::{Checkpoint, CheckpointError, QuantState, StoredWeightError, TensorEntry};
+use crate::{Checkpoint, CheckpointError, Int4Layout, QuantState, StoredWeightError, TensorEntry};
 
 /// A weight as stored in the checkpoint, and the tensors that belong to it.
 #[derive(Debug, Clone)]
 pub struct StoredWeight<'a> {
-    /// The tensor with the weight's own name.
+    /// The tensor with the weight's own name, or the packed codes of AWQ, GPTQ and compressed-tensors.
     pub entry: &'a TensorEntry,
     /// How its bytes are to be read.
     pub kind: StoredFormat,
-    /// Names of the other tensors of the weight, such as its scales.
+    /// Names of the other tensors of the weight, such as its scales, and of all tensors if none has the weight's name.
     pub companions: Vec<String>,
 }
 
@@ -30,9 +33,16 @@ pub enum StoredFormat {
     FourBit(FourBitType),
     /// Eight-bit codes of LLM.int8.
     LlmInt8,
-    /// Codes with scales in `X.weight.scales`: the layout of [`int8_tensors`](crate::int8_tensors) and
-    /// [`q4_tensors`](crate::q4_tensors).
+    /// Codes with scales in `X.weight.scales`: the layout of [`int8_tensors`](crate::int8_tensors),
+    /// [`q4_tensors`](crate::q4_tensors) and [`int4_tensors`](crate::int4_tensors).
     Own(PackedFormat),
+    /// Four-bit codes of AWQ, GPTQ or compressed-tensors.
+    Int4 {
+        /// The layout of the tensors.
+        layout: Int4Layout,
+        /// Number of inputs per group.
+        group: NonZeroUsize,
+    },
 }
 
 impl StoredFormat {
@@ -43,6 +53,17 @@ impl StoredFormat {
             Self::FourBit(kind) => Some(PackedFormat::FourBit(kind)),
             Self::LlmInt8 => Some(PackedFormat::Int8),
             Self::Own(format) => Some(format),
+            Self::Int4 { group, .. } => Some(PackedFormat::Int4 { group }),
+        }
+    }
+}
+
+/// The name of the format, with the layout of the files and the size of groups if there are several.
+impl fmt::Display for StoredFormat {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int4 { layout, group } => write!(formatter, "int4 ({}, groups of {group})", layout.name()),
+            kind => formatter.write_str(kind.packed_format().map_or("dense", PackedFormat::name)),
         }
     }
 }
@@ -50,7 +71,7 @@ impl StoredFormat {
 impl Checkpoint {
     /// How the weight `name` is stored; `None` if there is no such tensor.
     pub fn stored(&self, name: &str) -> Option<StoredWeight<'_>> {
-        let entry = self.tensor(name)?;
+        let Some(entry) = self.tensor(name) else { return self.stored_int4(name) };
         let existing = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
         for kind in [FourBitType::Nf4, FourBitType::Fp4] {
             let Some(state) = existing(quant_state_name(name, kind)) else { continue };
@@ -59,6 +80,9 @@ impl Checkpoint {
                 others.iter().filter_map(|suffix| existing(format!("{name}.{suffix}"))).collect();
             companions.push(state);
             return Some(StoredWeight { entry, kind: StoredFormat::FourBit(kind), companions });
+        }
+        if let Some(group) = existing(group_name(name)) {
+            return Some(self.stored_own_int4(name, entry, group));
         }
         if let Some(scales) = existing(scales_name(name)) {
             let format = if entry.dtype == Dtype::I8 { PackedFormat::Int8 } else { PackedFormat::Q4 };
@@ -73,8 +97,9 @@ impl Checkpoint {
         Some(StoredWeight { entry, kind: StoredFormat::Dense, companions: Vec::new() })
     }
 
-    /// Reads a quantised weight of shape `dims`, `[d_out, d_in]`. The codes are borrowed from the memory map. Scales
-    /// that are quantised themselves (double quantisation) are dequantised to f32.
+    /// Reads a quantised weight of shape `dims`, `[d_out, d_in]`. The codes are borrowed from the memory map if they
+    /// need no conversion. Scales that are quantised themselves (double quantisation) are dequantised to f32. The
+    /// columns may be in another order than the inputs: see [`Self::input_order`].
     ///
     /// # Errors
     /// [`CheckpointError::Quantized`] if a tensor of the weight is missing or does not fit its format.
@@ -82,7 +107,7 @@ impl Checkpoint {
     /// # Panics
     /// If `stored` is [`StoredFormat::Dense`].
     pub fn read_packed<'a>(
-        &self,
+        &'a self,
         name: &str,
         stored: &StoredWeight<'a>,
         dims: [usize; 2],
@@ -91,7 +116,7 @@ impl Checkpoint {
     }
 
     fn packed<'a>(
-        &self,
+        &'a self,
         name: &str,
         StoredWeight { entry, kind, .. }: &StoredWeight<'a>,
         dims: [usize; 2],
@@ -105,6 +130,8 @@ impl Checkpoint {
                 let scb = self.floats(&format!("{layer}SCB"))?;
                 Int8::from_llm_int8(entry.signed_bytes(), &scb, d_out, d_in)?.into()
             }
+            StoredFormat::Int4 { layout, group } => self.int4(name, layout, group, dims)?.into(),
+            StoredFormat::Own(PackedFormat::Int4 { group }) => self.own_int4(name, entry, group, dims)?.into(),
             StoredFormat::Own(PackedFormat::Q4) => {
                 let scales: Vec<bf16> = self.elements(&scales_name(name), Dtype::BF16, "BF16")?;
                 Q4::new(entry.bytes(), scales, d_out, d_in)?.into()
@@ -159,7 +186,7 @@ impl Checkpoint {
 }
 
 /// The `X.` of `X.weight`.
-fn layer_prefix(name: &str) -> &str {
+pub(crate) fn layer_prefix(name: &str) -> &str {
     name.strip_suffix("weight").unwrap_or(name)
 }
 
@@ -168,18 +195,28 @@ pub(crate) fn scales_name(name: &str) -> String {
     format!("{name}.scales")
 }
 
+/// Name of the tensor with the group size of an int4 weight in our own layout.
+pub(crate) fn group_name(name: &str) -> String {
+    format!("{name}.group")
+}
+
+/// Name of the tensor with the order of the inputs of an int4 weight in our own layout.
+pub(crate) fn order_name(name: &str) -> String {
+    format!("{name}.order")
+}
+
 pub(crate) fn quant_state_name(name: &str, kind: FourBitType) -> String {
     format!("{name}.quant_state.bitsandbytes__{}", kind.name())
 }
 
 impl Checkpoint {
     /// Looks up a companion tensor of a quantised weight.
-    fn companion(&self, name: &str) -> Result<&TensorEntry, StoredWeightError> {
+    pub(crate) fn companion(&self, name: &str) -> Result<&TensorEntry, StoredWeightError> {
         self.tensor(name).ok_or_else(|| StoredWeightError::PartMissing { name: name.to_owned() })
     }
 
     /// Reads a companion tensor of type F32.
-    fn floats(&self, name: &str) -> Result<Vec<f32>, StoredWeightError> {
+    pub(crate) fn floats(&self, name: &str) -> Result<Vec<f32>, StoredWeightError> {
         self.elements(name, Dtype::F32, "F32")
     }
 

@@ -49,4 +49,76 @@ pub enum StoredWeightError {
         /// The element type it should have.
         expected: &'static str,
     },
+    /// A tensor that belongs to a quantised weight has the wrong shape.
+    #[error("`{name}` has shape {found:?}, expected {expected:?}")]
+    PartShape {
+        /// Name of the tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The shape that the weight and its groups imply.
+        expected: Vec<usize>,
+    },
+    /// The stored shape of a weight contradicts the configuration.
+    #[error("`{name}` is {found:?}, but the configuration requires {expected:?}")]
+    DeclaredShape {
+        /// Name of the tensor with the shape.
+        name: String,
+        /// The shape that it holds.
+        found: Vec<i64>,
+        /// The shape according to the configuration.
+        expected: [usize; 2],
+    },
+    /// The weight cannot be cut into words and groups.
+    #[error(
+        "a [{d_out}, {d_in}] weight cannot be packed this way: d_out must be a multiple of {out_unit}, d_in of {in_unit}"
+    )]
+    Indivisible {
+        /// Output features.
+        d_out: usize,
+        /// Input features.
+        d_in: usize,
+        /// What `d_out` must be a multiple of.
+        out_unit: usize,
+        /// What `d_in` must be a multiple of.
+        in_unit: usize,
+    },
+    /// An input belongs to a group that does not exist.
+    #[error("`{name}`[{at}] is {found}, expected a group from 0 to {}", groups.saturating_sub(1))]
+    GroupIndex {
+        /// Name of the tensor with the group of each input.
+        name: String,
+        /// The input.
+        at: usize,
+        /// Its group.
+        found: i32,
+        /// Number of groups.
+        groups: usize,
+    },
+    /// The order of the inputs names one twice, or one that does not exist.
+    #[error("`{name}`[{at}] is {found}, expected each number below {inputs} once")]
+    Order {
+        /// Name of the tensor with the order.
+        name: String,
+        /// The column.
+        at: usize,
+        /// Its input.
+        found: i32,
+        /// Number of inputs.
+        inputs: usize,
+    },
+    /// Groups of unequal size.
+    #[error(
+        "`{name}` puts {found} inputs into group {group}, expected {expected}; only groups of equal size can be read"
+    )]
+    GroupSize {
+        /// Name of the tensor with the group of each input.
+        name: String,
+        /// The group.
+        group: usize,
+        /// Number of its inputs.
+        found: usize,
+        /// Number of inputs that it should have.
+        expected: usize,
+    },
 }

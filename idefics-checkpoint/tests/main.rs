@@ -5,6 +5,7 @@
 mod folders;
 mod gguf;
 mod gguf_model;
+mod int4;
 mod memory;
 mod open;
 mod pickle;

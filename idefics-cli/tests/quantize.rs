@@ -72,6 +72,41 @@ fn inspect_counts_the_same_parameters_after_quantising() {
 }
 
 #[test]
+fn inspect_names_the_formats_of_quantised_layers() {
+    for (checkpoint, expected) in [
+        ("small-quantized", "nf4"),
+        ("tiny-idefics3-awq", "14 int4 (awq, groups of 16)"),
+        ("tiny-idefics2-gptq-act-order", "14 int4 (gptq, groups of 32)"),
+        ("tiny-smolvlm2-compressed", "14 int4 (compressed-tensors, groups of 4)"),
+    ] {
+        let output = idefics(&xtask_folder(&format!("checkpoints/{checkpoint}")), &["inspect"]);
+        let stdout = text(&output.stdout);
+        let line = stdout.lines().find(|line| line.starts_with("quantised")).unwrap_or_default();
+        assert!(line.contains(expected), "{checkpoint}: {stdout}{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn unsupported_packings_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in contents(&xtask_folder("checkpoints/tiny-idefics3-awq")) {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    for (from, to, expected) in [
+        ("\"gemm\"", "\"gemv\"", "quantization_config.version is \"gemv\", expected gemm"),
+        ("\"bits\": 4", "\"bits\": 3", "quantization_config.bits is 3, expected 4"),
+        ("\"awq\"", "\"aqlm\"", "quantization_config.quant_method"),
+    ] {
+        fs::write(&path, config.replace(from, to)).unwrap();
+        let output = idefics(folder.path(), &["ask", &photo(), "What is this?"]);
+        assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn rejects_invalid_formats_options_and_paths() {
     let scratch = tempfile::tempdir().unwrap();
     let refused = |model: &Path, to: &str, out: &Path, code: i32, word: &str| {
@@ -93,6 +128,7 @@ fn rejects_invalid_formats_options_and_paths() {
         assert!(text(&output.stderr).contains(option[0]), "{}", text(&output.stderr));
     }
     refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "already quantised to nf4");
+    refused(&xtask_folder("checkpoints/tiny-idefics3-awq"), "q4", &out, 4, "already quantised to int4");
     refused(Path::new("./no-such-folder"), "q4", &out, 5, "no-such-folder");
     refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no/such");
     assert!(contents(scratch.path()).is_empty());

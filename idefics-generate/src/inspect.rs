@@ -29,6 +29,8 @@ pub struct Inspection {
     pub files: Vec<String>,
     /// Number of tensors per element type.
     pub dtypes: BTreeMap<String, usize>,
+    /// Number of quantised weights per format.
+    pub quantized: BTreeMap<String, usize>,
     /// The parts of the model.
     pub parts: Vec<Part>,
     /// Memory of the model in each weight format.
@@ -97,6 +99,11 @@ pub fn inspect(path: &Path, pickles: PicklePolicy, choice: DeviceChoice, device:
     let mut parts = Parts::of(config.family().parts());
     parts.count_shape(&*model, config.family().tied(), checkpoint.is_none());
     let mut dtypes = BTreeMap::new();
+    let mut quantized = BTreeMap::new();
+    let kinds = checkpoint.iter().flat_map(Checkpoint::stored_kinds).filter(|kind| kind.packed_format().is_some());
+    for kind in kinds {
+        *quantized.entry(kind.to_string()).or_insert(0) += 1;
+    }
     let mut files: Vec<String> = Vec::new();
     for (name, tensor) in checkpoint.iter().flat_map(Checkpoint::tensors) {
         *dtypes.entry(tensor.type_name()).or_insert(0) += 1;
@@ -134,6 +141,7 @@ pub fn inspect(path: &Path, pickles: PicklePolicy, choice: DeviceChoice, device:
         file_bytes: parts.iter().map(|part| part.file_bytes).sum(),
         files,
         dtypes,
+        quantized,
         parts,
         precisions: precisions.collect(),
         kept_bytes: kept_bytes(device),

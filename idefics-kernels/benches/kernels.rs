@@ -7,11 +7,12 @@
 
 use std::cell::Cell;
 use std::hint::black_box;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
-use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, Q4, Weight};
+use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int4, Int8, Q4, Weight};
 use idefics_kernels::{
     DecodeAttention, Isa, IsaLevel, StridedView, decode_attention, linear, rms_norm, rope, stream_sum, swiglu,
 };
@@ -49,6 +50,11 @@ fn weight(format: &str, d_out: usize, d_in: usize) -> Weight<'static> {
             let scales = vec![bf16::from_f32(1e-4); tiles * 16];
             Q4::new(codes(tiles * 256), scales, d_out, d_in).unwrap().into()
         }
+        "int4" => {
+            let group = NonZeroUsize::new(128).unwrap();
+            let scales = [0.01, 8.0].repeat(n / 128);
+            Int4::new(codes(n / 2), scales, group, [d_out, d_in]).unwrap().into()
+        }
         other => unreachable!("{other}"),
     }
 }
@@ -75,7 +81,7 @@ fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear");
     group.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
     for (d_out, d_in) in [(4096, 14336), (14336, 4096)] {
-        for format in ["f32", "bf16", "f16", "int8", "nf4", "q4"] {
+        for format in ["f32", "bf16", "f16", "int8", "nf4", "q4", "int4"] {
             let bytes = weight(format, d_out, d_in).bytes();
             let weights: Vec<_> = (0..BEYOND_CACHES.div_ceil(bytes)).map(|_| weight(format, d_out, d_in)).collect();
             for n_rows in [1, 4, 8] {
@@ -140,7 +146,7 @@ fn many_rows(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear, many rows");
     group.sample_size(10);
     let (d_out, d_in) = (4096, 4096);
-    for format in ["f32", "bf16", "int8", "nf4", "q4"] {
+    for format in ["f32", "bf16", "int8", "nf4", "q4", "int4"] {
         let weight = weight(format, d_out, d_in);
         for n_rows in [16, 64, 512] {
             let (x, mut out) = (vec![0.5; n_rows * d_in], vec![0.0; n_rows * d_out]);

@@ -7,6 +7,7 @@ mod common;
 mod elementwise;
 mod fixtures;
 mod gguf;
+mod int4;
 mod isa;
 mod linear;
 mod pages;

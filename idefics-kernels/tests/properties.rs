@@ -1,6 +1,6 @@
 //! Properties of all weights: error bounds, zeros, round trips, unaligned shapes.
 
-use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, NestedAbsmax, Q4, Weight};
+use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int4, Int8, NestedAbsmax, Q4, Weight};
 use proptest::prelude::*;
 
 use crate::common::{every_format, normal};
@@ -33,6 +33,7 @@ fn requantize(weight: &Weight<'_>) -> Weight<'static> {
         Weight::Int8(_) => Int8::quantize(&values, d_out, d_in).unwrap().into(),
         Weight::FourBit(weight) => FourBit::quantize(weight.kind(), &values, d_out, d_in).unwrap().into(),
         Weight::Q4(_) => Q4::quantize(&values, d_out, d_in).unwrap().into(),
+        Weight::Int4(weight) => Int4::quantize(&values, weight.group(), [d_out, d_in]).unwrap().into(),
         other => panic!("this test cannot quantise {other:?}"),
     }
 }
@@ -89,8 +90,9 @@ proptest! {
             let once = weight.dequantize();
             let twice = requantize(&weight).dequantize();
             for (once, twice) in once.iter().zip(&twice) {
-                // An int8 value is a rounded product, so its recomputed scale may differ by one unit in the last place.
-                let bound = if matches!(weight, Weight::Int8(_)) { 2.0 * f32::EPSILON * once.abs() } else { 0.0 };
+                // These values are rounded products, so recomputed scales may differ in the last place.
+                let is_rounded = matches!(weight, Weight::Int8(_) | Weight::Int4(_));
+                let bound = if is_rounded { 4.0 * f32::EPSILON * once.abs() } else { 0.0 };
                 prop_assert!((once - twice).abs() <= bound, "{} {once} {twice}", weight.name());
             }
         }

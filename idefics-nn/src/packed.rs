@@ -8,7 +8,7 @@ use crate::{Quantization, ops};
 use half::bf16;
 use idefics_kernels::Activations;
 use idefics_kernels::formats::{
-    BLOCK, FormatError, FourBit, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Weight,
+    BLOCK, FormatError, FourBit, Int4, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Weight,
 };
 
 /// The weight of a [`crate::Linear`] as codes and scales. It is never dequantised as a whole.
@@ -19,8 +19,10 @@ use idefics_kernels::formats::{
 pub struct PackedWeight {
     /// Flat, in the order of the format; on the CPU one byte per element, elsewhere packed four bytes per word.
     codes: Tensor<1, Int>,
-    /// Flat, in the order of the format.
+    /// Flat, in the order of the format; for int4 with the zero points.
     scales: Tensor<1>,
+    /// The input of each column of the codes, `[d_in]` in I32; `None` if they are in the order of the inputs.
+    order: Option<Tensor<1, Int>>,
     #[module(skip)]
     format: PackedFormat,
     #[module(skip)]
@@ -82,6 +84,10 @@ impl PackedWeight {
                 let (codes, scales) = Q4::quantize(weights, d_out, d_in)?.into_parts();
                 (flat(codes), flat(scales))
             }
+            PackedFormat::Int4 { group } => {
+                let (codes, scales) = Int4::quantize(weights, group, dims)?.into_parts();
+                (flat(codes.into_owned()), flat(scales.into_owned()))
+            }
         };
         Ok(Self::new(codes, scales, quantization.format, dims, device))
     }
@@ -93,8 +99,12 @@ impl PackedWeight {
     pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         let (codes, scales) = self.parts();
         assert_eq!(rows.dims()[1], self.d_in, "activations must be [{}, {}]", rows.dims()[0], self.d_in);
+        let rows = match self.order() {
+            Some(order) => rows.select(1, order),
+            None => rows,
+        };
         let packing = Packing { format: self.format, activations: self.activations, d_out: self.d_out };
-        ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize())
+        ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize_columns())
     }
 
     /// A parameter without memory whose value is dequantised on demand. It represents the weight in visitors and
@@ -132,6 +142,11 @@ impl PackedWeight {
         (codes, scales)
     }
 
+    /// The input of each column, outside any autodiff graph.
+    fn order(&self) -> Option<Tensor<1, Int>> {
+        self.order.clone().map(Tensor::without_autodiff)
+    }
+
     /// Number of bytes of codes, and number of scales.
     fn part_lens(&self) -> [usize; 2] {
         let n_weights = self.d_out * self.d_in;
@@ -142,6 +157,7 @@ impl PackedWeight {
                 let tiles = self.d_out.div_ceil(Q4_PANEL) * self.d_in.div_ceil(Q4_BLOCK);
                 [tiles * Q4_PANEL * Q4_BLOCK / 2, tiles * Q4_PANEL]
             }
+            PackedFormat::Int4 { group } => Int4::part_lens(group, self.dims()),
         }
     }
 
@@ -154,7 +170,7 @@ impl PackedWeight {
     pub(crate) fn activations(&self) -> Activations {
         match self.format {
             PackedFormat::Int8 | PackedFormat::Q4 => self.activations,
-            PackedFormat::FourBit(_) => Activations::F32,
+            PackedFormat::FourBit(_) | PackedFormat::Int4 { .. } => Activations::F32,
         }
     }
 
@@ -175,12 +191,23 @@ impl PackedWeight {
 
     /// Size of the codes and scales in bytes.
     pub fn bytes(&self) -> usize {
-        let Self { codes, scales, .. } = self;
-        codes.shape().num_elements() * codes.dtype().size() + scales.shape().num_elements() * scales.dtype().size()
+        let Self { codes, scales, order, .. } = self;
+        let order = order.as_ref().map_or(0, |order| order.shape().num_elements() * order.dtype().size());
+        let codes = codes.shape().num_elements() * codes.dtype().size();
+        codes + scales.shape().num_elements() * scales.dtype().size() + order
     }
 
     /// The dequantised weight, `[d_out, d_in]` in f32. Works on any backend, and allocates the whole weight.
     pub fn dequantize(&self) -> Tensor<2> {
+        let columns = self.dequantize_columns();
+        match self.order() {
+            Some(order) => columns.select(1, order.argsort(0)), // the inverse order
+            None => columns,
+        }
+    }
+
+    /// [`Self::dequantize`] with the columns in the order of the codes.
+    fn dequantize_columns(&self) -> Tensor<2> {
         let (codes, scales) = self.parts();
         let scales = scales.cast(DType::F32);
         let (d_out, d_in) = (self.d_out, self.d_in);
@@ -214,10 +241,22 @@ impl PackedWeight {
                 let (rows, columns) = (panels * Q4_PANEL, blocks * Q4_BLOCK);
                 (values * scales).reshape([rows, columns]).narrow(0, 0, d_out).narrow(1, 0, d_in)
             }
+            PackedFormat::Int4 { group } => {
+                let [high, low] = halves(codes);
+                let columns = 2 * d_in.div_ceil(2);
+                let codes = Tensor::stack::<2>(vec![low, high], 1).reshape([d_out, columns]).narrow(1, 0, d_in);
+                let (groups, group) = (d_in.div_ceil(group.get()), group.get().min(d_in));
+                let pairs = scales.reshape([d_out, groups, 2]);
+                let of_columns = |at| {
+                    let each = pairs.clone().narrow(2, at, 1).expand([d_out, groups, group]); // [d_out, groups, group]
+                    each.reshape([d_out, groups * group]).narrow(1, 0, d_in)
+                };
+                (codes.float().cast(DType::F32) - of_columns(1)) * of_columns(0)
+            }
         }
     }
 
-    /// Copies the weight to the host, in the layout of files.
+    /// Copies codes and scales to the host. Int4 columns may be in another order than the inputs.
     pub(crate) fn read(&self) -> Weight<'static> {
         let (codes, scales) = self.parts();
         let n_bytes = self.part_lens()[0];
@@ -236,8 +275,16 @@ impl PackedWeight {
                 let scales = scales.iter::<f32>().map(bf16::from_f32).collect::<Vec<bf16>>(); // exact: they were bf16
                 Q4::from_parts(codes.into(), scales.into(), dims).map(Weight::from)
             }
+            PackedFormat::Int4 { group } => Int4::from_parts(codes.into(), floats(), group, dims).map(Weight::from),
         };
         weight.expect("codes and scales have the sizes that the format requires")
+    }
+
+    /// Copies the order of the columns to the host; `None` if it is the order of the inputs.
+    pub(crate) fn read_order(&self) -> Option<Vec<i32>> {
+        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        let order = self.order()?.into_data();
+        Some(order.iter::<i32>().collect())
     }
 
     /// Unpacks words into one integer per byte.
@@ -246,6 +293,7 @@ impl PackedWeight {
             PackedFormat::Int8 => self.d_out * self.d_in,
             PackedFormat::FourBit(_) => (self.d_out * self.d_in).div_ceil(2),
             PackedFormat::Q4 => 4 * words.dims()[0],
+            PackedFormat::Int4 { .. } => self.part_lens()[0],
         };
         let words = words.cast(DType::I32);
         let byte = |at| words.clone().bitwise_right_shift_scalar(8 * at).bitwise_and_scalar(255);
@@ -271,11 +319,24 @@ impl PackedWeight {
         Self {
             codes: Tensor::from_data(codes, (device, codes_dtype)),
             scales: Tensor::from_data(scales, (device, scales_dtype)),
+            order: None,
             format,
             activations: Activations::F32,
             d_out,
             d_in,
         }
+    }
+}
+
+impl PackedWeight {
+    /// Sets the input of each column of the codes, `[d_in]`.
+    pub(crate) fn with_order(self, order: Option<Vec<u32>>) -> Self {
+        let device = self.device();
+        let order = order.map(|order| {
+            let order: Vec<i32> = order.into_iter().map(u32::cast_signed).collect();
+            Tensor::from_data(flat(order), (&device, DType::I32))
+        });
+        Self { order, ..self }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Gradients through frozen weights in every format, and adapters on them.
 
+use std::num::NonZeroUsize;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Tensor};
 use idefics_kernels::formats::FourBitType;
@@ -20,11 +22,12 @@ enum WeightFormat {
     Dense(DType),
 }
 
-const ALL_FORMATS: [WeightFormat; 7] = [
+const ALL_FORMATS: [WeightFormat; 8] = [
     WeightFormat::Packed(PackedFormat::Int8),
     WeightFormat::Packed(PackedFormat::FourBit(FourBitType::Nf4)),
     WeightFormat::Packed(PackedFormat::FourBit(FourBitType::Fp4)),
     WeightFormat::Packed(PackedFormat::Q4),
+    WeightFormat::Packed(PackedFormat::Int4 { group: NonZeroUsize::new(32).unwrap() }),
     WeightFormat::Dense(DType::BF16),
     WeightFormat::Dense(DType::F16),
     WeightFormat::Dense(DType::F32),

@@ -10,6 +10,7 @@ mod conversion;
 #[path = "../../idefics-checkpoint/tests/folders.rs"]
 mod folders;
 mod frozen;
+mod int4;
 mod kv_cache;
 mod layers;
 #[path = "../../idefics-checkpoint/tests/memory.rs"]

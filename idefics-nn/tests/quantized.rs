@@ -1,6 +1,7 @@
 //! Quantised linear layers: with and without kernels, in memory and on disk, and faulty files.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn::module::Module;
@@ -17,13 +18,14 @@ use tempfile::TempDir;
 use crate::common::{assert_close, values};
 
 /// Every format, with and without double quantisation.
-const FORMATS: [(PackedFormat, bool); 6] = [
+const FORMATS: [(PackedFormat, bool); 7] = [
     (PackedFormat::Int8, false),
     (PackedFormat::FourBit(FourBitType::Nf4), false),
     (PackedFormat::FourBit(FourBitType::Nf4), true),
     (PackedFormat::FourBit(FourBitType::Fp4), false),
     (PackedFormat::FourBit(FourBitType::Fp4), true),
     (PackedFormat::Q4, false),
+    (PackedFormat::Int4 { group: NonZeroUsize::new(32).unwrap() }, false),
 ];
 
 /// A module with a layer of every kind.

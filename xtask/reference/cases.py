@@ -62,9 +62,9 @@ class Case:
     train: Train | None = None  # if set, the model tensors are labels, loss and training results only
     pixels: bool = True  # false: omit pixel tensors, for cases about ids
     attentions: bool = False  # store attentions.{i}; they are large
-    quantize: str | None = None  # nf4, fp4 or int8
+    quantize: str | None = None  # nf4, fp4 or int8, or a key of int4.INT4
     double_quant: bool = False
-    on_disk: bool = False  # the checkpoint is quantised by bitsandbytes
+    on_disk: bool = False  # the weights of the checkpoint are quantised, not while they are loaded
     alpha: str | None = None
     tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
     exact_sizes: bool = False  # a new seed must not change the image sizes
@@ -139,6 +139,13 @@ def quantized(checkpoint: str, quantize: str, double_quant: bool = False, on_dis
         double_quant=double_quant,
         on_disk=on_disk,
     )
+
+
+def packed(about: str, checkpoint: str, quantize: str) -> Case:
+    """A case with a text model that is stored in four bits."""
+    rows = [chat(turn("user", "wide.png", "{q}")), row("<image>{q}", "tall.png")]
+    pictures = {"wide.png": (20, 15), "tall.png": (9, 18)}
+    return Case(about, checkpoint, rows, pictures, generate=greedy(8), quantize=quantize, on_disk=True)
 
 
 def strings(about: str, checkpoint: str) -> Case:
@@ -338,6 +345,9 @@ CASES: dict[str, Case] = {
     "quantized-nf4-double": quantized("small-wide-heads", "nf4", double_quant=True),
     "quantized-fp4": quantized("small-wide-heads", "fp4"),
     "quantized-on-disk": quantized("small", "nf4", double_quant=True, on_disk=True),
+    "quantized-gptq-act-order": packed(
+        "GPTQ with desc_act: inputs sorted by group; zero points stored minus one", "tiny-idefics2", "gptq-act-order"
+    ),
     "generate-processors": Case(
         "greedy search with each processor, a padded batch with one and no image",
         "odd-heads",

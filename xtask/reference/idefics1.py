@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -330,6 +330,11 @@ def quantized(quantize: str, double_quant: bool = False) -> Case:
     )
 
 
+def packed(about: str, quantize: str) -> Case:
+    """A case with a text model that is stored in four bits."""
+    return replace(quantized(quantize), about=about, checkpoint="idefics1-plain", on_disk=True)
+
+
 CASES1: dict[str, Case] = {
     "idefics1-float": mixed(
         "scalar gates before every second layer; rows with 2, 1 and 0 images", "idefics1-float", MIXED
@@ -413,6 +418,8 @@ CASES1: dict[str, Case] = {
     "idefics1-int8": quantized("int8"),
     "idefics1-nf4": quantized("nf4", double_quant=True),
     "idefics1-fp4": quantized("fp4"),
+    "idefics1-gptq-sym": packed("GPTQ, symmetric, groups of 8, with biases of zeros", "gptq-sym"),
+    "idefics1-gptq-v2": packed("GPTQ in checkpoint format gptq_v2, one group per row", "gptq-v2"),
     "idefics1-photo": Case(
         "a photograph: a square whatever the shape, bicubic",
         "idefics1-photo",

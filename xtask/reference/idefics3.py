@@ -353,6 +353,14 @@ def mixed(about: str, checkpoint: str, rows: list[Row] = MIXED, **more: Any) -> 
     return Case(about, checkpoint, rows, PICTURES, generate=runs(checkpoint), **more)
 
 
+def packed(about: str, checkpoint: str, quantize: str) -> Case:
+    """A case with a text model that is stored in four bits."""
+    rows = [row("<image>{q}", "tall.png"), row("<image>in", "small.png")]
+    pictures = {name: PICTURES[name] for name in ("tall.png", "small.png")}
+    run = {"greedy": settings(checkpoint, 8)}
+    return Case(about, checkpoint, rows, pictures, generate=run, quantize=quantize, on_disk=True)
+
+
 CASES3: dict[str, Case] = {
     "idefics3-split": mixed(
         "rows and columns as plain text, a start token; rows with 2, 1 and 0 pictures", "tiny-idefics3", splitting=True
@@ -422,6 +430,15 @@ CASES3: dict[str, Case] = {
         schedule="linear",
         labels="ignore_image_tokens",
         frozen=("model.vision_model.",),
+    ),
+    "idefics3-awq": packed("the text model as AutoAWQ stores it, groups of 16", "tiny-idefics3", "awq"),
+    "smolvlm2-compressed": packed(
+        "the text model as compressed-tensors stores it, with zero points, groups of 4; rows end inside words",
+        "tiny-smolvlm2",
+        "compressed",
+    ),
+    "smolvlm-compressed-sym": packed(
+        "the text model as compressed-tensors stores it, symmetric, one group per row", "tiny-smolvlm", "compressed-sym"
     ),
 }
 

@@ -25,6 +25,7 @@ from checkpoints import derived_seed
 from checkpoints import make_checkpoint as make_checkpoint2
 from idefics1 import CASES1, CHECKPOINTS1, make_checkpoint1
 from idefics3 import CASES3, CHECKPOINTS3, make_checkpoint3
+from int4 import INT4, round_int4, write_int4
 from PIL import Image
 from pictures import RECIPES, open_raw, open_upright, write_made
 from quantization import round_weights, write_quantized
@@ -245,7 +246,10 @@ def make_case(name: str, seed: int, folder: Path, checkpoint: Path, relative: st
         tensors |= idefics1.gradients(idefics1.load1(checkpoint), inputs)
     elif case.model:
         model = family.load(checkpoint)
-        if case.quantize is not None:
+        if case.quantize in INT4:
+            write_int4(model, checkpoint, folder / relative, case.quantize)
+            round_int4(model, case.quantize)
+        elif case.quantize is not None:
             round_weights(model, case.quantize, case.double_quant)
         if case.stages:
             tensors |= family.forward(model, inputs, case)
@@ -313,7 +317,9 @@ def main() -> int:
         if fresh:
             make_checkpoint(checkpoint, seed, folder / "checkpoint")
         plain = Path(os.path.normpath(folder / relative))  # the case need not exist yet
-        if CASES[name].on_disk:
+        if CASES[name].quantize in INT4:
+            relative += f"-{CASES[name].quantize}"
+        elif CASES[name].on_disk:
             relative += "-quantized"
             write_quantized(plain, plain.with_name(plain.name + "-quantized"), CASES[name].quantize, CASES[name].double_quant)
         try:

@@ -71,6 +71,11 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
             )?;
         }
     }
+    if !inspection.quantized.is_empty() {
+        let formats: Vec<String> =
+            inspection.quantized.iter().map(|(format, weights)| format!("{weights} {format}")).collect();
+        writeln!(stdout, "quantised   linear layers: {}", formats.join(", "))?;
+    }
     writeln!(
         stdout,
         "context     {} tokens, {} per image",

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 /// Value of `quantization_config.quant_method` in int8 and q4 folders written by this crate.
 pub(crate) const QUANT_METHOD: &str = "idefics";
 const BITSANDBYTES: &str = "bitsandbytes";
+/// Methods of int4 weights. Opening the checkpoint checks their settings.
+const INT4: [&str; 3] = ["awq", "gptq", "compressed-tensors"];
 /// The head is not quantised unless `llm_int8_skip_modules` says otherwise.
 pub(crate) const HEAD: &str = "lm_head";
 
@@ -37,13 +39,12 @@ impl QuantizationConfig {
     /// # Errors
     /// [`ConfigError::Unsupported`].
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if let Some(method) =
-            self.quant_method.as_deref().filter(|method| ![BITSANDBYTES, QUANT_METHOD].contains(method))
-        {
+        let is_known = |method: &str| [BITSANDBYTES, QUANT_METHOD].contains(&method) || INT4.contains(&method);
+        if let Some(method) = self.quant_method.as_deref().filter(|method| !is_known(method)) {
             return Err(ConfigError::Unsupported {
                 field: "quantization_config.quant_method",
                 value: method.to_owned(),
-                supported: "bitsandbytes, idefics; otherwise use the original checkpoint with --quantize",
+                supported: "awq, gptq, compressed-tensors, bitsandbytes, idefics; otherwise use the original checkpoint with --quantize",
             });
         }
         match (self.bits(), self.bnb_4bit_quant_type.as_deref()) {

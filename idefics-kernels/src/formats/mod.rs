@@ -10,6 +10,7 @@
 //! | [`Int8`] | 8 | quanto, LLM.int8 files |
 //! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes; [`NestedAbsmax`] |
 //! | [`Q4`] | 4.5 | this crate |
+//! | [`Int4`] | 4.5 with groups of 128 | AWQ, GPTQ and compressed-tensors files |
 //!
 //! [`GgufType`] is how GGUF files hold rows of values; they are read as f32.
 
@@ -17,6 +18,8 @@ mod dense;
 mod error;
 mod four_bit;
 mod gguf;
+mod int4;
+mod int4_files;
 mod int8;
 mod nested;
 mod packed;
@@ -33,6 +36,7 @@ pub use dense::{Dense, Element};
 pub use error::FormatError;
 pub use four_bit::{BLOCK, FourBit, FourBitType};
 pub use gguf::GgufType;
+pub use int4::Int4;
 pub use int8::Int8;
 pub use nested::{NESTED_BLOCK, NestedAbsmax, check_nested_quant_map, dynamic_map};
 pub use packed::PackedFormat;
@@ -55,6 +59,8 @@ pub enum Weight<'a> {
     FourBit(FourBit<'a>),
     /// Four bits, sixteen rows interleaved.
     Q4(Q4<'a>),
+    /// Four bits, a scale and a zero point per group of inputs.
+    Int4(Int4<'a>),
 }
 
 /// Evaluates the same expression for the weight's format.
@@ -67,6 +73,7 @@ macro_rules! each_format {
             Weight::Int8($inner) => $body,
             Weight::FourBit($inner) => $body,
             Weight::Q4($inner) => $body,
+            Weight::Int4($inner) => $body,
         }
     };
 }
@@ -91,6 +98,7 @@ impl Weight<'_> {
             Self::Int8(_) => "int8",
             Self::FourBit(weight) => weight.kind().name(),
             Self::Q4(_) => "q4",
+            Self::Int4(_) => "int4",
         }
     }
 
@@ -122,4 +130,4 @@ macro_rules! from_format {
         })*
     };
 }
-from_format!(F32: Dense<'a, f32>, Bf16: Dense<'a, bf16>, F16: Dense<'a, f16>, Int8: Int8<'a>, FourBit: FourBit<'a>, Q4: Q4<'a>);
+from_format!(F32: Dense<'a, f32>, Bf16: Dense<'a, bf16>, F16: Dense<'a, f16>, Int8: Int8<'a>, FourBit: FourBit<'a>, Q4: Q4<'a>, Int4: Int4<'a>);

@@ -1,5 +1,7 @@
 //! Names of the packed formats.
 
+use std::num::NonZeroUsize;
+
 use super::FourBitType;
 
 /// A packed format: codes with scales (see [`super`]). Exhaustive, because code that handles formats must handle all.
@@ -11,18 +13,24 @@ pub enum PackedFormat {
     FourBit(FourBitType),
     /// [`Q4`](super::Q4): codes in U8, scales in BF16.
     Q4,
+    /// [`Int4`](super::Int4): codes in U8, scales and zero points in F32.
+    Int4 {
+        /// Number of inputs that share a scale and a zero point.
+        group: NonZeroUsize,
+    },
 }
 
 impl PackedFormat {
-    /// All packed formats.
+    /// The packed formats that weights can be quantised to. [`Self::Int4`] is read from files only.
     pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
 
-    /// The name of the format in `--quantize`.
+    /// The name of the format, as in `--quantize`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
             Self::FourBit(kind) => kind.name(),
             Self::Q4 => "q4",
+            Self::Int4 { .. } => "int4",
         }
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::{Isa, Product, spans_rows};
+use super::{Isa, Product, is_uneven};
 use crate::amx::{
     PARTS, ROWS, STEP, TILE, Tiles, load, mask, pack_columns, pair_parts, parts, store_transposed, transposed,
 };
@@ -38,7 +38,7 @@ const SUMS: usize = PAIR * PAIR;
 
 /// Whether the weight can be multiplied on tiles.
 pub(super) fn supports(weight: &Weight<'_>) -> bool {
-    !spans_rows(weight)
+    !is_uneven(weight) && !matches!(weight, Weight::Int4(_))
 }
 
 /// Number of bf16 tile products that a product with one weight tile takes.
@@ -47,6 +47,7 @@ pub(super) fn products(weight: &Weight<'_>) -> f64 {
         Weight::Bf16(_) | Weight::Int8(_) => 3.0,
         Weight::F16(_) | Weight::Q4(_) => 5.0,
         Weight::F32(_) | Weight::FourBit(_) => 6.0,
+        Weight::Int4(_) => unreachable!("int4 is not multiplied on tiles"),
     }
 }
 
@@ -59,6 +60,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
         Weight::Int8(weight) => multiply::<1>(product, weight, Some(weight.scales())),
         Weight::FourBit(weight) => multiply::<3>(product, weight, None),
         Weight::Q4(weight) => multiply::<2>(product, weight, None),
+        Weight::Int4(_) => unreachable!("int4 is not multiplied on tiles"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `y = x Wᵀ + b` for a weight in any format, without expanding the whole weight.
 //!
 //! - Up to [`MAX_GEMV_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with
-//!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one).
+//!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one, [`int4`] for groups with zero
+//!   points).
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
@@ -18,6 +19,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod decode;
+mod int4;
 mod int8;
 mod panels;
 mod plain;
@@ -90,7 +92,7 @@ macro_rules! by_format {
                 type $format = crate::linear::decode::format::FourBit;
                 $body
             }
-            Weight::Q4(_) => unreachable!("q4 has its own kernels"),
+            Weight::Q4(_) | Weight::Int4(_) => unreachable!("q4 and int4 have their own kernels"),
         }
     };
 }
@@ -128,8 +130,8 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     if product.out.len() == 0 {
         return;
     }
-    // If a block spans rows, its rows do not begin with their own scale. Such weights use the plain loops.
-    if isa == Isa::Plain || product.d_in == 0 || (spans_rows(weight) && n_rows <= MAX_GEMV_ROWS) {
+    // Weights whose blocks do not fit the vectors use the plain loops.
+    if isa == Isa::Plain || product.d_in == 0 || (is_uneven(weight) && n_rows <= MAX_GEMV_ROWS) {
         plain::product(&product, weight);
     } else if n_rows > MAX_GEMV_ROWS {
         match isa {
@@ -139,6 +141,8 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
         }
     } else if let Weight::Q4(weight) = weight {
         q4::product(&product, weight);
+    } else if let Weight::Int4(weight) = weight {
+        int4::product(&product, weight);
     } else {
         rows::product(&product, weight);
     }
@@ -221,9 +225,13 @@ pub fn compute_unit(n_rows: usize, weight: &Weight<'_>, activations: Activations
     }
 }
 
-/// Whether a block of values with one scale can span two rows.
-fn spans_rows(weight: &Weight<'_>) -> bool {
-    matches!(weight, Weight::FourBit(_)) && !weight.dims()[1].is_multiple_of(BLOCK)
+/// Whether a block of values with one scale can span two rows, or end inside a vector.
+fn is_uneven(weight: &Weight<'_>) -> bool {
+    match weight {
+        Weight::FourBit(_) => !weight.dims()[1].is_multiple_of(BLOCK),
+        Weight::Int4(weight) => !int4::fits(weight),
+        _ => false,
+    }
 }
 
 /// The operands and the output of a product. Created by [`Product::checked`] only, so that its users may rely on the

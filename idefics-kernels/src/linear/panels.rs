@@ -7,7 +7,7 @@ use std::ops::Range;
 use gemm::Parallelism;
 
 use super::decode::Rows;
-use super::{Product, by_format, on_isa, q4, spans_rows};
+use super::{Product, by_format, int4, is_uneven, on_isa, q4};
 use crate::Isa;
 use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
 use crate::shared::with_scratch;
@@ -48,8 +48,11 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
 
 /// Expands rows `range` to f32, `[range.len(), d_in]`. The caller has checked CPU support for `isa`.
 pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &mut [f32]) {
-    if isa == Isa::Plain || spans_rows(weight) || matches!(weight, Weight::Q4(_)) {
+    if isa == Isa::Plain || is_uneven(weight) || matches!(weight, Weight::Q4(_)) {
         return weight.dequantize_rows(range, out);
+    }
+    if let Weight::Int4(weight) = weight {
+        return int4::expand(isa, weight, range, out);
     }
     let rows = Rows::of(weight);
     // SAFETY: the callers have checked CPU support.

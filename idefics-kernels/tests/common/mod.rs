@@ -1,6 +1,8 @@
 //! Test helpers: seeded random numbers and comparisons.
 
-use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int8, Q4, Weight};
+use std::num::NonZeroUsize;
+
+use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int4, Int8, Q4, Weight};
 use idefics_kernels::{Isa, IsaLevel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -35,7 +37,15 @@ pub(crate) fn every_format(weights: &[f32], d_out: usize, d_in: usize) -> Vec<We
         FourBit::quantize(FourBitType::Nf4, weights, d_out, d_in).unwrap().into(),
         FourBit::quantize(FourBitType::Fp4, weights, d_out, d_in).unwrap().into(),
         Q4::quantize(weights, d_out, d_in).unwrap().into(),
+        Int4::quantize(weights, size(32), [d_out, d_in]).unwrap().into(),
+        Int4::quantize(weights, size(128), [d_out, d_in]).unwrap().into(),
+        Int4::quantize(weights, NonZeroUsize::MAX, [d_out, d_in]).unwrap().into(),
     ]
+}
+
+/// A number of columns, which is not 0.
+pub(crate) fn size(n: usize) -> NonZeroUsize {
+    NonZeroUsize::new(n).unwrap()
 }
 
 /// Asserts `|actual − expected| ≤ tolerance · size` for each element.

@@ -1,8 +1,10 @@
 //! Uses checkpoint tensors in the memory map as Burn tensors.
 
+use std::borrow::Cow;
+
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, TensorData};
 use idefics_checkpoint::{Checkpoint, CheckpointError, StoredWeight, TensorEntry};
-use idefics_kernels::formats::{PackedFormat, Weight};
+use idefics_kernels::formats::{Int4, PackedFormat, Weight};
 use safetensors::Dtype;
 
 use crate::PackedWeight;
@@ -16,6 +18,7 @@ pub(super) fn read_packed(
     device: &Device,
 ) -> Result<PackedWeight, CheckpointError> {
     let (dtype, scales, format) = match checkpoint.read_packed(name, stored, dims)? {
+        Weight::Int4(weight) => return int4(checkpoint, name, stored, weight, device),
         Weight::Int8(weight) => (DType::I8, TensorData::from(weight.scales()), PackedFormat::Int8),
         Weight::FourBit(weight) => (DType::U8, TensorData::from(weight.absmax()), PackedFormat::FourBit(weight.kind())),
         Weight::Q4(weight) => (DType::U8, TensorData::from(weight.scales()), PackedFormat::Q4),
@@ -23,6 +26,29 @@ pub(super) fn read_packed(
     };
     let codes = TensorData::from_bytes(shared(stored.entry), [stored.entry.len_bytes()], dtype);
     Ok(PackedWeight::new(codes, scales, format, dims, device))
+}
+
+/// An int4 weight. Its codes stay in the memory map if they have the order of the kernels.
+fn int4(
+    checkpoint: &Checkpoint,
+    name: &str,
+    stored: &StoredWeight<'_>,
+    weight: Int4<'_>,
+    device: &Device,
+) -> Result<PackedWeight, CheckpointError> {
+    let (group, dims) = (weight.group(), weight.dims());
+    let order = checkpoint.input_order(name, stored, dims)?;
+    let (codes, scales) = weight.into_parts();
+    let codes = match codes {
+        Cow::Borrowed(codes) => TensorData::from_bytes(shared(stored.entry), [codes.len()], DType::U8),
+        Cow::Owned(codes) => {
+            stored.entry.release();
+            let len = codes.len();
+            TensorData::new(codes, [len])
+        }
+    };
+    let scales = TensorData::from(&scales[..]);
+    Ok(PackedWeight::new(codes, scales, PackedFormat::Int4 { group }, dims, device).with_order(order))
 }
 
 /// The tensor in the memory map, without a copy, if it already has `dtype` and the device computes in host memory.

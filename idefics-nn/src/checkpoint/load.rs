@@ -78,7 +78,7 @@ pub trait LoadModule {
     ) -> Result<M, CheckpointError>;
 
     /// The tensors under the prefix that `module` does not use, except those that old checkpoints contain although
-    /// the models compute them. No weight is read.
+    /// the models compute them, and biases of zeros that GPTQ adds. No weight is read.
     fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String>;
 }
 
@@ -111,8 +111,8 @@ impl LoadModule for Checkpoint {
         let matrices = matrices(module);
         let Account { taken, .. } = account(self, module, &matrices, options);
         let under_prefix = self.tensors().map(|(name, _)| name).filter(|name| name.starts_with(options.prefix));
-        let is_unused =
-            |name: &&str| !taken.contains(*name) && !COMPUTED_TENSORS.iter().any(|stray| name.ends_with(stray));
+        let is_computed = |name: &str| COMPUTED_TENSORS.iter().any(|stray| name.ends_with(stray));
+        let is_unused = |name: &&str| !taken.contains(*name) && !is_computed(name) && !self.is_empty_bias(name);
         under_prefix.filter(is_unused).map(str::to_owned).collect()
     }
 }
@@ -201,19 +201,30 @@ impl Account<'_> {
     /// Records the tensor of the parameter at `path`, which has the shape `expected` in the module.
     fn take(&mut self, path: &str, expected: Vec<usize>) {
         let name = format!("{}{path}", self.options.prefix);
-        let Some(StoredWeight { entry, kind, companions }) = self.checkpoint.stored(&name) else {
+        let Some(stored) = self.checkpoint.stored(&name) else {
             if self.options.tied_source(&name).is_none() {
                 self.missing.push(name);
             }
             return;
         };
+        if let [d_out, d_in] = expected[..]
+            && let Err(error) = self.checkpoint.check_packed(&name, &stored, [d_out, d_in])
+        {
+            self.wrong.get_or_insert(error);
+        }
+        let StoredWeight { entry, kind, companions } = stored;
         self.taken.extend(companions);
         if let Some(found) = kind.packed_format().filter(|_| self.matrices.get(path) != Some(&Matrix::Linear)) {
             let (file, found) = (entry.file.clone(), found.name());
             self.wrong.get_or_insert(CheckpointError::NotLinear { file, name: name.clone(), found });
         }
         // The codes of four-bit formats have a shape of their own, which is checked when they are read.
-        let has_own_shape = matches!(kind, StoredFormat::FourBit(_) | StoredFormat::Own(PackedFormat::Q4));
+        let has_own_shape = matches!(
+            kind,
+            StoredFormat::FourBit(_)
+                | StoredFormat::Own(PackedFormat::Q4 | PackedFormat::Int4 { .. })
+                | StoredFormat::Int4 { .. }
+        );
         if entry.shape != expected && !has_own_shape {
             self.wrong.get_or_insert(CheckpointError::Shape {
                 file: entry.file.clone(),

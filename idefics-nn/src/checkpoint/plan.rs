@@ -5,8 +5,8 @@ use std::ops::AddAssign;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
-use idefics_checkpoint::{Checkpoint, StoredWeight};
-use idefics_kernels::formats::{BLOCK, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE};
+use idefics_checkpoint::{Checkpoint, Int4Layout, StoredFormat, StoredWeight};
+use idefics_kernels::formats::{BLOCK, Int4, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4_TILE};
 use serde::Serialize;
 
 use super::LoadOptions;
@@ -101,7 +101,12 @@ impl<F> Planner<'_, F> {
             let dims = [shape[0], shape[1]];
             if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
                 let [codes, scales] = part_bytes(format, dims, self.device);
-                let (mapped, taken) = if ops::computes_on(self.device) { (codes, scales) } else { (0, codes + scales) };
+                // Codes of AWQ and GPTQ are copied into the order of the kernels.
+                let is_copied = stored.as_ref().is_some_and(|stored| {
+                    matches!(stored.kind, StoredFormat::Int4 { layout: Int4Layout::Awq | Int4Layout::Gptq { .. }, .. })
+                });
+                let is_mapped = ops::computes_on(self.device) && !is_copied;
+                let (mapped, taken) = if is_mapped { (codes, scales) } else { (0, codes + scales) };
                 return WeightMemory { taken, mapped, loading: 0 };
             }
             if let Some(quantization) = self.options.quantization_of(matrix, name) {
@@ -133,6 +138,10 @@ fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) 
             let tiles = d_out.div_ceil(Q4_PANEL) * d_in.div_ceil(Q4_BLOCK);
             let scale = if ops::reads_bytes(device) { DType::BF16 } else { DType::F32 };
             [tiles * Q4_TILE, tiles * Q4_PANEL * scale.size()]
+        }
+        PackedFormat::Int4 { group } => {
+            let [codes, scales] = Int4::part_lens(group, [d_out, d_in]);
+            [codes, 4 * scales]
         }
     };
     parts.map(|bytes| bytes as u64)

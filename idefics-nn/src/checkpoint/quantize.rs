@@ -5,10 +5,10 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::DType;
 use idefics_checkpoint::{
-    Checkpoint, CheckpointError, NamedTensor, QuantDtype, ShardWriter, TensorEntry, four_bit_tensors, int8_tensors,
-    q4_tensors,
+    Checkpoint, CheckpointError, NamedTensor, QuantDtype, ShardWriter, TensorEntry, four_bit_tensors, int4_tensors,
+    int8_tensors, q4_tensors,
 };
-use idefics_kernels::formats::{FourBit, Int8, PackedFormat, Q4};
+use idefics_kernels::formats::{FourBit, Int4, Int8, PackedFormat, Q4};
 
 use super::convert::read_as;
 use super::in_place::dense_dtype;
@@ -19,8 +19,8 @@ use crate::parameters::{Matrix, matrices};
 /// Writes every tensor of a checkpoint into the existing folder `folder`: the linear layers of `module` quantised
 /// according to `options`, everything else unchanged.
 ///
-/// NF4 and FP4 use the layout of bitsandbytes. Int8 and Q4 use a layout of this project: `X.weight` holds the
-/// codes and `X.weight.scales` the scales, as in [`Int8`] and [`Q4`]. The output is one file, or shards of about
+/// NF4 and FP4 use the layout of bitsandbytes. Int8, Q4 and Int4 use a layout of this project: `X.weight` holds the
+/// codes and `X.weight.scales` the scales, as in [`Int8`], [`Q4`] and [`Int4`]. The output is one file, or shards of about
 /// 512 MiB with an index.
 ///
 /// # Errors
@@ -40,15 +40,14 @@ pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     let matrices = matrices(module);
     let linear =
         |name: &str| name.strip_prefix(options.prefix).is_some_and(|path| matrices.get(path) == Some(&Matrix::Linear));
-    for (name, _) in checkpoint.tensors().filter(|(name, _)| linear(name)) {
-        let stored = checkpoint.stored(name).expect("the name comes from the checkpoint");
+    let layers = matrices.iter().filter(|(_, matrix)| **matrix == Matrix::Linear);
+    let mut names: Vec<String> = layers.map(|(path, _)| format!("{}{path}", options.prefix)).collect();
+    names.sort();
+    for name in names {
+        let Some(stored) = checkpoint.stored(&name) else { continue };
         if let Some(found) = stored.kind.packed_format() {
-            Err(CheckpointError::AlreadyQuantized {
-                file: stored.entry.file.clone(),
-                name: name.to_owned(),
-                found: found.name(),
-                asked: quantization.format.name(),
-            })?;
+            let (file, found, asked) = (stored.entry.file.clone(), found.name(), quantization.format.name());
+            Err(CheckpointError::AlreadyQuantized { file, name, found, asked })?;
         }
     }
     account(checkpoint, module, &matrices, options).check()?;
@@ -84,6 +83,9 @@ fn quantized(
     let tensors = match quantization.format {
         PackedFormat::Int8 => Int8::quantize(weights, d_out, d_in).map(|weight| int8_tensors(name, weight)),
         PackedFormat::Q4 => Q4::quantize(weights, d_out, d_in).map(|weight| q4_tensors(name, weight)),
+        PackedFormat::Int4 { group } => {
+            Int4::quantize(weights, group, [d_out, d_in]).map(|weight| int4_tensors(name, weight, None))
+        }
         PackedFormat::FourBit(kind) => {
             let dtype = match dense_dtype(entry.dtype) {
                 Some(DType::BF16) => QuantDtype::Bfloat16,

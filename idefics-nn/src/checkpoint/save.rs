@@ -6,7 +6,8 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use idefics_checkpoint::{
-    CheckpointError, NamedTensor, QuantDtype, four_bit_tensors, int8_tensors, q4_tensors, write_atomically,
+    CheckpointError, NamedTensor, QuantDtype, four_bit_tensors, int4_tensors, int8_tensors, q4_tensors,
+    write_atomically,
 };
 use idefics_kernels::formats::Weight;
 use safetensors::Dtype;
@@ -88,6 +89,7 @@ impl ParameterVisitor for Collected<'_> {
         let tensors = match weight.read() {
             Weight::Int8(weight) => int8_tensors(name, weight),
             Weight::Q4(weight) => q4_tensors(name, weight),
+            Weight::Int4(codes) => int4_tensors(name, codes, weight.read_order().as_deref()),
             Weight::FourBit(weight) => match four_bit_tensors(name, weight, QuantDtype::Float32, false) {
                 Ok(tensors) => tensors,
                 Err(error) => {

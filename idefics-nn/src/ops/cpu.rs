@@ -13,7 +13,7 @@ use super::frozen::FrozenLinear;
 use super::{Kernels, PackedShape, Packing};
 use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat, PagedRow};
-use idefics_kernels::formats::{Dense, FourBit, Int8, Q4, Weight};
+use idefics_kernels::formats::{Dense, FourBit, Int4, Int8, Q4, Weight};
 use idefics_kernels::{self as kernels, Attention, ComputeUnit, DecodeAttention, PagedAttention, StridedView};
 
 impl Kernels for Flex {
@@ -200,6 +200,9 @@ fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<
             FourBit::from_parts(kind, elements(codes).into(), elements(scales).into(), dims).map(Weight::from)
         }
         PackedFormat::Q4 => Q4::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
+        PackedFormat::Int4 { group } => {
+            Int4::from_parts(elements(codes).into(), elements(scales).into(), group, dims).map(Weight::from)
+        }
     };
     view.expect("codes and scales have the sizes that the format requires")
 }

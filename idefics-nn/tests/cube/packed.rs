@@ -1,5 +1,7 @@
 //! Linear layers in every format: few rows, many rows, and shapes whose rows end inside a word.
 
+use std::num::NonZeroUsize;
+
 use burn::tensor::Device;
 use idefics_kernels::formats::FourBitType;
 use idefics_nn::checkpoint::fill_random;
@@ -9,7 +11,8 @@ use proptest::prelude::*;
 use crate::{difference, gpu, numbers};
 
 fn format() -> impl Strategy<Value = PackedFormat> {
-    prop::sample::select(PackedFormat::ALL.to_vec())
+    let groups = [16, 32, 4096].map(|group| PackedFormat::Int4 { group: NonZeroUsize::new(group).unwrap() });
+    prop::sample::select([&PackedFormat::ALL[..], &groups[..]].concat())
 }
 
 /// A layer with random weights that are the same on every device.

@@ -20,6 +20,7 @@ const UNITS: u32 = 256;
 pub(super) fn table(format: PackedFormat) -> [f32; 16] {
     match format {
         PackedFormat::Int8 => [0.0; 16],
+        PackedFormat::Int4 { .. } => std::array::from_fn(|code| code as f32),
         PackedFormat::FourBit(kind) => *kind.table(),
         PackedFormat::Q4 => Q4_TABLE.map(f32::from),
     }
@@ -82,6 +83,13 @@ fn expand<F: Float>(
                 let word = (tile * 4 + within % 16 / 4) * comptime!(Q4_PANEL) + lane;
                 let shift = (8 * (within % 4) + 4 * (within / 16)) as u32;
                 decode(codes[word], shift, &table, format) * scales[tile * comptime!(Q4_PANEL) + lane]
+            }
+            PackedFormat::Int4 { group } => {
+                let byte = row * d_in.div_ceil(2) + column / 2;
+                let shift = (8 * (byte % 4) + 4 * (column % 2)) as u32;
+                let group = comptime!(group.get());
+                let pair = 2 * (row * d_in.div_ceil(group) + column / group);
+                (decode(codes[byte / 4], shift, &table, format) - scales[pair + 1]) * scales[pair]
             }
         };
         panel[at] = F::cast_from(value);

@@ -30,6 +30,7 @@ pub(super) fn fits(weight: PackedShape) -> bool {
         PackedFormat::Int8 => 4,
         PackedFormat::FourBit(_) => 8,
         PackedFormat::Q4 => Q4_BLOCK,
+        PackedFormat::Int4 { .. } => return false, // multiplied in panels
     })
 }
 
