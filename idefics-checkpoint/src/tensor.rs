@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use idefics_kernels::formats::GgufType;
 use memmap2::Mmap;
 use safetensors::Dtype;
 
@@ -49,6 +50,22 @@ impl TensorEntry {
     /// rows, whose order differs.
     pub fn is_plain(&self) -> bool {
         self.rows.is_none()
+    }
+
+    /// The type of the GGUF blocks that the tensor is stored in; `None` for numbers.
+    pub fn block_type(&self) -> Option<GgufType> {
+        self.rows.map(|rows| rows.kind).filter(|kind| kind.block_len() > 1)
+    }
+
+    /// The bytes in the map with the rows in PyTorch's order. They are copied if the file has them in another order:
+    /// those of GGUF's rotary projections.
+    pub fn bytes_in_order(&self) -> Cow<'_, [u8]> {
+        self.rows.map_or(Cow::Borrowed(self.bytes()), |rows| rows.in_order(self.bytes()))
+    }
+
+    /// Whether the rows have PyTorch's order in the file.
+    pub fn is_in_order(&self) -> bool {
+        self.rows.is_none_or(|rows| rows.head_dim.is_none())
     }
 
     /// Name of the type in the file: a GGUF type (`Q4_K`) or the element type (`BF16`).

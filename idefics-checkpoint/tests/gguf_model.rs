@@ -14,7 +14,7 @@ use crate::gguf::Writer;
 const TOKENS: [&str; 8] = ["a", "b", "Ġ", "Ġa", "<s>", "</s>", "<image>", "<end_of_utterance>"];
 
 /// A text model of one layer: D = 8, 2 heads of 4, 1 key/value head, I = 12, 8 tokens.
-fn text() -> Writer {
+pub(crate) fn text() -> Writer {
     let matrix = |writer: Writer, name: &str, dims: [u64; 2]| writer.f32s(name, &dims, |i| i as f32);
     let keys = Writer::new()
         .text("general.architecture", "llama")
@@ -51,7 +51,7 @@ fn text() -> Writer {
 }
 
 /// A tower of one layer: E = 4, I = 6, 2 × 2 patches of 2 pixels, scale factor 2.
-fn mmproj(is_swapped: bool, epsilon: f32) -> Writer {
+pub(crate) fn mmproj(is_swapped: bool, epsilon: f32) -> Writer {
     let (up, down) = if is_swapped { ("ffn_down", "ffn_up") } else { ("ffn_up", "ffn_down") };
     let mut writer = Writer::new()
         .text("general.architecture", "clip")
@@ -88,7 +88,7 @@ fn mmproj(is_swapped: bool, epsilon: f32) -> Writer {
     writer
 }
 
-fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
+pub(crate) fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
         fs::write(folder.path().join(name), bytes).unwrap();

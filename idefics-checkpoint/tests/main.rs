@@ -4,6 +4,7 @@
 
 mod folders;
 mod gguf;
+mod gguf_export;
 mod gguf_model;
 mod int4;
 mod memory;

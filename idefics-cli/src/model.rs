@@ -10,7 +10,7 @@ use idefics_generate::nn::checkpoint::WeightMemory;
 use idefics_generate::nn::{Activations, PackedFormat};
 use idefics_generate::placement::Plan;
 use idefics_generate::{Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions};
-use idefics_hub::{HubOptions, ModelSource};
+use idefics_hub::{HubError, HubOptions, HubProgress, ModelSource};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::Global;
@@ -58,20 +58,44 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
         ModelSource::Hub { .. } if global.mmproj.is_some() => {
             Err(Failure::usage("--mmproj needs a GGUF file as --model; the given one is not".to_owned()))
         }
+        ModelSource::HubFile { repo, revision, file } => {
+            // A local tower, or the name of one in the repository.
+            let (local, name) = match &global.mmproj {
+                Some(path) if path.is_file() => (Some(path.clone()), None),
+                Some(path) => (None, Some(path.to_string_lossy().into_owned())),
+                None => (None, None),
+            };
+            let fetched = fetch(global, |options, progress| {
+                idefics_hub::fetch_gguf(options, &repo, revision.as_deref(), &file, name.as_deref(), progress)
+            })?;
+            match local.or(name.map(|name| fetched.with_file_name(name))) {
+                None => Ok(ModelFolder::Kept(fetched)),
+                Some(mmproj) => linked(&fetched, &mmproj),
+            }
+        }
         ModelSource::Hub { repo, revision } => {
-            let bar = byte_bar();
-            let mut options = HubOptions::from_env().map_err(Error::from)?;
-            options.allow_pickles = global.pickles() == PicklePolicy::Allowed;
-            options.cancel = signals::cancel().flag();
-            let fetched = idefics_hub::fetch_with(&options, &repo, revision.as_deref(), &mut |state| {
-                bar.set_length(state.total);
-                bar.set_position(state.done);
-                bar.set_message(state.file);
-            });
-            bar.finish_and_clear();
-            Ok(ModelFolder::Kept(fetched.map_err(Error::from)?))
+            fetch(global, |options, progress| idefics_hub::fetch_with(options, &repo, revision.as_deref(), progress))
+                .map(ModelFolder::Kept)
         }
     }
+}
+
+/// Calls `fetch` with the options of downloads, and shows its progress.
+fn fetch(
+    global: &Global,
+    fetch: impl FnOnce(&HubOptions, &mut dyn FnMut(HubProgress)) -> Result<PathBuf, HubError>,
+) -> Result<PathBuf, Failure> {
+    let bar = byte_bar();
+    let mut options = HubOptions::from_env().map_err(Error::from)?;
+    options.allow_pickles = global.pickles() == PicklePolicy::Allowed;
+    options.cancel = signals::cancel().flag();
+    let fetched = fetch(&options, &mut |state| {
+        bar.set_length(state.total);
+        bar.set_position(state.done);
+        bar.set_message(state.file);
+    });
+    bar.finish_and_clear();
+    Ok(fetched.map_err(Error::from)?)
 }
 
 fn embedded() -> Result<ModelFolder, Failure> {

@@ -39,6 +39,42 @@ fn quantised_folder_matches_quantising_on_load() {
     }
 }
 
+#[test]
+fn gguf_files_answer_like_their_source() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = xtask_folder("checkpoints/tiny-smolvlm2");
+    let ask =
+        ["--json", "--dtype", "f32", "ask", &photo(), "What is this?", "--max-new-tokens", "8", "--logprobs", "1"];
+    let answered = |model: &Path| -> serde_json::Value {
+        let output = idefics(model, &ask);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let expected = answered(&source);
+    for to in ["f32", "q8_0", "q4_k_m"] {
+        let out = scratch.path().join(to);
+        let written = quantize(&source, &format!("gguf:{to}"), &out, &[]);
+        assert!(written.status.success(), "{}", text(&written.stderr));
+        let tower = if to == "f32" { "mmproj-model-f32.gguf" } else { "mmproj-model-q8_0.gguf" };
+        let names: Vec<String> = contents(&out).into_keys().collect();
+        assert!(names.contains(&format!("model-{to}.gguf")) && names.contains(&tower.to_owned()), "{names:?}");
+        assert!(
+            names.contains(&"tokenizer.json".to_owned()) && !names.contains(&"config.json".to_owned()),
+            "{names:?}"
+        );
+        let found = answered(&out);
+        assert_eq!(found["token_ids"].as_array().unwrap().len(), 8);
+        if to == "f32" {
+            assert_eq!(found["token_ids"], expected["token_ids"]);
+            // The metadata alone describes the same model.
+            for name in names.iter().filter(|name| !name.ends_with(".gguf")) {
+                fs::remove_file(out.join(name)).unwrap();
+            }
+            assert_eq!(answered(&out)["token_ids"], expected["token_ids"]);
+        }
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn quantised_folder_has_default_permissions() {
@@ -122,6 +158,7 @@ fn rejects_invalid_formats_options_and_paths() {
         ("nf4", &["--dtype", "bf16"]),
         ("int8", &["--double-quant"]),
         ("q4", &["--double-quant"]),
+        ("gguf:q4_0", &["--double-quant"]),
     ] {
         let output = quantize(&checkpoint(), to, &out, option);
         assert_eq!(output.status.code(), Some(2), "{option:?}");
@@ -129,6 +166,8 @@ fn rejects_invalid_formats_options_and_paths() {
     }
     refused(&xtask_folder("checkpoints/small-quantized"), "q4", &out, 4, "already quantised to nf4");
     refused(&xtask_folder("checkpoints/tiny-idefics3-awq"), "q4", &out, 4, "already quantised to int4");
+    refused(&checkpoint(), "gguf:q3", &out, 2, "expected f32, f16");
+    refused(&checkpoint(), "gguf:q8_0", &out, 4, "cannot be written as GGUF: its `model_type` is \"idefics2\"");
     refused(Path::new("./no-such-folder"), "q4", &out, 5, "no-such-folder");
     refused(&checkpoint(), "q4", &scratch.path().join("no/such/parent"), 5, "no/such");
     assert!(contents(scratch.path()).is_empty());

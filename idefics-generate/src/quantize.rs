@@ -36,17 +36,31 @@ pub fn quantize_folder(
     mut progress: impl FnMut(LoadProgress) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let quantization = options.quantization().expect("`options.quantize` must be set");
-    let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };
-    if target.symlink_metadata().is_ok() {
-        let advice = "it already exists; remove it or give another name";
-        return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, advice)));
-    }
     let config = ModelConfig::from_folder(source)?;
     // The module tells which layers exist; its weights are not allocated.
     let model =
         config.assemble(device).map_err(|error| Error::Config { path: folder::config_path(source), source: error })?;
     let checkpoint = Checkpoint::open_with(source, options.pickles)?;
+    write_folder(target, |folder| {
+        let load_options = options.load_options(config.family().tied(), None);
+        model.write_quantized(&checkpoint, &load_options, folder, &mut progress)?;
+        match folder::gguf(source)? {
+            None => copy_other_files(source, folder)?,
+            Some(model) => write_files(&model, folder)?,
+        }
+        write_config(folder, &quantization)?;
+        load_model(folder, device, None, |_| ()).map(|_| ())
+    })
+}
 
+/// Creates the folder `target` with the files that `write` writes into the folder it is given. `target` appears only
+/// when `write` has succeeded.
+pub(crate) fn write_folder(target: &Path, write: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+    let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };
+    if target.symlink_metadata().is_ok() {
+        let advice = "it already exists; remove it or give another name";
+        return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, advice)));
+    }
     let name = target.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let prefix = format!(".{}.unfinished-", name.display());
@@ -56,15 +70,7 @@ pub fn quantize_folder(
     // The lock is held until the function returns. On a file system without locks, `remove_stale` does not find folders
     // of interrupted runs, so they are not removed.
     let _ = lock.try_lock();
-    let load_options = options.load_options(config.family().tied(), None);
-    model.write_quantized(&checkpoint, &load_options, unfinished.path(), &mut progress)?;
-    match folder::gguf(source)? {
-        None => copy_other_files(source, unfinished.path())?,
-        Some(model) => write_files(&model, unfinished.path())?,
-    }
-    write_config(unfinished.path(), &quantization)?;
-
-    load_model(unfinished.path(), device, None, |_| ())?;
+    write(unfinished.path())?;
     publish(unfinished, target, parent).map_err(failed)
 }
 
@@ -80,12 +86,12 @@ fn remove_stale(parent: &Path, prefix: &str) {
 }
 
 /// Copies all files that are not weights.
-fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
+pub(crate) fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
     let unread = |error| Error::Read { path: source.to_owned(), source: error };
     for entry in fs::read_dir(source).map_err(unread)? {
         let path = entry.map_err(unread)?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        let is_weights = [".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"];
+        let is_weights = [".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf"];
         if name.starts_with('.') || !path.is_file() || is_weights.iter().any(|end| name.ends_with(end)) {
             continue;
         }
@@ -109,6 +115,11 @@ fn write_files(model: &GgufModel, target: &Path) -> Result<(), Error> {
             })?;
         }
     }
+    copy_files_beside(model, target)
+}
+
+/// Copies the files beside a GGUF file that take precedence over its metadata.
+pub(crate) fn copy_files_beside(model: &GgufModel, target: &Path) -> Result<(), Error> {
     let beside = ModelFile::ALL.into_iter().filter(|file| *file != ModelFile::Config).map(ModelFile::name);
     for name in beside.chain(["special_tokens_map.json", "chat_template.json", "chat_template.jinja"]) {
         let path = model.paths().folder().join(name);

@@ -61,18 +61,7 @@ impl RepoCache {
 
     /// The snapshot folder of a revision, if it contains everything that a model needs.
     pub(crate) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
-        let not_cached = |missing: &str| HubError::NotCached {
-            repo: self.repo.clone(),
-            revision: revision.to_owned(),
-            missing: missing.to_owned(),
-            cache_dir: self.cache_dir.clone(),
-        };
-        let commit = if is_commit(revision) {
-            revision.to_owned()
-        } else {
-            let known = fs::read_to_string(self.root().join("refs").join(revision)).unwrap_or_default();
-            Some(known.trim().to_owned()).filter(|known| is_commit(known)).ok_or_else(|| not_cached("the revision"))?
-        };
+        let commit = self.known_commit(revision)?;
         let has = |file: &str| has_contents(&self.file(&commit, file));
         let mut needed = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
         match formats.iter().find(|files| has(files.single) || has(files.index)) {
@@ -81,9 +70,34 @@ impl RepoCache {
             }
             found => needed.push(found.unwrap_or(&SAFETENSORS).single.to_owned()),
         }
-        match needed.iter().find(|file| !has(file)) {
-            Some(missing) => Err(not_cached(missing)),
+        self.snapshot_with(revision, &needed)
+    }
+
+    /// The snapshot folder of a revision, if it contains these files.
+    pub(crate) fn snapshot_with(&self, revision: &str, needed: &[String]) -> Result<PathBuf, HubError> {
+        let commit = self.known_commit(revision)?;
+        match needed.iter().find(|file| !has_contents(&self.file(&commit, file))) {
+            Some(missing) => Err(self.not_cached(revision, missing)),
             None => Ok(self.snapshot(&commit)),
+        }
+    }
+
+    /// The commit of a revision, if the cache knows it.
+    fn known_commit(&self, revision: &str) -> Result<String, HubError> {
+        if is_commit(revision) {
+            return Ok(revision.to_owned());
+        }
+        let known = fs::read_to_string(self.root().join("refs").join(revision)).unwrap_or_default();
+        let known = Some(known.trim().to_owned()).filter(|known| is_commit(known));
+        known.ok_or_else(|| self.not_cached(revision, "the revision"))
+    }
+
+    fn not_cached(&self, revision: &str, missing: &str) -> HubError {
+        HubError::NotCached {
+            repo: self.repo.clone(),
+            revision: revision.to_owned(),
+            missing: missing.to_owned(),
+            cache_dir: self.cache_dir.clone(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::BTreeMap};
 use crate::{
     HubError, HubProgress,
     cache::RepoCache,
-    files::{CONFIG, OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles},
+    files::{OPTIONAL, PICKLED, SAFETENSORS, TOKENIZER, WeightFiles},
     id::is_commit,
     index::{MAX_INDEX_BYTES, bad_index, shard_names},
     remote::{Remote, synthetic_id},
@@ -15,6 +15,8 @@ use crate::{
 pub(crate) struct Download<'a> {
     pub(crate) server: &'a Server<'a>,
     pub(crate) cache: &'a RepoCache,
+    /// A file that the revision has.
+    first: &'a str,
     /// The commit of the revision. `None` if the server does not send it: then the snapshot is not consulted, and it
     /// is named after the downloaded files at the end.
     commit: Option<String>,
@@ -32,26 +34,50 @@ pub(crate) struct Download<'a> {
 }
 
 impl<'a> Download<'a> {
+    /// `found` describes `first`, a file that the server has.
     pub(crate) fn new(
         server: &'a Server<'a>,
         cache: &'a RepoCache,
-        config: Remote,
+        first: &'a str,
+        found: Remote,
         progress: &'a mut dyn FnMut(HubProgress),
     ) -> Download<'a> {
-        let commit = config.commit.clone().or_else(|| is_commit(server.revision).then(|| server.revision.to_owned()));
-        let found = BTreeMap::from([(CONFIG.to_owned(), config)]);
+        let commit = found.commit.clone().or_else(|| is_commit(server.revision).then(|| server.revision.to_owned()));
+        let found = BTreeMap::from([(first.to_owned(), found)]);
         let accepts_commit = Cell::new((commit.as_deref() == Some(server.revision)).then_some(true));
-        Download { server, cache, commit, accepts_commit, found, blobs: BTreeMap::new(), progress, done: 0, total: 0 }
+        Download {
+            server,
+            cache,
+            first,
+            commit,
+            accepts_commit,
+            found,
+            blobs: BTreeMap::new(),
+            progress,
+            done: 0,
+            total: 0,
+        }
     }
 
     /// Downloads the files that a model needs, links them in the snapshot, and returns the snapshot's commit.
     pub(crate) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
         // The index comes first: if it lists a file that is not allowed, nothing else is downloaded.
         let weights = self.weights(formats)?;
-        let mut files = vec![CONFIG.to_owned(), TOKENIZER.to_owned()];
-        for file in OPTIONAL {
+        let files = vec![self.first.to_owned(), TOKENIZER.to_owned()];
+        self.files(files, &OPTIONAL, weights)
+    }
+
+    /// Downloads `files`, those of `optional` that the repository has, and `weights`, links them in the snapshot, and
+    /// returns the snapshot's commit.
+    pub(crate) fn files(
+        mut self,
+        mut files: Vec<String>,
+        optional: &[&str],
+        weights: Vec<String>,
+    ) -> Result<String, HubError> {
+        for file in optional {
             if self.is_in_repo(file)? {
-                files.push(file.to_owned());
+                files.push((*file).to_owned());
             }
         }
         files.extend(weights);
@@ -101,7 +127,7 @@ impl<'a> Download<'a> {
     pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
         if self.accepts_commit.get().is_none() {
-            self.accepts_commit.set(Some(match self.server.look_up(commit, CONFIG, 3) {
+            self.accepts_commit.set(Some(match self.server.look_up(commit, self.first, 3) {
                 Err(HubError::RevisionNotFound { .. } | HubError::RepoNotFound { .. }) => false,
                 found => found?.is_some(),
             }));

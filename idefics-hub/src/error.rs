@@ -37,6 +37,14 @@ pub enum HubError {
         /// `{repo}@{revision}`, at most its first 200 characters.
         id: String,
     },
+    /// The name of a GGUF file is not one in the top folder of a repository.
+    #[error("{name:?} of {repo}: expected the name of a GGUF file in the top folder of the repository")]
+    GgufName {
+        /// The repository, `org/name`.
+        repo: String,
+        /// The name, at most its first 200 characters.
+        name: String,
+    },
     /// The server could not be reached or did not answer.
     #[error("cannot reach {url} for {file} of {repo}: {}; check the connection and HF_ENDPOINT", plain_message(source))]
     Unreachable {
@@ -270,6 +278,7 @@ impl HubError {
             | HubError::BadResponse { .. }
             | HubError::WrongContents { .. } => HubErrorKind::Network,
             HubError::InvalidId { .. }
+            | HubError::GgufName { .. }
             | HubError::RepoNotFound { .. }
             | HubError::RevisionNotFound { .. }
             | HubError::FileNotFound { .. } => HubErrorKind::NotFound,

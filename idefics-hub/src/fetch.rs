@@ -6,8 +6,8 @@ use crate::{
     HubError, HubOptions, HubProgress,
     cache::RepoCache,
     download::Download,
-    files::{CONFIG, OPTIONAL, weight_files},
-    id::{check_id, is_commit},
+    files::{CONFIG, OPTIONAL, TOKENIZER, gguf_parts, weight_files},
+    id::{check_id, is_commit, is_plain_name},
     server::Server,
     worker,
 };
@@ -96,9 +96,63 @@ fn download(
         Err(error) if error.is_transient() => return cached.map_err(|_| error),
         found => found?.ok_or_else(|| server.file_not_found(CONFIG))?,
     };
-    let commit = Download::new(&server, &cache, config, progress).model(weight_files(options.allow_pickles))?;
+    let commit = Download::new(&server, &cache, CONFIG, config, progress).model(weight_files(options.allow_pickles))?;
     if !is_commit(revision) {
         cache.write_ref(revision, &commit);
     }
     Ok(cache.snapshot(&commit))
+}
+
+/// Fetches a GGUF file of a repository to the hub cache, and returns its path.
+///
+/// Besides `file`, and the other parts if it is the first of several, only `mmproj` and the tokenizer, processor and
+/// template files are downloaded. The cache is used as by [`fetch_with`].
+///
+/// # Errors
+/// Those of [`fetch_with`]; [`HubError::GgufName`] if a name is not that of a GGUF file in the top folder.
+pub fn fetch_gguf(
+    options: &HubOptions,
+    repo: &str,
+    revision: Option<&str>,
+    file: &str,
+    mmproj: Option<&str>,
+    progress: &mut dyn FnMut(HubProgress),
+) -> Result<PathBuf, HubError> {
+    let revision = revision.unwrap_or(DEFAULT_REVISION);
+    check_id(repo, revision)?;
+    let is_gguf = |name: &&str| is_plain_name(name) && name.to_ascii_lowercase().ends_with(".gguf");
+    if let Some(name) = [Some(file), mmproj].into_iter().flatten().find(|name| !is_gguf(name)) {
+        return Err(HubError::GgufName { repo: repo.to_owned(), name: name.chars().take(200).collect() });
+    }
+    let files: Vec<String> = gguf_parts(file).into_iter().chain(mmproj.map(str::to_owned)).collect();
+    let cache = RepoCache::new(&options.cache_dir, repo);
+    let cached = cache.snapshot_with(revision, &files);
+    if options.offline {
+        return cached.map(|snapshot| snapshot.join(file));
+    }
+    if let Ok(snapshot) = &cached
+        && is_commit(revision)
+        && OPTIONAL.iter().chain([&TOKENIZER]).all(|file| cache.presence(revision, file).is_some())
+    {
+        return Ok(snapshot.join(file));
+    }
+    let (repo, revision, file) = (repo.to_owned(), revision.to_owned(), file.to_owned());
+    let in_thread = options.clone();
+    worker::run(&options.cancel, progress, move |progress| {
+        let cache = RepoCache::new(&in_thread.cache_dir, &repo);
+        let server = Server::new(&in_thread, &repo, &revision);
+        let attempts = if cached.is_ok() { 1 } else { 3 };
+        let found = match server.look_up(&revision, &file, attempts) {
+            Err(error) if error.is_transient() => {
+                return cached.map(|snapshot| snapshot.join(&file)).map_err(|_| error);
+            }
+            found => found?.ok_or_else(|| server.file_not_found(&file))?,
+        };
+        let optional: Vec<&str> = OPTIONAL.into_iter().chain([TOKENIZER]).collect();
+        let commit = Download::new(&server, &cache, &file, found, progress).files(Vec::new(), &optional, files)?;
+        if !is_commit(&revision) {
+            cache.write_ref(&revision, &commit);
+        }
+        Ok(cache.snapshot(&commit).join(&file))
+    })
 }

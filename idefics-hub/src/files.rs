@@ -34,3 +34,29 @@ pub(crate) const OPTIONAL: [&str; 8] = [
     "chat_template.jinja",
     "generation_config.json",
 ];
+
+/// The names of all parts of a GGUF file that was split (`name-00001-of-00003.gguf`), or the name itself.
+pub(crate) fn gguf_parts(file: &str) -> Vec<String> {
+    const MAX_PARTS: usize = 1000;
+    let split = || {
+        let stem = file.strip_suffix(".gguf")?;
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let name = rest.strip_suffix("-00001")?;
+        let parts: usize = (count.len() == 5).then(|| count.parse().ok())??;
+        let part = |number: usize| format!("{name}-{number:05}-of-{count}.gguf");
+        (1..=MAX_PARTS).contains(&parts).then(|| (1..=parts).map(part).collect())
+    };
+    split().unwrap_or_else(|| vec![file.to_owned()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gguf_parts;
+
+    #[test]
+    fn parts_of_a_split_file_are_named() {
+        assert_eq!(gguf_parts("m.gguf"), ["m.gguf"]);
+        assert_eq!(gguf_parts("m-00001-of-00002.gguf"), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
+        assert_eq!(gguf_parts("m-00001-of-99999.gguf"), ["m-00001-of-99999.gguf"]);
+    }
+}

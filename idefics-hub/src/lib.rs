@@ -18,7 +18,7 @@ mod source;
 mod worker;
 
 pub use error::{HubError, HubErrorKind};
-pub use fetch::{cached_snapshot, fetch, fetch_with};
+pub use fetch::{cached_snapshot, fetch, fetch_gguf, fetch_with};
 pub use options::HubOptions;
 pub use progress::HubProgress;
 pub use source::ModelSource;

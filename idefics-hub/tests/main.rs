@@ -12,7 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use idefics_hub::{HubError, HubErrorKind, HubOptions, HubProgress, ModelSource, fetch_with};
+use idefics_hub::{HubError, HubErrorKind, HubOptions, HubProgress, ModelSource, fetch_gguf, fetch_with};
 use servers::{Hub, Model, Plain, State, etag};
 use tempfile::TempDir;
 
@@ -355,11 +355,57 @@ fn parses_folders_and_hub_ids() {
     assert_eq!(ModelSource::parse("org/name"), hub("org/name", None));
     assert_eq!(ModelSource::parse("org/name@v1.0"), hub("org/name", Some("v1.0")));
     assert_eq!(ModelSource::parse("org/name@refs/pr/1"), hub("org/name", Some("refs/pr/1")));
-    for folder in ["./a/b", "../a", "/a/b", "a", "a/b/c", "a\\b", "src", "tests/main.rs"] {
+    let file = |revision: Option<&str>| ModelSource::HubFile {
+        repo: "org/name".to_owned(),
+        revision: revision.map(str::to_owned),
+        file: "m-Q8_0.gguf".to_owned(),
+    };
+    assert_eq!(ModelSource::parse("org/name:m-Q8_0.gguf"), file(None));
+    assert_eq!(ModelSource::parse("org/name@v1.0:m-Q8_0.gguf"), file(Some("v1.0")));
+    for folder in ["./a/b:m.gguf", "/a/b:m.gguf", "./a/b", "../a", "/a/b", "a", "a/b/c", "a\\b", "src", "tests/main.rs"]
+    {
         assert_eq!(ModelSource::parse(folder), ModelSource::Folder(PathBuf::from(folder)), "{folder}");
     }
     let existing = TempDir::new().unwrap();
     assert_eq!(ModelSource::parse(existing.path().to_str().unwrap()), ModelSource::Folder(existing.path().to_owned()));
+}
+
+#[test]
+fn one_gguf_file_of_a_repository_is_fetched() {
+    let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
+    hub.set(|state| {
+        for name in ["m-Q8_0.gguf", "m-Q4_0.gguf", "mmproj-m.gguf", "s-00001-of-00002.gguf", "s-00002-of-00002.gguf"] {
+            state.files.insert(name.to_owned(), name.as_bytes().to_vec());
+        }
+        state.files.remove("config.json");
+    });
+    let options = hub.options(&cache);
+    let get = |options: &HubOptions, file: &str, mmproj: Option<&str>| {
+        fetch_gguf(options, REPO, None, file, mmproj, &mut no_progress)
+    };
+    let path = get(&options, "m-Q8_0.gguf", None).unwrap();
+    assert_eq!(path, cache.path().join("models--org--tiny/snapshots").join(COMMIT).join("m-Q8_0.gguf"));
+    assert_eq!(fs::read(&path).unwrap(), b"m-Q8_0.gguf");
+    let has = |name: &str| path.with_file_name(name).is_file();
+    assert!(has("tokenizer.json") && has("preprocessor_config.json"));
+    assert!(!has("m-Q4_0.gguf") && !has("mmproj-m.gguf") && !has(SHARDS[0]));
+    get(&options, "m-Q8_0.gguf", Some("mmproj-m.gguf")).unwrap();
+    assert!(has("mmproj-m.gguf"));
+    get(&options, "s-00001-of-00002.gguf", None).unwrap();
+    assert!(has("s-00002-of-00002.gguf"));
+
+    let error = get(&options, "gone.gguf", None).unwrap_err();
+    assert!(matches!(&error, HubError::FileNotFound { file, .. } if file == "gone.gguf"), "{error}");
+    for name in ["../m.gguf", "a/m.gguf", "config.json", ".gguf"] {
+        let error = get(&options, name, None).unwrap_err();
+        assert!(matches!(&error, HubError::GgufName { .. }), "{error}");
+    }
+    hub.stop();
+    assert_eq!(get(&options, "m-Q8_0.gguf", None).unwrap(), path);
+    let without_network = offline(options);
+    assert_eq!(get(&without_network, "m-Q8_0.gguf", Some("mmproj-m.gguf")).unwrap(), path);
+    let error = get(&without_network, "m-Q4_0.gguf", None).unwrap_err();
+    assert!(matches!(&error, HubError::NotCached { missing, .. } if missing == "m-Q4_0.gguf"), "{error}");
 }
 
 /// The files of the test repository that a fetch downloads besides the weights and their index.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
-use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int4, Int8, Q4, Weight};
+use idefics_kernels::formats::{Blocks, Dense, FourBit, FourBitType, GgufType, Int4, Int8, Q4, Weight};
 use idefics_kernels::{
     DecodeAttention, Isa, IsaLevel, StridedView, decode_attention, linear, rms_norm, rope, stream_sum, swiglu,
 };
@@ -55,7 +55,11 @@ fn weight(format: &str, d_out: usize, d_in: usize) -> Weight<'static> {
             let scales = [0.01, 8.0].repeat(n / 128);
             Int4::new(codes(n / 2), scales, group, [d_out, d_in]).unwrap().into()
         }
-        other => unreachable!("{other}"),
+        name => {
+            let kind = GgufType::ALL.into_iter().find(|kind| kind.name() == name).unwrap();
+            let bytes = kind.row_bytes(d_in).unwrap() * d_out;
+            Blocks::new(kind, codes(bytes), d_out, d_in).unwrap().into()
+        }
     }
 }
 
@@ -81,7 +85,7 @@ fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear");
     group.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
     for (d_out, d_in) in [(4096, 14336), (14336, 4096)] {
-        for format in ["f32", "bf16", "f16", "int8", "nf4", "q4", "int4"] {
+        for format in ["f32", "bf16", "f16", "int8", "nf4", "q4", "int4", "Q4_0", "Q8_0", "Q4_K", "Q6_K"] {
             let bytes = weight(format, d_out, d_in).bytes();
             let weights: Vec<_> = (0..BEYOND_CACHES.div_ceil(bytes)).map(|_| weight(format, d_out, d_in)).collect();
             for n_rows in [1, 4, 8] {
@@ -125,7 +129,7 @@ fn products_of_a_small_step(c: &mut Criterion) {
     let layer = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
     let shapes: Vec<_> = layer.into_iter().cycle().take(30 * layer.len()).chain([(49280, 576)]).collect();
     let mut group = c.benchmark_group("products of a small step");
-    for format in ["bf16", "int8", "nf4", "q4"] {
+    for format in ["bf16", "int8", "nf4", "q4", "Q4_0", "Q4_1", "Q5_0", "Q8_0"] {
         let weights: Vec<_> = shapes.iter().map(|&(d_out, d_in)| weight(format, d_out, d_in)).collect();
         let (x, mut out) = (vec![0.5; 1536], vec![0.0; 49280]);
         group.throughput(Throughput::BytesDecimal(weights.iter().map(|weight| weight.bytes() as u64).sum()));
@@ -146,7 +150,7 @@ fn many_rows(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear, many rows");
     group.sample_size(10);
     let (d_out, d_in) = (4096, 4096);
-    for format in ["f32", "bf16", "int8", "nf4", "q4", "int4"] {
+    for format in ["f32", "bf16", "int8", "nf4", "q4", "int4", "Q4_0", "Q8_0", "Q4_K"] {
         let weight = weight(format, d_out, d_in);
         for n_rows in [16, 64, 512] {
             let (x, mut out) = (vec![0.5; n_rows * d_in], vec![0.0; n_rows * d_out]);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // also in helpers
 
 mod attend;
+mod blocks;
 mod common;
 mod elementwise;
 mod fixtures;

@@ -3,12 +3,13 @@
 use burn::module::{Module, Param, ParamId, Reparameterization, Reparameterizer};
 use burn::tensor::{DType, Device, Element, Int, Shape, Tensor, TensorData};
 
-use crate::ops::Packing;
+use crate::ops::{PackedShape, Packing};
 use crate::{Quantization, ops};
 use half::bf16;
 use idefics_kernels::Activations;
 use idefics_kernels::formats::{
-    BLOCK, FormatError, FourBit, Int4, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Weight,
+    BLOCK, Blocks, FormatError, FourBit, GgufType, Int4, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL,
+    Q4_TABLE, Weight,
 };
 
 /// The weight of a [`crate::Linear`] as codes and scales. It is never dequantised as a whole.
@@ -88,8 +89,24 @@ impl PackedWeight {
                 let (codes, scales) = Int4::quantize(weights, group, dims)?.into_parts();
                 (flat(codes.into_owned()), flat(scales.into_owned()))
             }
+            PackedFormat::Blocks(kind) => {
+                let blocks = Blocks::quantize(kind, weights, d_out, d_in)?;
+                return Ok(Self::from_blocks(flat(blocks.into_bytes()), kind, dims, device));
+            }
         };
         Ok(Self::new(codes, scales, quantization.format, dims, device))
+    }
+
+    /// A weight in GGUF blocks, `[d_out, d_in]`, on a device in host memory. `blocks` has one U8 element per byte.
+    pub(crate) fn from_blocks(blocks: TensorData, kind: GgufType, dims: [usize; 2], device: &Device) -> Self {
+        Self::new(blocks, flat(Vec::<f32>::new()), PackedFormat::Blocks(kind), dims, device)
+    }
+
+    /// Rows of the weight by number, `[n]` in, `[n, d_in]` in f32 out.
+    pub(crate) fn rows(&self, numbers: Tensor<1, Int>) -> Tensor<2> {
+        let (codes, scales) = self.parts();
+        let shape = PackedShape { format: self.format, d_out: self.d_out, d_in: self.d_in };
+        ops::packed_rows(numbers, codes, scales, shape, || self.dequantize())
     }
 
     /// `x Wᵀ + b`: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
@@ -158,6 +175,7 @@ impl PackedWeight {
                 [tiles * Q4_PANEL * Q4_BLOCK / 2, tiles * Q4_PANEL]
             }
             PackedFormat::Int4 { group } => Int4::part_lens(group, self.dims()),
+            PackedFormat::Blocks(kind) => [self.d_out * kind.row_bytes(self.d_in).unwrap_or(0), 0],
         }
     }
 
@@ -170,7 +188,7 @@ impl PackedWeight {
     pub(crate) fn activations(&self) -> Activations {
         match self.format {
             PackedFormat::Int8 | PackedFormat::Q4 => self.activations,
-            PackedFormat::FourBit(_) | PackedFormat::Int4 { .. } => Activations::F32,
+            PackedFormat::FourBit(_) | PackedFormat::Int4 { .. } | PackedFormat::Blocks(_) => Activations::F32,
         }
     }
 
@@ -212,7 +230,7 @@ impl PackedWeight {
         let scales = scales.cast(DType::F32);
         let (d_out, d_in) = (self.d_out, self.d_in);
         #[cfg(feature = "cube")]
-        if ops::cube::computes_on(&scales.device()) {
+        if ops::cube::computes_on(&scales.device()) && ops::is_held_on(self.format, &scales.device()) {
             let weight = ops::cube::PackedShape { format: self.format, d_out, d_in };
             let panel = ops::cube::Panel { weight, first: 0, count: d_out, dtype: DType::F32 };
             return ops::cube::panel(codes, scales, panel);
@@ -253,6 +271,10 @@ impl PackedWeight {
                 };
                 (codes.float().cast(DType::F32) - of_columns(1)) * of_columns(0)
             }
+            PackedFormat::Blocks(_) => {
+                let values = TensorData::new(self.read().dequantize(), [d_out, d_in]);
+                Tensor::from_data(values, (&self.device(), DType::F32))
+            }
         }
     }
 
@@ -276,6 +298,7 @@ impl PackedWeight {
                 Q4::from_parts(codes.into(), scales.into(), dims).map(Weight::from)
             }
             PackedFormat::Int4 { group } => Int4::from_parts(codes.into(), floats(), group, dims).map(Weight::from),
+            PackedFormat::Blocks(kind) => Blocks::new(kind, codes, dims[0], dims[1]).map(Weight::from),
         };
         weight.expect("codes and scales have the sizes that the format requires")
     }
@@ -293,7 +316,7 @@ impl PackedWeight {
             PackedFormat::Int8 => self.d_out * self.d_in,
             PackedFormat::FourBit(_) => (self.d_out * self.d_in).div_ceil(2),
             PackedFormat::Q4 => 4 * words.dims()[0],
-            PackedFormat::Int4 { .. } => self.part_lens()[0],
+            PackedFormat::Int4 { .. } | PackedFormat::Blocks(_) => self.part_lens()[0],
         };
         let words = words.cast(DType::I32);
         let byte = |at| words.clone().bitwise_right_shift_scalar(8 * at).bitwise_and_scalar(255);

@@ -185,7 +185,7 @@ fn tied_weights_share_memory() {
     let table = vocab * width * 4;
     assert!((table..table + table / 10).contains(&kept), "{kept} bytes kept; expected about {table}");
     let input = Tensor::<2>::ones([1, width], &Device::flex());
-    let expected = input.clone().matmul(model.embed.weight.val().transpose());
+    let expected = input.clone().matmul(model.embed.table().transpose());
     assert_close("head", &model.head.forward(input), &expected, 0.0);
 
     let error = checkpoint.load(tied(vocab, width), &LoadOptions::default(), |_| ()).unwrap_err();
@@ -201,7 +201,7 @@ fn untied_head_has_own_weights() {
     let model = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap();
     let input = Tensor::<1>::from_floats([1.0, 10.0], &Device::flex());
     assert_eq!(values(model.head.forward(input)), [10.0, 32.0, 54.0]); // rows [0, 1], [2, 3], [4, 5]
-    assert_eq!(values(model.embed.weight.val()), [0.0, 1.0, 2.0, 3.0, 4.0, 9.0]);
+    assert_eq!(values(model.embed.table()), [0.0, 1.0, 2.0, 3.0, 4.0, 9.0]);
     // Both missing: the error names the source.
     let folder = folder_with(&[(SINGLE, &tensors(&[]))]);
     let error = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap_err();

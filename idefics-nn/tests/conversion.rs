@@ -13,7 +13,7 @@ fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, Che
     let folder = folder_with(&[("model.safetensors", &file(&header, bytes))]);
     let table = Embedding::new(n, 1, &Device::flex());
     let options = LoadOptions { dtype: Some(to), ..LoadOptions::default() };
-    Checkpoint::open(folder.path())?.load(table, &options, |_| ()).map(|table| table.weight.val().flatten(0, 1))
+    Checkpoint::open(folder.path())?.load(table, &options, |_| ()).map(|table| table.table().flatten(0, 1))
 }
 
 /// All finite two-byte numbers with this exponent mask.

@@ -240,8 +240,8 @@ fn embedding_looks_up_rows() {
     let device = Device::flex();
     let embedding = Embedding::new(10, 3, &device);
     let ids = Tensor::<2, Int>::from_data(TensorData::from([[0, 9, 4], [4, 1, 0]]), &device);
-    let table = embedding.weight.val();
+    let table = embedding.table();
     let rows = [0, 9, 4, 4, 1, 0].map(|id| part(&table, 0, id, id + 1));
     assert_close("rows", &embedding.forward(ids), &Tensor::cat(rows.to_vec(), 0).reshape([2, 3, 3]), 0.0);
-    assert_eq!(embedding.weight.val().dtype(), DType::F32);
+    assert_eq!(embedding.table().dtype(), DType::F32);
 }

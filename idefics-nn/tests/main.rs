@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // helpers too
 
 mod attention;
+mod blocks;
 mod checkpoint;
 mod common;
 mod conversion;

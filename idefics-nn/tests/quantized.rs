@@ -134,7 +134,7 @@ proptest! {
             let on_disk = load(written.path(), (d_in, d_out), None, &device);
             let output = |module: &Small| {
                 let hidden = module.norm.forward(module.up.forward(rows(2, d_in, &device)));
-                (values(module.head.forward(hidden)), values(module.embed.weight.val()))
+                (values(module.head.forward(hidden)), values(module.embed.table()))
             };
             prop_assert_eq!(output(&on_load), output(&on_disk), "{:?}", format);
         }

@@ -128,7 +128,7 @@ impl DecoderStack for CrossAttentionDecoder {
     }
 
     fn device(&self) -> Device {
-        self.embed_tokens.table.weight.val().device()
+        self.embed_tokens.table.device()
     }
 
     fn position_rules(&self) -> &PositionRules {

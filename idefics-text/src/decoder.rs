@@ -70,7 +70,7 @@ impl DecoderStack for Decoder {
     }
 
     fn device(&self) -> Device {
-        self.embed_tokens.weight.val().device()
+        self.embed_tokens.device()
     }
 
     fn position_rules(&self) -> &PositionRules {

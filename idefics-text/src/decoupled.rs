@@ -35,7 +35,7 @@ impl DecoupledEmbedding {
     /// - returns `[batch, seq, hidden_size]`
     pub fn forward(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
         let Some(additional) = &self.additional_embedding else { return self.table.forward(input_ids) };
-        let [vocab_size, hidden_size] = self.table.weight.lazy_shape().dims();
+        let [vocab_size, hidden_size] = self.table.weight().dims();
         let [batch, seq] = input_ids.dims();
         // Each table looks up its first embedding for tokens of the other table; the mask below discards it.
         let is_added = input_ids.clone().greater_equal_elem(vocab_size as i32); // [batch, seq]

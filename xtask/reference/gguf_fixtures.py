@@ -1,4 +1,5 @@
-"""Writes idefics-kernels/tests/fixtures/gguf.safetensors: blocks of every GGUF type and the values that gguf-py reads in them.
+"""Writes idefics-kernels/tests/fixtures/gguf.safetensors: blocks of every GGUF type and the values that gguf-py reads in them;
+and gguf_quantized.safetensors: values and the blocks that gguf-py quantises them to.
 
 Usage: python gguf_fixtures.py OUTPUT_FOLDER
 Needs: gguf 0.19, numpy, safetensors. Deterministic: bytes come from a fixed generator.
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Type
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
 # Where the f16 numbers of a block lie.
@@ -41,3 +42,15 @@ for name in TYPES:
     tensors[f"{name}.blocks"], tensors[f"{name}.values"] = blocks, values
 
 save_file(tensors, Path(sys.argv[1]) / "gguf.safetensors")
+
+# Quantisers: `values`, F32 [blocks, 32], and for each type T of gguf-py's own quantisers `T`, U8 [blocks, bytes of a block]. Blocks of
+# normal numbers of several sizes, of zeros, of one value, of two that tie, and of numbers whose scale is subnormal in f16.
+blocks = [random.normal(size=32) * 10.0**exponent for exponent in range(-6, 5) for _ in range(4)]
+blocks += [numpy.zeros(32), numpy.full(32, 0.3), numpy.full(32, -0.3), numpy.tile([1.0, -1.0], 16), numpy.arange(32) - 16.0]
+blocks += [numpy.where(numpy.arange(32) == 5, -1.0, 0.0), random.normal(size=32) * 3e-7, numpy.linspace(0.1, 0.2, 32)]
+values = numpy.stack(blocks).astype(numpy.float32)
+tensors = {"values": values}
+for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]:
+    with numpy.errstate(all="ignore"):
+        tensors[name] = quantize(values, Type[name]).view(numpy.uint8).reshape(len(values), -1)
+save_file(tensors, Path(sys.argv[1]) / "gguf_quantized.safetensors")

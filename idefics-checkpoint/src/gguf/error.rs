@@ -120,6 +120,12 @@ pub enum GgufFault {
         /// What is wrong.
         reason: String,
     },
+    /// A model that GGUF files cannot hold.
+    #[error("the model cannot be written as GGUF: {reason}")]
+    Export {
+        /// Why.
+        reason: String,
+    },
     /// The files do not belong together, or one is missing.
     #[error("GGUF: {reason}")]
     Files {

@@ -20,24 +20,36 @@
 //! of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of the original checkpoint, and
 //! [`GgufModel::file`] returns the contents of the JSON files of the original checkpoint.
 //!
+//! # Writing
+//! [`GgufExport`] turns a checkpoint of the family into the metadata and tensors of such files, in the types of a
+//! [`GgufMix`]; [`write`](write()) writes a file.
+//!
 //! Source: `docs/gguf.md` of ggml; `convert_hf_to_gguf.py` of llama.cpp.
 
 mod config;
 mod cursor;
 mod error;
+mod export;
 mod file;
 mod find;
 mod header;
+mod mix;
 mod model;
 mod names;
+mod new_tokenizer;
 mod rows;
 mod tokenizer;
 mod value;
+mod write;
 
 pub use error::{GgufError, GgufFault};
+pub use export::{GgufExport, NewRope, NewText, NewVision};
 pub use file::GgufFile;
 pub use find::GgufPaths;
 pub use header::{GgufHeader, GgufTensor, parse};
+pub use mix::{GgufMix, UnknownGgufMix};
 pub use model::{GgufModel, ModelFile};
+pub use new_tokenizer::{NewTokenizer, TokenizerFiles};
 pub(crate) use rows::GgufRows;
 pub use value::{GgufArray, GgufValue, Metadata};
+pub use write::{NewBlocks, NewTensor, NewValue, write};

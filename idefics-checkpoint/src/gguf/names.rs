@@ -10,8 +10,8 @@ use super::model::{TextSizes, VisionSizes};
 use super::{GgufError, GgufFault, GgufFile, GgufRows, GgufTensor};
 use crate::TensorEntry;
 
-const TEXT: &str = "model.text_model";
-const VISION: &str = "model.vision_model";
+pub(super) const TEXT: &str = "model.text_model";
+pub(super) const VISION: &str = "model.vision_model";
 
 /// The name of a tensor in the checkpoint, and the rows of a head if its rows must be restored to rotary order.
 struct Place {

@@ -1,5 +1,6 @@
 //! Rows of a GGUF tensor as numbers of the checkpoint.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use idefics_kernels::formats::GgufType;
@@ -38,6 +39,16 @@ impl GgufRows {
         }
     }
 
+    /// The tensor's `bytes` with the rows in the order of the checkpoint. They are copied only if the order differs.
+    pub(crate) fn in_order<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.head_dim.is_none() {
+            return Cow::Borrowed(bytes);
+        }
+        let row_bytes = self.kind.row_bytes(self.row_len).expect("rows are whole blocks");
+        let rows = 0..bytes.len() / row_bytes;
+        Cow::Owned(rows.flat_map(|row| &bytes[self.stored_row(row) * row_bytes..][..row_bytes]).copied().collect())
+    }
+
     /// Index in the file of a row of the checkpoint. llama.cpp rotates neighbouring values; the reference rotates the
     /// values of the two halves of a head.
     ///
@@ -60,6 +71,8 @@ mod tests {
         let stored: Vec<usize> = (0..12).map(|row| rows.stored_row(row)).collect();
         assert_eq!(stored, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
         let bytes: Vec<u8> = (0..12).flat_map(|row| (row as f32).to_le_bytes()).collect();
+        let expected = [0.0, 2.0, 4.0, 1.0, 3.0, 5.0, 6.0, 8.0, 10.0, 7.0, 9.0, 11.0].map(f32::to_le_bytes);
+        assert_eq!(*rows.in_order(&bytes), *expected.as_flattened());
         let mut out = [0.0; 3];
         rows.read(&bytes, 2..5, &mut out);
         assert_eq!(out, [4.0, 1.0, 3.0]);

@@ -14,11 +14,14 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use idefics_checkpoint::PicklePolicy;
+use idefics_checkpoint::gguf::{GgufMix, UnknownGgufMix};
 use idefics_generate::nn::Activations;
 use idefics_generate::placement::MaxMemory;
 use idefics_generate::processor::ProcessOptions;
 use idefics_generate::processor::image::{ImageSource, Limits};
-use idefics_generate::{DeviceChoice, DeviceLease, Precision, VisionBatch, WeightFormat, WeightOptions};
+use idefics_generate::{
+    DeviceChoice, DeviceLease, Precision, UnknownWeightFormat, VisionBatch, WeightFormat, WeightOptions,
+};
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use classify::ClassifyArgs;
@@ -55,12 +58,13 @@ pub(crate) struct Cli {
 /// Options that every command accepts.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A model folder in the Hugging Face layout, a GGUF file of the Idefics3 family or a folder with one, or a hub id
-    /// `org/name[@revision]` [default: the built-in model, which was trained only on drawings of coloured shapes].
+    /// A model folder in the Hugging Face layout, a GGUF file of the Idefics3 family or a folder with one, a hub id
+    /// `org/name[@revision]`, or a GGUF file on the hub, `org/name[@revision]:file.gguf` [default: the built-in model,
+    /// which was trained only on drawings of coloured shapes].
     #[arg(long, global = true, value_name = "FOLDER|FILE|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<OsString>,
-    /// Vision tower of a GGUF model [default: the `mmproj*.gguf` in the same folder; without one, the model reads text
-    /// only].
+    /// Vision tower of a GGUF model: a file, or the name of one in the same hub repository [default: the `mmproj*.gguf`
+    /// in the same folder; without one, the model reads text only].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) mmproj: Option<PathBuf>,
     /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto picks the best one with room
@@ -225,8 +229,10 @@ Examples:
     /// Measure each stage of generating an answer. The fraction of memory bandwidth is for the fastest decode step.
     #[command(after_help = "Example: idefics bench --random-weights idefics2-8b --text-layers 4 --dtype bf16")]
     Bench(BenchArgs),
-    /// Write a model folder with quantised linear layers. The folder appears only when it is complete.
-    #[command(after_help = "Example: idefics --model DIR quantize --to nf4 DIR-nf4")]
+    /// Write a model folder with quantised linear layers, or GGUF files. The folder appears only when it is complete.
+    #[command(after_help = "Examples:
+  idefics --model DIR quantize --to nf4 DIR-nf4
+  idefics --model DIR quantize --to gguf:q4_k_m DIR-gguf")]
     Quantize(QuantizeArgs),
     /// Print the contents of a model folder and the memory that the model needs in each precision.
     #[command(after_help = "Example: idefics --model DIR inspect")]
@@ -339,11 +345,35 @@ impl GenerateArgs {
     }
 }
 
+/// `--to` of `quantize`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum QuantizeTo {
+    /// A folder in the layout of safetensors.
+    Packed(WeightFormat),
+    /// GGUF files.
+    Gguf(GgufMix),
+}
+
+impl FromStr for QuantizeTo {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name.strip_prefix("gguf:") {
+            Some(mix) => mix.parse().map(Self::Gguf).map_err(|error: UnknownGgufMix| error.to_string()),
+            None => {
+                name.parse().map(Self::Packed).map_err(|error: UnknownWeightFormat| format!("{error}, or gguf:TYPE"))
+            }
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// Format to write: int8, nf4, fp4 or q4. Transformers can read nf4 and fp4.
+    /// Format to write: int8, nf4, fp4 or q4, or GGUF files for llama.cpp and this program as gguf:TYPE, where TYPE is
+    /// f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k_s, q4_k_m, q5_k_s, q5_k_m or q6_k (Idefics3 family).
+    /// Transformers can read nf4 and fp4.
     #[arg(long, value_name = "FORMAT")]
-    pub(crate) to: WeightFormat,
+    pub(crate) to: QuantizeTo,
     /// Folder to write; must not exist.
     #[arg(value_name = "OUT")]
     pub(crate) out: PathBuf,

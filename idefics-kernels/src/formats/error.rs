@@ -16,6 +16,16 @@ pub enum FormatError {
         /// Number of elements found.
         found: usize,
     },
+    /// A row that is not a whole number of blocks.
+    #[error("rows of {d_in} values are not whole {format} blocks of {block}")]
+    RowLength {
+        /// The format.
+        format: &'static str,
+        /// Values of a block.
+        block: usize,
+        /// Input features.
+        d_in: usize,
+    },
     /// The weight would be larger than an allocation can be.
     #[error("a [{d_out}, {d_in}] weight is larger than any allocation can be")]
     TooLarge {

@@ -11,13 +11,15 @@
 //! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes; [`NestedAbsmax`] |
 //! | [`Q4`] | 4.5 | this crate |
 //! | [`Int4`] | 4.5 with groups of 128 | AWQ, GPTQ and compressed-tensors files |
-//!
-//! [`GgufType`] is how GGUF files hold rows of values; they are read as f32.
+//! | [`Blocks`] of a [`GgufType`] | 2.6 to 8.5 | GGUF files |
 
+mod blocks;
 mod dense;
 mod error;
 mod four_bit;
 mod gguf;
+mod gguf_k_quantize;
+mod gguf_quantize;
 mod int4;
 mod int4_files;
 mod int8;
@@ -32,6 +34,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+pub use blocks::Blocks;
 pub use dense::{Dense, Element};
 pub use error::FormatError;
 pub use four_bit::{BLOCK, FourBit, FourBitType};
@@ -61,6 +64,8 @@ pub enum Weight<'a> {
     Q4(Q4<'a>),
     /// Four bits, a scale and a zero point per group of inputs.
     Int4(Int4<'a>),
+    /// Blocks of a GGUF file.
+    Blocks(Blocks<'a>),
 }
 
 /// Evaluates the same expression for the weight's format.
@@ -74,6 +79,7 @@ macro_rules! each_format {
             Weight::FourBit($inner) => $body,
             Weight::Q4($inner) => $body,
             Weight::Int4($inner) => $body,
+            Weight::Blocks($inner) => $body,
         }
     };
 }
@@ -99,6 +105,7 @@ impl Weight<'_> {
             Self::FourBit(weight) => weight.kind().name(),
             Self::Q4(_) => "q4",
             Self::Int4(_) => "int4",
+            Self::Blocks(weight) => weight.kind().name(),
         }
     }
 
@@ -130,4 +137,4 @@ macro_rules! from_format {
         })*
     };
 }
-from_format!(F32: Dense<'a, f32>, Bf16: Dense<'a, bf16>, F16: Dense<'a, f16>, Int8: Int8<'a>, FourBit: FourBit<'a>, Q4: Q4<'a>, Int4: Int4<'a>);
+from_format!(F32: Dense<'a, f32>, Bf16: Dense<'a, bf16>, F16: Dense<'a, f16>, Int8: Int8<'a>, FourBit: FourBit<'a>, Q4: Q4<'a>, Int4: Int4<'a>, Blocks: Blocks<'a>);

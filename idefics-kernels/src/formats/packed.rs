@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use super::FourBitType;
+use super::{FourBitType, GgufType};
 
 /// A packed format: codes with scales (see [`super`]). Exhaustive, because code that handles formats must handle all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,19 +18,22 @@ pub enum PackedFormat {
         /// Number of inputs that share a scale and a zero point.
         group: NonZeroUsize,
     },
+    /// [`Blocks`](super::Blocks): blocks in U8, which contain their scales.
+    Blocks(GgufType),
 }
 
 impl PackedFormat {
-    /// The packed formats that weights can be quantised to. [`Self::Int4`] is read from files only.
+    /// The packed formats that weights can be quantised to. [`Self::Int4`] and [`Self::Blocks`] are read from files only.
     pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
 
-    /// The name of the format, as in `--quantize`.
+    /// The name of the format, as in `--quantize`, or of the GGUF type.
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
             Self::FourBit(kind) => kind.name(),
             Self::Q4 => "q4",
             Self::Int4 { .. } => "int4",
+            Self::Blocks(kind) => kind.name(),
         }
     }
 }

@@ -36,9 +36,9 @@ const PAIR: usize = 2 * ROWS;
 /// Number of f32 sums in the four tiles of a pair of feature tiles and a pair of row tiles.
 const SUMS: usize = PAIR * PAIR;
 
-/// Whether the weight can be multiplied on tiles.
+/// Whether the weight can be multiplied on tiles. Blocks of GGUF files are not expanded to bf16 yet.
 pub(super) fn supports(weight: &Weight<'_>) -> bool {
-    !is_uneven(weight) && !matches!(weight, Weight::Int4(_))
+    !is_uneven(weight) && !matches!(weight, Weight::Int4(_) | Weight::Blocks(_))
 }
 
 /// Number of bf16 tile products that a product with one weight tile takes.
@@ -46,7 +46,7 @@ pub(super) fn products(weight: &Weight<'_>) -> f64 {
     match weight {
         Weight::Bf16(_) | Weight::Int8(_) => 3.0,
         Weight::F16(_) | Weight::Q4(_) => 5.0,
-        Weight::F32(_) | Weight::FourBit(_) => 6.0,
+        Weight::F32(_) | Weight::FourBit(_) | Weight::Blocks(_) => 6.0,
         Weight::Int4(_) => unreachable!("int4 is not multiplied on tiles"),
     }
 }
@@ -61,6 +61,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
         Weight::FourBit(weight) => multiply::<3>(product, weight, None),
         Weight::Q4(weight) => multiply::<2>(product, weight, None),
         Weight::Int4(_) => unreachable!("int4 is not multiplied on tiles"),
+        Weight::Blocks(_) => unreachable!("`supports` is false for blocks"),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - Up to [`MAX_GEMV_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with
 //!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one, [`int4`] for groups with zero
-//!   points).
+//!   points, [`blocks`] for GGUF files).
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
@@ -18,6 +18,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod blocks;
 mod decode;
 mod int4;
 mod int8;
@@ -92,7 +93,9 @@ macro_rules! by_format {
                 type $format = crate::linear::decode::format::FourBit;
                 $body
             }
-            Weight::Q4(_) | Weight::Int4(_) => unreachable!("q4 and int4 have their own kernels"),
+            Weight::Q4(_) | Weight::Int4(_) | Weight::Blocks(_) => {
+                unreachable!("{} has its own kernels", $weight.name())
+            }
         }
     };
 }
@@ -143,6 +146,8 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
         q4::product(&product, weight);
     } else if let Weight::Int4(weight) = weight {
         int4::product(&product, weight);
+    } else if let Weight::Blocks(blocks) = weight {
+        blocks::product(&product, blocks, weight);
     } else {
         rows::product(&product, weight);
     }

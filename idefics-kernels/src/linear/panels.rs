@@ -7,7 +7,7 @@ use std::ops::Range;
 use gemm::Parallelism;
 
 use super::decode::Rows;
-use super::{Product, by_format, int4, is_uneven, on_isa, q4};
+use super::{Product, blocks, by_format, int4, is_uneven, on_isa, q4};
 use crate::Isa;
 use crate::formats::{Q4_BLOCK, Q4_PANEL, Weight};
 use crate::shared::with_scratch;
@@ -53,6 +53,9 @@ pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &m
     }
     if let Weight::Int4(weight) = weight {
         return int4::expand(isa, weight, range, out);
+    }
+    if let Weight::Blocks(weight) = weight {
+        return blocks::expand(isa, weight, range, out);
     }
     let rows = Rows::of(weight);
     // SAFETY: the callers have checked CPU support.

@@ -76,7 +76,9 @@ impl<'a> Rows<'a> {
             Weight::F16(weight) => (bytes_of(weight.values()), &[][..]),
             Weight::Int8(weight) => (bytes_of(weight.codes()), weight.scales()),
             Weight::FourBit(weight) => (weight.codes(), weight.absmax()),
-            Weight::Q4(_) | Weight::Int4(_) => unreachable!("q4 and int4 have their own kernels"),
+            Weight::Q4(_) | Weight::Int4(_) | Weight::Blocks(_) => {
+                unreachable!("{} has its own kernels", weight.name())
+            }
         };
         let table = match weight {
             Weight::FourBit(weight) => weight.kind().table(),

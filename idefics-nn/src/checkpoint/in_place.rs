@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, TensorData};
 use idefics_checkpoint::{Checkpoint, CheckpointError, StoredWeight, TensorEntry};
-use idefics_kernels::formats::{Int4, PackedFormat, Weight};
+use idefics_kernels::formats::{GgufType, Int4, PackedFormat, Weight};
 use safetensors::Dtype;
 
 use crate::PackedWeight;
@@ -49,6 +49,23 @@ fn int4(
     };
     let scales = TensorData::from(&scales[..]);
     Ok(PackedWeight::new(codes, scales, PackedFormat::Int4 { group }, dims, device).with_order(order))
+}
+
+/// The weight `[d_out, d_in]` of a tensor that is stored in GGUF blocks, without a copy unless its rows are in another
+/// order; `None` if the tensor is in other formats, or the device does not compute in host memory. Nothing is checked.
+pub(super) fn blocks(entry: &TensorEntry, device: &Device) -> Option<PackedWeight> {
+    let kind = blocks_on(entry, device)?;
+    let bytes = match entry.is_in_order() {
+        true => shared(entry),
+        false => Bytes::from_bytes_vec(entry.bytes_in_order().into_owned()),
+    };
+    let blocks = TensorData::from_bytes(bytes, [entry.len_bytes()], DType::U8);
+    Some(PackedWeight::from_blocks(blocks, kind, [entry.shape[0], entry.shape[1]], device))
+}
+
+/// The type of the GGUF blocks in which a matrix stays on `device`, if it does.
+pub(super) fn blocks_on(entry: &TensorEntry, device: &Device) -> Option<GgufType> {
+    entry.block_type().filter(|_| entry.shape.len() == 2 && crate::ops::reads_bytes(device))
 }
 
 /// The tensor in the memory map, without a copy, if it already has `dtype` and the device computes in host memory.

@@ -4,14 +4,14 @@ use std::any::Any;
 use std::collections::{BTreeSet, HashMap};
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor};
-use idefics_checkpoint::{Checkpoint, CheckpointError, StoredFormat, StoredWeight};
+use burn::tensor::{DType, Device, Tensor};
+use idefics_checkpoint::{Checkpoint, CheckpointError, StoredFormat, StoredWeight, TensorEntry};
 use idefics_kernels::Activations;
 use idefics_kernels::formats::PackedFormat;
 
 use super::Quantization;
 use super::convert::{read_as, upload_as};
-use super::in_place::{in_place, read_packed};
+use super::in_place::{blocks, in_place, read_packed};
 use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
 use crate::{PackedWeight, init, ops};
 
@@ -29,6 +29,9 @@ pub struct LoadOptions<'a> {
     /// CPU, whose kernels accept matrices of any of these dtypes, activations and parameters other than matrices
     /// are always F32, and a matrix that already has the dtype is used directly from the memory map. On other
     /// devices everything has this dtype, and `None` means F32.
+    ///
+    /// Matrices in blocks of GGUF files stay in them on the CPU, whatever the dtype; other devices get them
+    /// dequantised.
     pub dtype: Option<DType>,
     /// How linear layers are quantised. Layers that the file has quantised already stay as they are.
     pub quantize: Option<Quantization>,
@@ -243,7 +246,7 @@ struct Loader<'a> {
     options: &'a LoadOptions<'a>,
     /// The module's matrices by path.
     matrices: HashMap<String, Matrix>,
-    /// Loaded tensors that other tensors are tied to.
+    /// Loaded values that other tensors are tied to, each a [`Filling`].
     sources: HashMap<String, Box<dyn Any>>,
     state: LoadProgress,
     progress: &'a mut dyn FnMut(LoadProgress),
@@ -256,12 +259,15 @@ impl ParameterMapper for Loader<'_> {
             return param;
         }
         let name = format!("{}{path}", self.options.prefix);
-        match self.read(path, &name, &param) {
+        let filling = self.read(path, &name, &param);
+        if self.options.is_tied_source(&name)
+            && let Ok(filling) = &filling
+        {
+            self.sources.insert(name, Box::new(filling.clone()));
+        }
+        match filling {
             Ok(Filling::Packed(packed)) => packed.with_activations(self.options.activations).carry(param),
             Ok(Filling::Dense(tensor)) => {
-                if self.options.is_tied_source(&name) {
-                    self.sources.insert(name, Box::new(tensor.clone()));
-                }
                 let id = param.id;
                 param.transform_for_load(tensor, id)
             }
@@ -278,6 +284,7 @@ impl ParameterMapper for Loader<'_> {
 }
 
 /// The value of a parameter.
+#[derive(Clone)]
 #[expect(clippy::large_enum_variant, reason = "one at a time")]
 enum Filling<const D: usize> {
     Dense(Tensor<D>),
@@ -291,27 +298,15 @@ impl Loader<'_> {
         name: &str,
         param: &Param<Tensor<D>>,
     ) -> Result<Filling<D>, CheckpointError> {
-        let Some(stored) = self.checkpoint.stored(name) else { return self.tied(name).map(Filling::Dense) };
+        let Some(stored) = self.checkpoint.stored(name) else { return self.tied(name) };
         let device = param.lazy_device();
         let matrix = self.matrices.get(path).copied();
         let quantization = self.options.quantization_of(matrix, name);
         let weight = match (&stored.kind, quantization) {
-            (StoredFormat::Dense, None) => {
-                let dtype = self.options.dtype_of(name, matrix, Some(stored.entry.dtype), &device);
-                let weight = match in_place(stored.entry, dtype, &device) {
-                    Some(data) if matrix.is_some() => Tensor::from_data(data, (&device, dtype)),
-                    _ => {
-                        let data = match ops::reads_bytes(&device) {
-                            true => read_as(name, stored.entry, dtype)?,
-                            false => upload_as(name, stored.entry, dtype)?,
-                        };
-                        let weight = Tensor::from_data(data, (&device, dtype));
-                        stored.entry.release();
-                        weight
-                    }
-                };
-                Filling::Dense(weight)
-            }
+            (StoredFormat::Dense, None) => match matrix.and_then(|_| blocks(stored.entry, &device)) {
+                Some(packed) => Filling::Packed(packed),
+                None => Filling::Dense(self.dense(name, stored.entry, matrix, &device)?),
+            },
             (StoredFormat::Dense, Some(quantization)) => {
                 let weights = read_as(name, stored.entry, DType::F32)?;
                 let dims = matrix_dims(&stored.entry.shape);
@@ -340,10 +335,31 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// The tensor that `name` is tied to. It was loaded earlier.
-    fn tied<const D: usize>(&self, name: &str) -> Result<Tensor<D>, CheckpointError> {
+    /// Unquantised values, in the memory map if possible.
+    fn dense<const D: usize>(
+        &self,
+        name: &str,
+        entry: &TensorEntry,
+        matrix: Option<Matrix>,
+        device: &Device,
+    ) -> Result<Tensor<D>, CheckpointError> {
+        let dtype = self.options.dtype_of(name, matrix, Some(entry.dtype), device);
+        if let Some(data) = in_place(entry, dtype, device).filter(|_| matrix.is_some()) {
+            return Ok(Tensor::from_data(data, (device, dtype)));
+        }
+        let data = match ops::reads_bytes(device) {
+            true => read_as(name, entry, dtype)?,
+            false => upload_as(name, entry, dtype)?,
+        };
+        let weight = Tensor::from_data(data, (device, dtype));
+        entry.release();
+        Ok(weight)
+    }
+
+    /// The value that `name` is tied to. It was loaded earlier.
+    fn tied<const D: usize>(&self, name: &str) -> Result<Filling<D>, CheckpointError> {
         let source = self.options.tied_source(name).and_then(|source| self.sources.get(source));
-        source.and_then(|source| source.downcast_ref::<Tensor<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {
+        source.and_then(|source| source.downcast_ref::<Filling<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {
             folder: self.checkpoint.folder().to_owned(),
             names: vec![name.to_owned()],
         })

@@ -10,7 +10,7 @@ use idefics_kernels::formats::{BLOCK, Int4, PackedFormat, Q4_BLOCK, Q4_PANEL, Q4
 use serde::Serialize;
 
 use super::LoadOptions;
-use super::in_place::is_usable_in_place;
+use super::in_place::{blocks_on, is_usable_in_place};
 use crate::parameters::{Matrix, ParameterVisitor, matrices, visit_parameters};
 use crate::{PackedWeight, ops};
 
@@ -117,6 +117,11 @@ impl<F> Planner<'_, F> {
                 };
             }
         }
+        if let Some(entry) = entry.filter(|entry| matrix.is_some() && blocks_on(entry, self.device).is_some()) {
+            let bytes = entry.len_bytes() as u64;
+            let (mapped, taken) = if entry.is_in_order() { (bytes, 0) } else { (0, bytes) };
+            return WeightMemory { taken, mapped, loading: 0 };
+        }
         let dtype = self.options.dtype_of(name, matrix, entry.map(|entry| entry.dtype), self.device);
         let bytes = (n * dtype.size()) as u64;
         match entry {
@@ -143,6 +148,7 @@ fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) 
             let [codes, scales] = Int4::part_lens(group, [d_out, d_in]);
             [codes, 4 * scales]
         }
+        PackedFormat::Blocks(kind) => [d_out * kind.row_bytes(d_in).unwrap_or(0), 0],
     };
     parts.map(|bytes| bytes as u64)
 }

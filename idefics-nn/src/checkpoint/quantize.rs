@@ -28,7 +28,7 @@ use crate::parameters::{Matrix, matrices};
 /// [`CheckpointError::Write`], and any error that `progress` returns; it is called after each tensor.
 ///
 /// # Panics
-/// If `options.quantize` is `None`.
+/// If `options.quantize` is `None`, or blocks of GGUF, which are no tensors of this layout.
 pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     checkpoint: &Checkpoint,
     module: &M,
@@ -86,6 +86,7 @@ fn quantized(
         PackedFormat::Int4 { group } => {
             Int4::quantize(weights, group, [d_out, d_in]).map(|weight| int4_tensors(name, weight, None))
         }
+        PackedFormat::Blocks(_) => panic!("GGUF blocks are written by `idefics_checkpoint::gguf`"),
         PackedFormat::FourBit(kind) => {
             let dtype = match dense_dtype(entry.dtype) {
                 Some(DType::BF16) => QuantDtype::Bfloat16,

@@ -17,7 +17,7 @@ use crate::parameters::{ParameterVisitor, visit_parameters};
 
 /// Writes every parameter of `module` to the safetensors file `path`, under its path in the module. `dtype` is F32,
 /// F16 or BF16, or `None` to write each parameter in its own dtype. Quantised weights are written as codes, in the
-/// layout of [`write_quantized`](super::write_quantized).
+/// layout of [`write_quantized`](super::write_quantized); those in blocks of GGUF files are dequantised.
 ///
 /// Names in `left_out` are not written, for example a tied head. The file appears complete or not at all.
 ///
@@ -63,23 +63,7 @@ impl ParameterVisitor for Collected<'_> {
         if self.error.is_some() || self.left_out.contains(&name) {
             return;
         }
-        let value = param.val();
-        let dtype = self.dtype.unwrap_or_else(|| value.dtype());
-        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
-        let data = value.cast(dtype).into_data();
-        let is_bad = |value: &f32| !value.is_finite();
-        if let Some(first) = data.iter::<f32>().position(|value| is_bad(&value)) {
-            self.error = Some(CheckpointError::NonFinite {
-                file: self.path.display().to_string(),
-                name: name.to_owned(),
-                dtype: format!("{dtype:?}"),
-                count: data.iter::<f32>().filter(is_bad).count(),
-                first,
-            });
-            return;
-        }
-        let (shape, bytes) = (data.shape().to_vec(), data.as_bytes().to_vec().into());
-        self.tensors.push(NamedTensor { name: name.to_owned(), dtype: file_dtype(dtype), shape, bytes });
+        self.push(name, param.val());
     }
 
     fn visit_packed(&mut self, name: &str, weight: &PackedWeight) {
@@ -87,6 +71,7 @@ impl ParameterVisitor for Collected<'_> {
             return;
         }
         let tensors = match weight.read() {
+            Weight::Blocks(_) => return self.push(name, weight.dequantize()),
             Weight::Int8(weight) => int8_tensors(name, weight),
             Weight::Q4(weight) => q4_tensors(name, weight),
             Weight::Int4(codes) => int4_tensors(name, codes, weight.read_order().as_deref()),
@@ -101,6 +86,28 @@ impl ParameterVisitor for Collected<'_> {
             other => unreachable!("{} is not a packed format", other.name()),
         };
         self.tensors.extend(tensors);
+    }
+}
+
+impl Collected<'_> {
+    /// Adds a dense tensor.
+    fn push<const D: usize>(&mut self, name: &str, values: Tensor<D>) {
+        let dtype = self.dtype.unwrap_or_else(|| values.dtype());
+        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        let data = values.cast(dtype).into_data();
+        let is_bad = |value: &f32| !value.is_finite();
+        if let Some(first) = data.iter::<f32>().position(|value| is_bad(&value)) {
+            self.error = Some(CheckpointError::NonFinite {
+                file: self.path.display().to_string(),
+                name: name.to_owned(),
+                dtype: format!("{dtype:?}"),
+                count: data.iter::<f32>().filter(is_bad).count(),
+                first,
+            });
+            return;
+        }
+        let (shape, bytes) = (data.shape().to_vec(), data.as_bytes().to_vec().into());
+        self.tensors.push(NamedTensor { name: name.to_owned(), dtype: file_dtype(dtype), shape, bytes });
     }
 }
 

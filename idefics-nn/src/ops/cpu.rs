@@ -13,7 +13,7 @@ use super::frozen::FrozenLinear;
 use super::{Kernels, PackedShape, Packing};
 use crate::profile::{Cost, timed};
 use crate::{Activations, PackedFormat, PagedRow};
-use idefics_kernels::formats::{Dense, FourBit, Int4, Int8, Q4, Weight};
+use idefics_kernels::formats::{Blocks, Dense, FourBit, Int4, Int8, Q4, Weight};
 use idefics_kernels::{self as kernels, Attention, ComputeUnit, DecodeAttention, PagedAttention, StridedView};
 
 impl Kernels for Flex {
@@ -46,6 +46,15 @@ impl Kernels for Flex {
         packing: Packing,
     ) -> FloatTensor<Self> {
         packed_product(&rows, [&codes, &scales], Some(&bias), packing)
+    }
+
+    fn packed_rows(
+        numbers: IntTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        packed_rows(&numbers.to_contiguous(), [&codes, &scales], shape)
     }
 
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -203,8 +212,27 @@ fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<
         PackedFormat::Int4 { group } => {
             Int4::from_parts(elements(codes).into(), elements(scales).into(), group, dims).map(Weight::from)
         }
+        PackedFormat::Blocks(kind) => Blocks::new(kind, elements::<u8>(codes), d_out, d_in).map(Weight::from),
     };
     view.expect("codes and scales have the sizes that the format requires")
+}
+
+fn packed_rows(numbers: &FlexTensor, parts: [&FlexTensor; 2], shape: PackedShape) -> FlexTensor {
+    let (weight, d_in) = (packed_view(parts, shape), shape.d_in);
+    let [n] = dims(numbers);
+    let mut out = Buffer::new(n * d_in);
+    let number = |index: usize| match numbers.dtype() {
+        DType::I64 => elements::<i64>(numbers)[index],
+        DType::I32 => i64::from(elements::<i32>(numbers)[index]),
+        other => panic!("row numbers must be I64 or I32, not {other:?}"),
+    };
+    timed("embeddings", elementwise(n * d_in, 2), || {
+        for (index, out) in out.chunks_exact_mut(d_in.max(1)).enumerate() {
+            let row = usize::try_from(number(index)).expect("row numbers are not negative");
+            weight.dequantize_rows(row..row + 1, out);
+        }
+    });
+    out.into_tensor(&[n, d_in].into())
 }
 
 fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, activations: Activations) -> FlexTensor {

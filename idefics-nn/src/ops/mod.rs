@@ -72,6 +72,14 @@ pub(crate) trait Kernels: Backend {
         packing: Packing,
     ) -> FloatTensor<Self>;
 
+    /// Rows of a packed weight by number: `[n]` in, `[n, d_in]` in F32 out.
+    fn packed_rows(
+        numbers: IntTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self>;
+
     /// `x / √(mean(x²) + eps) · weight` over the last axis, which has the length of `weight`.
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
 
@@ -225,15 +233,36 @@ pub(crate) fn packed_product(
     #[cfg(any(feature = "cube", feature = "autodiff"))]
     let shape = PackedShape { format: packing.format, d_out: packing.d_out, d_in: rows.dims()[1] };
     #[cfg(feature = "cube")]
-    if cube::computes_on(&rows.device()) {
+    if cube::computes_on(&rows.device()) && is_held_on(packing.format, &rows.device()) {
         return with_bias(cube::packed_product(rows, codes, scales, shape), bias);
     }
     #[cfg(feature = "autodiff")]
-    if frozen::applies_to(&rows) {
+    if frozen::applies_to(&rows) && is_held_on(packing.format, &rows.device()) {
         return with_bias(frozen::packed_product(rows, codes, scales, shape), bias);
     }
     let dtype = rows.dtype();
     with_bias(rows.matmul(dequantized().cast(dtype).transpose()), bias)
+}
+
+/// Whether the device has kernels for a format: GPUs have none for blocks of GGUF files.
+#[cfg(any(feature = "cube", feature = "autodiff"))]
+pub(crate) fn is_held_on(format: PackedFormat, device: &Device) -> bool {
+    !matches!(format, PackedFormat::Blocks(_)) || reads_bytes(device)
+}
+
+/// See [`Kernels::packed_rows`]. Without a kernel, takes rows of the weight that `dequantized` returns.
+pub(crate) fn packed_rows(
+    numbers: Tensor<1, Int>,
+    codes: Tensor<1, Int>,
+    scales: Tensor<1>,
+    shape: PackedShape,
+    dequantized: impl FnOnce() -> Tensor<2>,
+) -> Tensor<2> {
+    if computes_on(&numbers.device()) {
+        let (numbers, codes, scales) = (numbers.into_dispatch(), codes.into_dispatch(), scales.into_dispatch());
+        return Tensor::from_dispatch(Dispatch::packed_rows(numbers, codes, scales, shape));
+    }
+    dequantized().select(0, numbers)
 }
 
 fn with_bias(output: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {

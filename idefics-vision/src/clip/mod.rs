@@ -107,7 +107,7 @@ impl VisionEmbeddings {
 
     /// Position embeddings for a grid of `rows` × `cols` patches, `[1 + rows · cols, d]`.
     fn positions(&self, rows: usize, cols: usize, dtype: DType) -> Tensor<2> {
-        let table = self.position_embedding.weight.val().cast(dtype);
+        let table = self.position_embedding.table().cast(dtype);
         let side = self.positions_per_side;
         if (rows, cols) == (side, side) {
             return table;

@@ -19,7 +19,7 @@ const UNITS: u32 = 256;
 /// The sixteen values of a four-bit format, in units of the scale. Eight-bit formats need no table.
 pub(super) fn table(format: PackedFormat) -> [f32; 16] {
     match format {
-        PackedFormat::Int8 => [0.0; 16],
+        PackedFormat::Int8 | PackedFormat::Blocks(_) => [0.0; 16],
         PackedFormat::Int4 { .. } => std::array::from_fn(|code| code as f32),
         PackedFormat::FourBit(kind) => *kind.table(),
         PackedFormat::Q4 => Q4_TABLE.map(f32::from),
@@ -76,7 +76,8 @@ fn expand<F: Float>(
                 let shift = (4 * ((flat % 8) ^ 1)) as u32;
                 decode(codes[flat / 8], shift, &table, format) * scales[flat / comptime!(BLOCK)]
             }
-            PackedFormat::Q4 => {
+            // Q4; blocks of GGUF files do not reach these kernels.
+            _ => {
                 let blocks = d_in.div_ceil(comptime!(Q4_BLOCK));
                 let tile = row / comptime!(Q4_PANEL) * blocks + column / comptime!(Q4_BLOCK);
                 let (lane, within) = (row % comptime!(Q4_PANEL), column % comptime!(Q4_BLOCK));

@@ -31,6 +31,7 @@ pub(super) fn fits(weight: PackedShape) -> bool {
         PackedFormat::FourBit(_) => 8,
         PackedFormat::Q4 => Q4_BLOCK,
         PackedFormat::Int4 { .. } => return false, // multiplied in panels
+        PackedFormat::Blocks(_) => unreachable!("blocks of GGUF files are dequantised before a product on a GPU"),
     })
 }
 

@@ -1,0 +1,144 @@
+//! The metadata of a tokenizer from `tokenizer.json` and its neighbours.
+
+use serde_json::Value;
+
+use super::tokenizer::{CONTROL, LLAMA3_WORDS, MERGES, MODEL, PRE, TOKENS, TYPES, USER_DEFINED};
+use super::{GgufError, GgufFault, NewValue};
+use std::path::Path;
+
+const NORMAL: i32 = 1;
+const UNUSED: i32 = 5;
+
+/// The metadata of a tokenizer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewTokenizer {
+    pub(super) keys: Vec<(String, NewValue)>,
+}
+
+/// The files that a tokenizer is described by.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenizerFiles<'a> {
+    /// Their folder, for messages.
+    pub folder: &'a Path,
+    /// `tokenizer.json`.
+    pub tokenizer: &'a Value,
+    /// `tokenizer_config.json`, or null.
+    pub tokenizer_config: &'a Value,
+    /// `generation_config.json`, or null.
+    pub generation_config: &'a Value,
+    /// The chat template.
+    pub chat_template: Option<&'a str>,
+}
+
+impl TokenizerFiles<'_> {
+    /// The metadata for a model with `vocab` rows of embeddings.
+    ///
+    /// # Errors
+    /// [`GgufFault::Export`] for a tokenizer that llama.cpp has no name for: others than byte-level BPE with the words of
+    /// SmolLM or Llama 3.
+    pub fn metadata(&self, vocab: usize) -> Result<NewTokenizer, GgufError> {
+        let model = &self.tokenizer["model"];
+        if model["type"] != "BPE" || model["byte_fallback"] == true {
+            return Err(self.error("its tokenizer is no byte-level BPE".to_owned()));
+        }
+        let pre = self.words()?;
+        let (tokens, types) = self.tokens(vocab)?;
+        let id_of = |token: &str| tokens.iter().position(|known| known == token);
+        let merges = model["merges"].as_array().into_iter().flatten().filter_map(|merge| match merge {
+            Value::String(pair) => Some(pair.clone()),
+            pair => Some(format!("{} {}", pair[0].as_str()?, pair[1].as_str()?)),
+        });
+        let mut keys = vec![
+            (MODEL.to_owned(), NewValue::Text("gpt2".to_owned())),
+            (PRE.to_owned(), NewValue::Text(pre.to_owned())),
+            (MERGES.to_owned(), NewValue::Texts(merges.collect())),
+        ];
+        let named = |name: &str| {
+            let token = &self.tokenizer_config[name];
+            id_of(token.as_str().or_else(|| token["content"].as_str())?)
+        };
+        let eos = named("eos_token");
+        for (key, id) in [
+            ("bos", named("bos_token")),
+            ("eos", eos),
+            ("eot", self.other_end(eos, tokens.len())),
+            ("unknown", named("unk_token")),
+            ("padding", named("pad_token")),
+        ] {
+            let id = id.and_then(|id| u32::try_from(id).ok());
+            keys.extend(id.map(|id| (format!("tokenizer.ggml.{key}_token_id"), NewValue::Unsigned(id))));
+        }
+        keys.push(("tokenizer.ggml.add_bos_token".to_owned(), NewValue::Bool(self.adds_bos())));
+        keys.push(("tokenizer.ggml.add_space_prefix".to_owned(), NewValue::Bool(false)));
+        keys.push((TOKENS.to_owned(), NewValue::Texts(tokens)));
+        keys.push((TYPES.to_owned(), NewValue::Numbers(types)));
+        let template = self.chat_template.map(|template| NewValue::Text(template.to_owned()));
+        keys.extend(template.map(|template| ("tokenizer.chat_template".to_owned(), template)));
+        Ok(NewTokenizer { keys })
+    }
+
+    fn error(&self, reason: String) -> GgufError {
+        GgufError::new(self.folder, GgufFault::Export { reason })
+    }
+
+    /// How a text is cut into words: the value of `tokenizer.ggml.pre`.
+    fn words(&self) -> Result<&'static str, GgufError> {
+        let pre = &self.tokenizer["pre_tokenizer"];
+        let steps: Vec<&Value> = match pre["pretokenizers"].as_array() {
+            Some(steps) => steps.iter().collect(),
+            None => vec![pre],
+        };
+        let types: Vec<&str> = steps.iter().filter_map(|step| step["type"].as_str()).collect();
+        let is_byte_level = |step: &Value, use_regex: bool| {
+            step["add_prefix_space"] == false && step["use_regex"].as_bool().unwrap_or(true) == use_regex
+        };
+        match types.as_slice() {
+            ["Digits", "ByteLevel"] if steps[0]["individual_digits"] == true && is_byte_level(steps[1], true) => {
+                Ok("smollm")
+            }
+            ["Split", "ByteLevel"]
+                if steps[0]["pattern"]["Regex"] == LLAMA3_WORDS && is_byte_level(steps[1], false) =>
+            {
+                Ok("llama-bpe")
+            }
+            _ => Err(self.error(format!("llama.cpp knows no tokenizer with the pre_tokenizer {pre}"))),
+        }
+    }
+
+    /// Tokens and their types by id. Rows of embeddings without a token get a name.
+    fn tokens(&self, vocab: usize) -> Result<(Vec<String>, Vec<i32>), GgufError> {
+        let mut tokens: Vec<String> = (0..vocab).map(|id| format!("[PAD{id}]")).collect();
+        let mut types = vec![UNUSED; vocab];
+        let mut put = |token: &str, id: &Value, kind: i32| {
+            let place = id.as_u64().and_then(|id| usize::try_from(id).ok()).filter(|id| *id < vocab);
+            let place = place.ok_or_else(|| {
+                self.error(format!("token `{token}` has the id {id}, but there are {vocab} embeddings"))
+            })?;
+            (tokens[place], types[place]) = (token.to_owned(), kind);
+            Ok::<(), GgufError>(())
+        };
+        for (token, id) in self.tokenizer["model"]["vocab"].as_object().into_iter().flatten() {
+            put(token, id, NORMAL)?;
+        }
+        for token in self.tokenizer["added_tokens"].as_array().into_iter().flatten() {
+            let kind = if token["special"] == true { CONTROL } else { USER_DEFINED };
+            put(token["content"].as_str().unwrap_or_default(), &token["id"], kind as i32)?;
+        }
+        Ok((tokens, types))
+    }
+
+    /// A second token that ends an answer.
+    fn other_end(&self, eos: Option<usize>, n_tokens: usize) -> Option<usize> {
+        let ends = &self.generation_config["eos_token_id"];
+        let ends = ends.as_array().map_or_else(|| vec![ends], |ends| ends.iter().collect());
+        let ends = ends.into_iter().filter_map(Value::as_u64).filter_map(|id| usize::try_from(id).ok());
+        ends.filter(|id| *id < n_tokens).find(|id| Some(*id) != eos)
+    }
+
+    /// Whether a text gets the start token in front.
+    fn adds_bos(&self) -> bool {
+        let post = &self.tokenizer["post_processor"];
+        let steps = post["processors"].as_array().map_or_else(|| vec![post], |steps| steps.iter().collect());
+        steps.iter().any(|step| step["type"] == "TemplateProcessing")
+    }
+}
