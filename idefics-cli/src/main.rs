@@ -16,6 +16,7 @@ mod commands;
 mod failure;
 mod input;
 mod machine;
+mod media;
 mod model;
 mod output;
 mod placing;

@@ -23,6 +23,7 @@ mod samples;
 #[cfg(unix)]
 mod signals;
 mod tasks;
+mod videos;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

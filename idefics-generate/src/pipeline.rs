@@ -180,9 +180,11 @@ impl Idefics {
     /// Processes samples to token ids and tiles.
     ///
     /// # Errors
-    /// [`InputError::TextOnly`] for an image if the model has no vision tower; those of [`Processor::process`].
+    /// [`InputError::TextOnly`] for an image or a video if the model has no vision tower; those of
+    /// [`Processor::process`].
     pub(crate) fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, Error> {
-        if !self.config.family().has_vision() && samples.iter().any(|sample| !sample.images().is_empty()) {
+        let has_media = |sample: &Sample| !sample.images().is_empty() || !sample.videos().is_empty();
+        if !self.config.family().has_vision() && samples.iter().any(has_media) {
             return Err(InputError::TextOnly.into());
         }
         Ok(self.processor.process(samples, options)?)

@@ -301,17 +301,22 @@ pub(crate) fn common_prefix(left: &[u32], right: &[u32]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
-/// The same prompt without images.
+/// The same prompt without images and videos.
 fn without_images(sample: &Sample) -> Sample {
     match sample.clone() {
-        Sample::Text { text, .. } => Sample::Text { text: text.replace("<image>", ""), images: Vec::new() },
+        Sample::Text { text, videos, .. } => {
+            let text = text.replace("<image>", "");
+            let text = if videos.is_empty() { text } else { text.replace("<video>", "") };
+            Sample::Text { text, images: Vec::new(), videos: Vec::new() }
+        }
         Sample::Messages(mut chat) => {
             for message in &mut chat.messages {
                 if let MessageContent::Parts(parts) = &mut message.content {
-                    parts.retain(|part| !part.is_image());
+                    parts.retain(|part| !part.is_image() && !part.is_video());
                 }
             }
             chat.images.clear();
+            chat.videos.clear();
             chat.into()
         }
         Sample::Prompt(mut parts) => {

@@ -97,6 +97,13 @@ pub(crate) struct Input<'a> {
     page: NonZeroU32,
 }
 
+impl<'a> Input<'a> {
+    /// A file of which the first page is decoded.
+    pub(crate) fn new(name: &'a str, format: Format, limits: &'a Limits) -> Self {
+        Self { name, format, limits, page: NonZeroU32::MIN }
+    }
+}
+
 impl Input<'_> {
     fn decode(&self, bytes: &[u8], output: Output<'_>) -> Result<RowSink, ImageError> {
         match self.format {
@@ -157,6 +164,11 @@ impl Input<'_> {
     /// The memory limit in bytes, for decoders that enforce it themselves.
     pub(crate) fn max_decoded_bytes(&self) -> usize {
         usize::try_from(self.limits.max_decoded_bytes).unwrap_or(usize::MAX)
+    }
+
+    /// The error for an animation of more than `limit` frames.
+    pub(crate) fn too_many_frames(&self, limit: usize) -> ImageError {
+        ImageError::TooManyFrames { image: self.name.to_owned(), limit }
     }
 
     pub(crate) fn no_such_page(&self, pages: u32) -> ImageError {

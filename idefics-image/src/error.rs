@@ -117,6 +117,43 @@ pub enum ImageError {
         limit: u64,
     },
 
+    /// A video or an animation has more frames than are accepted.
+    #[error("{image}: there are more than {limit} frames; cut the video into shorter ones")]
+    TooManyFrames {
+        /// Name of the input.
+        image: String,
+        /// Maximum number of frames.
+        limit: usize,
+    },
+
+    /// The frames that have to be decoded have more pixels together than are accepted.
+    #[error(
+        "{image}: {pixels} pixels of all frames together have to be decoded, more than the limit of {limit}; cut or \
+         scale the video down, or raise the limit (--max-image-pixels N, or none)"
+    )]
+    TooManyFramePixels {
+        /// Name of the input.
+        image: String,
+        /// Pixels of all frames up to the last one that is needed.
+        pixels: u64,
+        /// Maximum number of pixels.
+        limit: u64,
+    },
+
+    /// An AVI file is damaged or ends early.
+    #[error(
+        "{image}: not a complete, valid AVI file: byte {offset}: {reason}; repair it (ffmpeg -i FILE -c copy NEW.avi), \
+         or save or download it again"
+    )]
+    Avi {
+        /// Name of the input.
+        image: String,
+        /// Offset of the chunk that is wrong, in bytes.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+
     /// The system could not allocate memory for the file or its pixels.
     #[error("{image}: out of memory, cannot allocate {needed} bytes; close other programs or scale the image down")]
     OutOfMemory {
@@ -291,13 +328,17 @@ impl ImageError {
         match self {
             Self::Read { .. } | Self::NotAFile { .. } => ImageErrorKind::FileSystem,
             Self::Cancelled { .. } => ImageErrorKind::Cancelled,
-            Self::TooManyBytes { .. } | Self::OutOfMemory { .. } => ImageErrorKind::Limit,
+            Self::TooManyBytes { .. }
+            | Self::TooManyFrames { .. }
+            | Self::TooManyFramePixels { .. }
+            | Self::OutOfMemory { .. } => ImageErrorKind::Limit,
             Self::HttpStatus { .. } | Self::Network { .. } => ImageErrorKind::Network,
             Self::Empty { .. }
             | Self::Format { .. }
             | Self::NoSuchPage { .. }
             | Self::TooLarge { .. }
             | Self::Memory { .. }
+            | Self::Avi { .. }
             | Self::Target { .. }
             | Self::TooThin { .. }
             | Self::Decode { .. }

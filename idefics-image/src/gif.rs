@@ -1,27 +1,21 @@
-//! GIF decoder, equal to Pillow. It decodes the first frame and places it on the canvas.
+//! GIF decoder, equal to Pillow. A picture is the first frame, placed on the canvas; an animation has all frames.
 //!
 //! Source: `GifImagePlugin.py` of Pillow. The crate `weezl` decompresses the indices.
+
+use std::time::Duration;
 
 use weezl::decode::Decoder;
 use weezl::{BitOrder, LzwStatus};
 
 use crate::ImageError;
+use crate::animation::{Blend, Dispose, FrameInfo, Frames};
 use crate::decode::Input;
 use crate::raster::{Keys, Palette, Pixels, Raster};
 
 pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
-    let early = || input.damaged("the file ends early");
-    let screen = bytes.get(6..10).and_then(read_size).ok_or_else(early)?;
-    input.check_size(u32::from(screen.0), u32::from(screen.1))?;
-    let image = FirstFrame::read(bytes).ok_or_else(early)?;
-
-    // If the frame reaches beyond the screen, the canvas is enlarged.
-    let width = (u32::from(image.left) + u32::from(image.width)).max(screen.0.into());
-    let height = (u32::from(image.top) + u32::from(image.height)).max(screen.1.into());
-    input.check_size(width, height)?;
-    if image.width == 0 || image.height == 0 {
-        return Err(input.damaged("its first frame is empty"));
-    }
+    let image = Reader::new(bytes).and_then(|mut reader| reader.next_frame());
+    let image = image.ok_or_else(|| input.damaged("the file ends early"))?;
+    let (width, height) = image.canvas(bytes, input)?;
     input.check_memory(2 * u64::from(width) * u64::from(height))?;
 
     let frame = image.decompress(input)?;
@@ -39,13 +33,46 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { keys, ..Raster::new(width, height, Pixels::Indexed(indices, palette)) })
 }
 
+/// The frames of an animation. Frames that reach beyond the canvas of the first one are cut off.
+pub(crate) fn animation<'a>(bytes: &'a [u8], input: &Input<'_>, max_frames: usize) -> Result<Frames<'a>, ImageError> {
+    let early = || input.damaged("the file ends early");
+    let mut reader = Reader::new(bytes).ok_or_else(early)?;
+    // Only an entry of the global palette can be the background.
+    let background = reader.palette.and_then(|_| bytes.get(11).copied()).unwrap_or(0);
+    let mut images: Vec<Frame<'a>> = Vec::new();
+    while let Some(frame) = reader.next_frame() {
+        if images.len() == max_frames {
+            return Err(input.too_many_frames(max_frames));
+        }
+        images.push(frame);
+    }
+    let first = images.first().ok_or_else(early)?;
+    let canvas = first.canvas(bytes, input)?;
+    let palette = first.rgba_palette();
+    let backdrop = match first.transparent {
+        Some(index) => palette.0[usize::from(index)],
+        None => palette.0[0],
+    };
+    let mut infos: Vec<FrameInfo> = images.iter().map(|frame| frame.info(background)).collect();
+    if first.transparent.is_none() && infos[0].dispose == Dispose::Previous {
+        infos[0].dispose = Dispose::Keep; // nothing was there before
+    }
+    let pixels = move |index: usize, input: &Input<'_>| -> Result<Vec<u8>, ImageError> {
+        let frame: &Frame<'a> = &images[index];
+        let palette = frame.rgba_palette();
+        let indices = frame.decompress(input)?;
+        Ok(indices.iter().flat_map(|&index| palette.0[usize::from(index)]).collect())
+    };
+    Ok(Frames { canvas, backdrop, infos, pixels: Box::new(pixels) })
+}
+
 fn read_size(bytes: &[u8]) -> Option<(u16, u16)> {
     let &[w0, w1, h0, h1] = bytes.first_chunk()?;
     Some((u16::from_le_bytes([w0, w1]), u16::from_le_bytes([h0, h1])))
 }
 
-/// The first frame, still compressed.
-struct FirstFrame<'a> {
+/// A frame, still compressed.
+struct Frame<'a> {
     left: u16,
     top: u16,
     width: u16,
@@ -54,43 +81,74 @@ struct FirstFrame<'a> {
     /// Packed RGB of the local or global palette, if there is one.
     palette: Option<&'a [u8]>,
     transparent: Option<u8>,
+    /// What happens to the frame before the next one is drawn: 2 clears it, 3 restores what was there.
+    disposal: u8,
+    /// Time that the frame is shown, in hundredths of a second.
+    delay: u16,
     /// The LZW code size, followed by the blocks of compressed indices.
     data: &'a [u8],
 }
 
-impl<'a> FirstFrame<'a> {
-    fn read(bytes: &'a [u8]) -> Option<Self> {
+/// Reads one frame after another.
+struct Reader<'a> {
+    rest: &'a [u8],
+    /// Packed RGB of the global palette, if there is one.
+    palette: Option<&'a [u8]>,
+    /// The disposal of the last frame that named one.
+    disposal: u8,
+}
+
+/// Length in bytes of the palette that a flag byte announces.
+fn palette_length(flags: u8) -> usize {
+    if flags & 0x80 != 0 { 3 << ((flags & 7) + 1) } else { 0 }
+}
+
+/// What follows a list of blocks; `None` if the file ends before the list does.
+fn after_blocks(mut blocks: &[u8]) -> Option<&[u8]> {
+    while let (&length @ 1.., tail) = blocks.split_first()? {
+        blocks = tail.get(usize::from(length)..)?;
+    }
+    Some(&blocks[1..])
+}
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Self> {
+        let length = palette_length(*bytes.get(10)?);
+        let palette = (length > 0).then_some(bytes.get(13..13 + length)?);
+        Some(Self { rest: bytes.get(13 + length..)?, palette, disposal: 0 })
+    }
+
+    /// The next frame; `None` at the end of the file, and where it is cut off before the pixels of a frame.
+    fn next_frame(&mut self) -> Option<Frame<'a>> {
         const EXTENSION: u8 = 0x21;
         const GRAPHIC_CONTROL: u8 = 0xf9;
         const IMAGE: u8 = 0x2c;
         const TRAILER: u8 = 0x3b;
-        let table = |flags: u8| if flags & 0x80 != 0 { 3 << ((flags & 7) + 1) } else { 0 };
 
-        let length = table(*bytes.get(10)?);
-        let mut palette = (length > 0).then_some(bytes.get(13..13 + length)?);
         let mut transparent = None;
-        let mut rest = bytes.get(13 + length..)?;
+        let mut delay = 0;
         loop {
-            match rest {
+            match self.rest {
                 [EXTENSION, label, blocks @ ..] => {
-                    if let (&GRAPHIC_CONTROL, [_, flags, _, _, index, ..]) = (label, blocks) {
+                    if let (&GRAPHIC_CONTROL, [_, flags, d0, d1, index, ..]) = (label, blocks) {
                         // A transparent index stays in effect until another block sets one.
                         transparent = (flags & 1 == 1).then_some(*index).or(transparent);
+                        delay = u16::from_le_bytes([*d0, *d1]);
+                        // 0 leaves the disposal as it is.
+                        self.disposal = Some(flags >> 2 & 7).filter(|&disposal| disposal > 0).unwrap_or(self.disposal);
                     }
-                    rest = blocks;
-                    while let (&length @ 1.., tail) = rest.split_first()? {
-                        rest = tail.get(usize::from(length)..)?;
-                    }
-                    rest = &rest[1..];
+                    self.rest = after_blocks(blocks)?;
                 }
                 [IMAGE, descriptor @ ..] => {
                     let (&[l0, l1, t0, t1, w0, w1, h0, h1, flags], mut data) = descriptor.split_first_chunk()?;
-                    let length = table(flags);
+                    let length = palette_length(flags);
+                    let mut palette = self.palette;
                     if length > 0 {
                         palette = Some(data.get(..length)?);
                         data = &data[length..];
                     }
-                    return Some(Self {
+                    self.rest = data.get(1..).and_then(after_blocks).unwrap_or_default();
+                    return Some(Frame {
                         left: u16::from_le_bytes([l0, l1]),
                         top: u16::from_le_bytes([t0, t1]),
                         width: u16::from_le_bytes([w0, w1]),
@@ -98,13 +156,64 @@ impl<'a> FirstFrame<'a> {
                         is_interlaced: flags & 0x40 != 0,
                         palette,
                         transparent,
+                        disposal: self.disposal,
+                        delay,
                         data,
                     });
                 }
                 [TRAILER, ..] | [] => return None,
-                [_, tail @ ..] => rest = tail,
+                [_, tail @ ..] => self.rest = tail,
             }
         }
+    }
+}
+
+impl Frame<'_> {
+    /// Width and height of the canvas of a file with this first frame. If the frame reaches beyond the screen, the
+    /// canvas is enlarged.
+    fn canvas(&self, bytes: &[u8], input: &Input<'_>) -> Result<(u32, u32), ImageError> {
+        let screen = bytes.get(6..10).and_then(read_size).ok_or_else(|| input.damaged("the file ends early"))?;
+        input.check_size(u32::from(screen.0), u32::from(screen.1))?;
+        let width = (u32::from(self.left) + u32::from(self.width)).max(screen.0.into());
+        let height = (u32::from(self.top) + u32::from(self.height)).max(screen.1.into());
+        input.check_size(width, height)?;
+        if self.width == 0 || self.height == 0 {
+            return Err(input.damaged("its first frame is empty"));
+        }
+        Ok((width, height))
+    }
+
+    /// `background` is the palette index of the background.
+    fn info(&self, background: u8) -> FrameInfo {
+        // Players show frames with a delay of 0 or 1 for a tenth of a second.
+        let hundredths = if self.delay < 2 { 10 } else { self.delay };
+        let dispose = match (self.disposal, self.transparent) {
+            (2, Some(index)) => Dispose::Fill(self.rgba_palette().0[usize::from(index)]),
+            (2, None) => Dispose::Fill(self.rgba_palette().0[usize::from(background)]),
+            (3, _) => Dispose::Previous,
+            _ => Dispose::Keep,
+        };
+        FrameInfo {
+            left: self.left.into(),
+            top: self.top.into(),
+            width: self.width.into(),
+            height: self.height.into(),
+            duration: Duration::from_millis(10 * u64::from(hundredths)),
+            dispose,
+            blend: Blend::Mask,
+        }
+    }
+
+    /// The palette with the transparent index.
+    fn rgba_palette(&self) -> Palette {
+        let mut palette = match self.palette {
+            Some(palette) => Palette::from_rgb(palette),
+            None => Palette::new((0..=255).map(|value| [value; 3])),
+        };
+        if let Some(index) = self.transparent {
+            palette.0[usize::from(index)][3] = 0;
+        }
+        palette
     }
 
     /// Decompresses the palette indices of the frame, `[height, width]`.

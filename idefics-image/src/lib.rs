@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod animation;
+mod avi;
 mod avif;
 mod base64_text;
 mod bmp;
@@ -28,6 +30,8 @@ mod tga;
 mod tiff;
 mod webp;
 
+pub use animation::Animation;
+pub use avi::Avi;
 pub use decode::{Alpha, decode, decode_resized};
 pub use error::{ImageError, ImageErrorKind};
 pub use format::Format;

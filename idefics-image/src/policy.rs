@@ -77,7 +77,7 @@ impl SourcePolicy {
     ///
     /// # Errors
     /// [`ImageError::NotAllowed`]; [`ImageError::Read`] if the folder, or a file below it, cannot be resolved.
-    pub(crate) fn file(&self, path: &Path) -> Result<PathBuf, ImageError> {
+    pub fn file(&self, path: &Path) -> Result<PathBuf, ImageError> {
         let image = || path_name(path);
         let folder = match &self.files {
             FileAccess::All => return Ok(path.to_owned()),

@@ -1,14 +1,16 @@
-//! WebP decoder, equal to Pillow with libwebp's `WebPAnimDecoder`. It decodes a still image or the first frame of an
-//! animation.
+//! WebP decoder, equal to Pillow with libwebp's `WebPAnimDecoder`. A picture is a still image or the first frame of an
+//! animation; an animation has all frames.
 //!
-//! This module parses the container itself. The first frame is decoded as a still image, so that it is not blended
-//! with the background, and then placed on a transparent canvas.
+//! This module parses the container itself. Each frame is decoded as a still image, so that it is not blended with the
+//! background, and then placed on a transparent canvas.
 
 use std::io::Cursor;
+use std::time::Duration;
 
 use image_webp::{DecodingError, WebPDecoder};
 
 use crate::ImageError;
+use crate::animation::{Blend, Dispose, FrameInfo, Frames};
 use crate::decode::Input;
 use crate::orientation::orientation;
 use crate::raster::{Pixels, Raster};
@@ -47,6 +49,84 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { orientation: orientation(file.exif, file.xmp), ..Raster::new(canvas.0, canvas.1, pixels) })
 }
 
+/// The frames of an animation; `None` for a still image.
+///
+/// Source: `anim_decode.c` of libwebp, which ignores the background colour of the file: cleared areas are transparent.
+pub(crate) fn animation<'a>(
+    bytes: &'a [u8],
+    input: &Input<'_>,
+    max_frames: usize,
+) -> Result<Option<Frames<'a>>, ImageError> {
+    const NO_BLEND: u8 = 0x02;
+    const CLEAR: u8 = 0x01;
+    let early = || input.damaged("the file ends early");
+    let file = File::read(bytes, input)?;
+    let (Some(canvas), Some(_)) = (file.canvas, file.has_alpha) else { return Ok(None) };
+    let mut frames: Vec<Frame<'a>> = Vec::new();
+    let mut infos: Vec<FrameInfo> = Vec::new();
+    for chunk in chunks(body(bytes).ok_or_else(early)?) {
+        let (kind, data) = chunk.ok_or_else(early)?;
+        if &kind != b"ANMF" {
+            continue;
+        }
+        if frames.len() == max_frames {
+            return Err(input.too_many_frames(max_frames));
+        }
+        let (frame, head) = Frame::read(data).ok_or_else(early)?;
+        let (width, height) = (1 + u24(&head[6..]), 1 + u24(&head[9..]));
+        let (left, top) = frame.place;
+        let fits = |start: u32, length: u32, whole: u32| u64::from(start) + u64::from(length) <= whole.into();
+        if !fits(left, width, canvas.0) || !fits(top, height, canvas.1) {
+            return Err(input.damaged("a frame reaches outside the canvas"));
+        }
+        let flags = head[15];
+        infos.push(FrameInfo {
+            left,
+            top,
+            width,
+            height,
+            duration: Duration::from_millis(u24(&head[12..]).into()),
+            dispose: if flags & CLEAR != 0 { Dispose::Fill([0; 4]) } else { Dispose::Keep },
+            blend: if flags & NO_BLEND != 0 { Blend::Replace } else { Blend::WebP },
+        });
+        frames.push(frame);
+    }
+    if frames.is_empty() {
+        return Err(input.damaged("the animation has no frames"));
+    }
+    copy_key_frames(&mut infos, canvas);
+    let pixels = move |index: usize, input: &Input<'_>| {
+        let frame: &Frame<'a> = &frames[index];
+        frame.rgba(input)
+    };
+    Ok(Some(Frames { canvas, backdrop: [0; 4], infos, pixels: Box::new(pixels) }))
+}
+
+/// A frame after which nothing of an earlier one is left is not blended, which can differ by one level from blending
+/// it with transparent pixels.
+///
+/// Source: `IsKeyFrame` of libwebp, except that frames without alpha need no such rule.
+fn copy_key_frames(infos: &mut [FrameInfo], canvas: (u32, u32)) {
+    let is_full = |info: &FrameInfo| (info.width, info.height) == canvas;
+    let mut was_key = false;
+    for index in 0..infos.len() {
+        let cleared = index.checked_sub(1).is_some_and(|before| {
+            matches!(infos[before].dispose, Dispose::Fill(_)) && (is_full(&infos[before]) || was_key)
+        });
+        let is_key = index == 0 || (infos[index].blend == Blend::Replace && is_full(&infos[index])) || cleared;
+        if is_key {
+            infos[index].blend = Blend::Replace;
+        }
+        was_key = is_key;
+    }
+}
+
+/// The chunks of the file.
+fn body(bytes: &[u8]) -> Option<&[u8]> {
+    let length = bytes.get(4..8).and_then(u32_le)?;
+    bytes.get(12..(8 + length as usize))
+}
+
 /// The parsed container.
 struct File<'a> {
     /// Canvas width and height of an extended file (`VP8X`), in pixels.
@@ -70,8 +150,7 @@ struct Frame<'a> {
 impl<'a> File<'a> {
     fn read(bytes: &'a [u8], input: &Input<'_>) -> Result<Self, ImageError> {
         let early = || input.damaged("the file ends early");
-        let length = bytes.get(4..8).and_then(u32_le).ok_or_else(early)?;
-        let body = bytes.get(12..(8 + length as usize)).ok_or_else(early)?;
+        let body = body(bytes).ok_or_else(early)?;
         let mut file = Self { canvas: None, has_alpha: None, frame: Frame::default(), exif: None, xmp: None };
         let mut flags = 0;
         for chunk in chunks(body) {
@@ -85,12 +164,7 @@ impl<'a> File<'a> {
                     file.canvas = Some(canvas);
                 }
                 b"ANMF" if flags & ANIMATION != 0 && !file.frame.has_pixels() => {
-                    let (head, rest) = data.split_at_checked(16).ok_or_else(early)?;
-                    file.frame.place = (2 * u24(head), 2 * u24(&head[3..]));
-                    for chunk in chunks(rest) {
-                        let (kind, data) = chunk.ok_or_else(early)?;
-                        file.frame.take(kind, data);
-                    }
+                    (file.frame, _) = Frame::read(data).ok_or_else(early)?;
                 }
                 b"EXIF" if flags & EXIF != 0 => file.exif = file.exif.or(Some(data)),
                 b"XMP " if flags & XMP != 0 => file.xmp = file.xmp.or(Some(data)),
@@ -106,6 +180,32 @@ impl<'a> File<'a> {
 }
 
 impl<'a> Frame<'a> {
+    /// Reads the data of an `ANMF` chunk. Returns the frame and the header: position, size, duration and flags.
+    fn read(data: &'a [u8]) -> Option<(Self, &'a [u8; 16])> {
+        let (head, rest) = data.split_first_chunk::<16>()?;
+        let mut frame = Self { place: (2 * u24(head), 2 * u24(&head[3..])), ..Self::default() };
+        for chunk in chunks(rest) {
+            let (kind, data) = chunk?;
+            frame.take(kind, data);
+        }
+        Some((frame, head))
+    }
+
+    /// Decodes the pixels, `[height, width, 4]`.
+    fn rgba(&self, input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
+        let still = self.to_still(input)?;
+        let mut decoder = WebPDecoder::new(Cursor::new(still)).map_err(|error| input.webp_error(error))?;
+        decoder.set_memory_limit(input.max_decoded_bytes());
+        let size = decoder.output_buffer_size().ok_or_else(|| input.memory_error(u64::MAX))?;
+        input.check_memory(size as u64)?;
+        let mut data = vec![0; size];
+        decoder.read_image(&mut data).map_err(|error| input.webp_error(error))?;
+        Ok(match decoder.has_alpha() {
+            true => data,
+            false => data.as_chunks::<3>().0.iter().flat_map(|&[red, green, blue]| [red, green, blue, 255]).collect(),
+        })
+    }
+
     fn take(&mut self, kind: [u8; 4], data: &'a [u8]) {
         let slot = match &kind {
             b"VP8 " => &mut self.lossy,

@@ -1,6 +1,8 @@
 //! All integration tests in one binary, so that the crate is linked only once.
 #![allow(clippy::unwrap_used)]
 
+mod animations;
+mod avi;
 mod files;
 mod formats;
 mod jpeg;

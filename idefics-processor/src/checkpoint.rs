@@ -13,6 +13,7 @@ use crate::error::ProcessorError;
 use crate::families::{self, FamilyRules};
 use crate::files::{is_git_lfs_pointer, without_byte_order_mark};
 use crate::image::ImageProcessorConfig;
+use crate::video::{self, VideoSettings};
 use crate::warning::ProcessorWarning;
 
 /// Largest accepted `tokenizer.json`, in bytes. Real ones have 2 to 20 MB.
@@ -52,6 +53,8 @@ pub(crate) struct ProcessorFiles {
     /// The file that `images` was read from.
     pub(crate) images_path: PathBuf,
     pub(crate) image_seq_len: usize,
+    /// `None` for families without videos.
+    pub(crate) video: Option<Sourced<VideoSettings>>,
     pub(crate) chat_template: Option<Sourced<String>>,
     pub(crate) warnings: Vec<ProcessorWarning>,
 }
@@ -153,8 +156,35 @@ impl Checkpoint {
             (None, None) => return Err(field(&images_path, "image_seq_len", &Value::Null, "1 to 4096 tokens")),
         };
 
+        let video = self.video(family, processor.as_ref(), (&images_path, &section))?;
         let chat_template = self.chat_template(processor.as_ref(), tokenizer_config)?;
-        Ok(ProcessorFiles { images, images_path, image_seq_len, chat_template, warnings })
+        Ok(ProcessorFiles { images, images_path, image_seq_len, video, chat_template, warnings })
+    }
+
+    /// The settings of videos: `video_processor` of `processor_config.json`, `video_preprocessor_config.json`, or else
+    /// those of pictures.
+    ///
+    /// Source: `BaseVideoProcessor.get_video_processor_dict`.
+    fn video(
+        &self,
+        family: &dyn FamilyRules,
+        processor: Option<&Sourced<Map<String, Value>>>,
+        pictures: (&Path, &Map<String, Value>),
+    ) -> Result<Option<Sourced<VideoSettings>>, ProcessorError> {
+        let Some(rules) = family.video() else { return Ok(None) };
+        let nested = processor.and_then(|file| Some((&file.path, file.content.get("video_processor")?)));
+        let (path, section) = match nested.filter(|(_, section)| !section.is_null()) {
+            Some((path, Value::Object(section))) => (path.clone(), section.clone()),
+            Some((path, other)) => return Err(field(path, "video_processor", other, "an object")),
+            None => match self.json::<Map<String, Value>>("video_preprocessor_config.json")? {
+                Some(file) => (file.path, file.content),
+                None => (pictures.0.to_owned(), pictures.1.clone()),
+            },
+        };
+        match video::settings(&section, family, &rules) {
+            Ok(content) => Ok(Some(Sourced { path, content })),
+            Err(error) => Err(ProcessorError::ImageConfig { path, error }),
+        }
     }
 
     /// The chat template from the first of these files that has one: `processor_config.json`, `chat_template.json`,

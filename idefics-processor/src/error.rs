@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::files::{describe_io_error, describe_json_error};
 use crate::image::{ImageConfigError, ImageErrorKind, PadError, TileError};
+use crate::video::VideoError;
 
 /// Category of a [`ProcessorError`], for exit codes and HTTP statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -369,6 +370,28 @@ pub enum ProcessorError {
         error: TileError,
     },
 
+    /// The videos of a sample do not fit its text or the model.
+    #[error("row {row}: {error}")]
+    Videos {
+        /// Row in the batch.
+        row: usize,
+        /// What is wrong.
+        #[source]
+        error: VideoError,
+    },
+
+    /// A video could not be read.
+    #[error("row {row}, video {video}: {error}")]
+    Video {
+        /// Row in the batch.
+        row: usize,
+        /// Index of the video in the row.
+        video: usize,
+        /// Why the video could not be read.
+        #[source]
+        error: VideoError,
+    },
+
     /// The checkpoint turns padding off, but the images of the batch differ in size or number.
     #[error(transparent)]
     Pad(#[from] PadError),
@@ -410,14 +433,28 @@ impl ProcessorError {
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,
             Self::TextTooLarge { .. } => ErrorKind::Limit,
-            Self::Image { error: TileError::TooMany { .. }, .. } => ErrorKind::Limit,
-            Self::Image { error: TileError::Image(error), .. } => match error.kind() {
-                ImageErrorKind::FileSystem => ErrorKind::FileSystem,
-                ImageErrorKind::Cancelled => ErrorKind::Cancelled,
-                ImageErrorKind::Limit => ErrorKind::Limit,
-                ImageErrorKind::Network => ErrorKind::Network,
+            Self::Image { error, .. } => tile_kind(error),
+            Self::Videos { error, .. } | Self::Video { error, .. } => match error {
+                VideoError::Frame(error) => tile_kind(error),
+                VideoError::Read { .. } => ErrorKind::FileSystem,
+                VideoError::TooManyFrames { .. } | VideoError::FolderTooLarge { .. } | VideoError::Timeout { .. } => {
+                    ErrorKind::Limit
+                }
                 _ => ErrorKind::Input,
             },
         }
+    }
+}
+
+fn tile_kind(error: &TileError) -> ErrorKind {
+    match error {
+        TileError::TooMany { .. } => ErrorKind::Limit,
+        TileError::Image(error) => match error.kind() {
+            ImageErrorKind::FileSystem => ErrorKind::FileSystem,
+            ImageErrorKind::Cancelled => ErrorKind::Cancelled,
+            ImageErrorKind::Limit => ErrorKind::Limit,
+            ImageErrorKind::Network => ErrorKind::Network,
+            _ => ErrorKind::Input,
+        },
     }
 }

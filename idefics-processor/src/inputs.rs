@@ -2,6 +2,7 @@
 
 use crate::families::TileGrid;
 use crate::image::{ImageTile, PaddedImages, pad_batch};
+use crate::video::SampledVideo;
 
 /// A processed batch before padding, with one entry per row.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,12 +12,14 @@ pub struct ProcessedInputs {
     pub prompts: Vec<String>,
     /// Token ids of each row, without padding.
     pub input_ids: Vec<Vec<u32>>,
-    /// Image tiles of each row, in the order of the text.
+    /// Image tiles and video frames of each row, in the order of the text.
     pub images: Vec<Vec<ImageTile>>,
     /// Number of image tokens of each tile of each row: [`FamilyRules::tile_tokens`](crate::FamilyRules::tile_tokens).
     pub tile_tokens: Vec<Vec<usize>>,
     /// How each image of each row was cut into tiles.
     pub grids: Vec<Vec<TileGrid>>,
+    /// The frames of each video of each row.
+    pub videos: Vec<Vec<SampledVideo>>,
 }
 
 /// The side on which short rows are padded.

@@ -4,12 +4,14 @@ pub mod families;
 pub mod image;
 pub mod prompt;
 pub mod tokenizer;
+pub mod video;
 
 mod checkpoint;
 mod error;
 mod files;
 mod inputs;
 mod latest_image;
+mod media;
 mod processor;
 mod stream;
 mod warning;
@@ -27,4 +29,5 @@ pub use prompt::{
 };
 pub use stream::StreamDecoder;
 pub use tokenizer::{Compatibility, END_OF_UTTERANCE, Tokenizer};
+pub use video::{VideoError, VideoOptions, VideoSource};
 pub use warning::ProcessorWarning;

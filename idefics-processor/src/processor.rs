@@ -11,15 +11,16 @@ use crate::checkpoint::{Checkpoint, ExtraFiles, ModelHead, Sourced};
 use crate::error::ProcessorError;
 use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use crate::image::{
-    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSource, ImageTile, Limits, ReadOptions,
-    SourcePolicy,
+    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile, Limits, ReadOptions, SourcePolicy,
 };
 use crate::inputs::ProcessedInputs;
+use crate::media::{self, VideoProcessor};
 use crate::prompt::{
     self, Chat, ChatTemplate, Conversations, ImageTokens, Literals, Sample, SpecialTokensInText, TextLimits,
     texts_of_parts,
 };
 use crate::tokenizer::{self, Compatibility, Tokenizer, TokenizerConfig};
+use crate::video::{SampledVideo, VIDEO_TOKEN, VideoError, VideoOptions, VideoSampling};
 use crate::warning::ProcessorWarning;
 
 /// Maximum number of tiles of an image, unless [`ProcessOptions::max_tiles`] is set.
@@ -39,6 +40,8 @@ pub struct ProcessOptions {
     pub limits: Limits,
     /// Maximum number of tiles of an image, in families where it depends on the image's size. `None`: [`MAX_TILES`].
     pub max_tiles: Option<u64>,
+    /// How videos are read.
+    pub video: VideoOptions,
     /// The files and URLs that samples may load images from; all by default. Restrict it for samples from untrusted
     /// users.
     pub sources: SourcePolicy,
@@ -59,7 +62,15 @@ pub struct ProcessOptions {
 }
 
 impl ProcessOptions {
-    fn decoding(&self) -> DecodeOptions {
+    pub(crate) fn read(&self) -> ReadOptions {
+        let mut read = ReadOptions::default();
+        read.limits = self.limits.clone();
+        read.sources = self.sources.clone();
+        read.cancel = self.cancel.clone();
+        read
+    }
+
+    pub(crate) fn decoding(&self) -> DecodeOptions {
         DecodeOptions::from(self.alpha).with_page(self.page.unwrap_or(NonZeroU32::MIN))
     }
 }
@@ -73,6 +84,8 @@ pub struct Processor {
     tokenizers: Tokenizers,
     tokenizer_config: TokenizerConfig,
     images: ImageProcessor,
+    /// `None` in families without videos.
+    video: Option<VideoProcessor>,
     chat_template: Option<ChatTemplate>,
     image_tokens: ImageTokens,
     warnings: Vec<ProcessorWarning>,
@@ -133,6 +146,15 @@ impl Processor {
         let files = checkpoint.processor(family, config.as_ref())?;
         let images = ImageProcessor::new(family, files.images)
             .map_err(|error| ProcessorError::ImageConfig { path: files.images_path, error })?;
+        let video = match files.video.zip(family.video()) {
+            Some((Sourced { path, content }, rules)) => Some(VideoProcessor {
+                chat_template: ChatTemplate::new(rules.chat_template.to_owned(), &path)?,
+                images: ImageProcessor::new(family, content.images)
+                    .map_err(|error| ProcessorError::ImageConfig { path, error })?,
+                sampling: content.sampling,
+            }),
+            None => None,
+        };
         let chat_template = match files.chat_template {
             Some(Sourced { path, content }) => Some(ChatTemplate::new(content, &path)?),
             None => None,
@@ -158,7 +180,7 @@ impl Processor {
             image_seq_len: files.image_seq_len,
         };
         let warnings = files.warnings;
-        Ok(Self { family, tokenizers, tokenizer_config, images, chat_template, image_tokens, warnings })
+        Ok(Self { family, tokenizers, tokenizer_config, images, video, chat_template, image_tokens, warnings })
     }
 
     /// Problems of the checkpoint folder that do not prevent its use.
@@ -169,6 +191,16 @@ impl Processor {
     /// The rules of the model family.
     pub fn family(&self) -> &'static dyn FamilyRules {
         self.family
+    }
+
+    /// Whether samples may have videos.
+    pub fn reads_videos(&self) -> bool {
+        self.video.is_some()
+    }
+
+    /// How the checkpoint samples videos; `None` if the family has no videos.
+    pub fn video_sampling(&self) -> Option<VideoSampling> {
+        self.video.as_ref().map(|video| video.sampling)
     }
 
     /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of IDEFICS
@@ -230,8 +262,8 @@ impl Processor {
     /// in a batch of its own.
     ///
     /// # Errors
-    /// A [`ProcessorError`] for the first row that fails, with the row and, for image errors, the index of the image.
-    /// All texts are checked first, then all images are loaded, then the prompts are encoded.
+    /// A [`ProcessorError`] for the first row that fails, with the row and, for images and videos, their index. All
+    /// texts are checked first, then all images and videos are loaded, then the prompts are encoded.
     pub fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, ProcessorError> {
         if samples.is_empty() {
             return Err(ProcessorError::EmptyBatch);
@@ -240,17 +272,30 @@ impl Processor {
         // Check all texts before fetching any image.
         let images = self.image_processor_for(options)?;
         let written = collect_rows(samples, |row, sample| self.write(sample, row, options))?;
-        let pictures = collect_rows(samples, |row, sample| load_images(&images, &sample.images(), row, options))?;
-        let (grids, tiles): (Vec<Vec<TileGrid>>, Vec<Vec<ImageTile>>) = pictures.into_iter().unzip();
+        let mut pictures =
+            collect_rows(samples, |row, sample| media::load_images(&images, &sample.images(), row, options))?;
+        let mut clips = collect_rows(samples, |row, sample| match &self.video {
+            Some(video) => video.load(&sample.videos(), row, options),
+            None => Ok(Vec::new()), // the sample has none, see `write`
+        })?;
+        let rows = pictures.iter_mut().zip(&mut clips).zip(&written);
+        let in_order = |((pictures, clips), (text, _)): ((&mut _, &mut _), &(String, Literals))| {
+            media::in_order(text, &self.image_tokens.image, pictures, clips)
+        };
+        let tiles: Vec<Vec<ImageTile>> = rows.map(in_order).collect();
+        let grids: Vec<Vec<TileGrid>> = pictures.into_iter().map(media::without_tiles).collect();
+        let videos: Vec<Vec<SampledVideo>> = clips.into_iter().map(media::without_tiles).collect();
         if !images.config().do_pad && self.family.tile_sizes() == TileSizes::Varying {
             images.pad(&tiles)?; // an error if the tiles do not fit in one array
         }
-        let rows = collect_rows(samples, |row, sample| self.encode(sample, &written[row], &grids[row], row, options))?;
+        let rows = collect_rows(samples, |row, sample| {
+            self.encode(sample, &written[row], (&grids[row], &videos[row]), row, options)
+        })?;
         let (prompts, input_ids) = rows.into_iter().unzip();
         let tokens_of =
             |tile: &ImageTile| self.family.tile_tokens(tile.width(), tile.height(), self.image_tokens.image_seq_len);
         let tile_tokens = tiles.iter().map(|row| row.iter().map(tokens_of).collect()).collect();
-        Ok(ProcessedInputs { prompts, input_ids, images: tiles, tile_tokens, grids })
+        Ok(ProcessedInputs { prompts, input_ids, images: tiles, tile_tokens, grids, videos })
     }
 
     /// Renders a conversation with the chat template, before image placeholders are expanded. The result equals that
@@ -284,18 +329,29 @@ impl Processor {
         options: &ProcessOptions,
     ) -> Result<(String, Literals), ProcessorError> {
         check_size(sample, row, &options.text_limits)?;
+        let wrong_videos = |error| ProcessorError::Videos { row, error };
+        if self.video.is_none() && !sample.videos().is_empty() {
+            return Err(wrong_videos(VideoError::NotSupported { family: self.family.model_type() }));
+        }
+        // Without videos, `<video>` is ordinary text.
+        let count_videos = |text: &str| self.video.as_ref().map_or(0, |_| text.matches(VIDEO_TOKEN).count());
         match sample {
-            Sample::Text { text, images } => {
+            Sample::Text { text, images, videos } => {
                 let placeholders = self.image_tokens.count(text);
                 if placeholders != images.len() {
                     let token = self.image_tokens.image.clone();
                     return Err(ProcessorError::ImageCount { row, placeholders, images: images.len(), token });
+                }
+                let placeholders = count_videos(text);
+                if placeholders != videos.len() {
+                    return Err(wrong_videos(VideoError::Count { placeholders, videos: videos.len() }));
                 }
                 Ok((text.clone(), Literals::default()))
             }
             Sample::Messages(chat) => {
                 let (text, literals) = self.render_chat(chat, row, options.special_tokens_in_text)?;
                 prompt::check_images(chat, self.image_tokens.count(&text), row)?;
+                prompt::check_videos(chat, count_videos(&text)).map_err(wrong_videos)?;
                 Ok((text, literals))
             }
             Sample::Prompt(_) if self.family.prompt_style() == PromptStyle::Template => {
@@ -317,7 +373,7 @@ impl Processor {
         &self,
         sample: &Sample,
         (text, literals): &(String, Literals),
-        grids: &[TileGrid],
+        (grids, videos): (&[TileGrid], &[SampledVideo]),
         row: usize,
         options: &ProcessOptions,
     ) -> Result<(String, Vec<u32>), ProcessorError> {
@@ -331,6 +387,7 @@ impl Processor {
         let context = PromptContext {
             tokens: &self.image_tokens,
             grids,
+            videos,
             bos,
             eos,
             end_of_utterance: end_of_utterance.as_deref(),
@@ -356,10 +413,13 @@ impl Processor {
         row: usize,
         special_tokens_in_text: SpecialTokensInText,
     ) -> Result<(String, Literals), ProcessorError> {
-        let protected: Vec<&str> = self.tokenizer().protected().collect();
+        // The placeholder of videos is no token, but stands for one here.
+        let video = self.video.as_ref();
+        let protected: Vec<&str> = self.tokenizer().protected().chain(video.map(|_| VIDEO_TOKEN)).collect();
         let end_of_turn = self.end_of_turn();
+        let for_videos = video.map(|video| &video.chat_template).filter(|_| chat.count_video_parts().0 > 0);
         let conversations = Conversations {
-            template: self.chat_template.as_ref(),
+            template: for_videos.or(self.chat_template.as_ref()),
             end_of_turn: end_of_turn.as_deref(),
             image_tokens: &self.image_tokens,
             named_tokens: self.tokenizer_config.named_tokens(),
@@ -379,34 +439,13 @@ fn collect_rows<T: Send>(
     rows.collect::<Vec<_>>().into_iter().collect()
 }
 
-/// Loads the images of one row in parallel. Returns the grid of each image and the tiles of all images.
-fn load_images(
-    processor: &ImageProcessor,
-    sources: &[&ImageSource],
-    row: usize,
-    options: &ProcessOptions,
-) -> Result<(Vec<TileGrid>, Vec<ImageTile>), ProcessorError> {
-    let mut read = ReadOptions::default();
-    read.limits = options.limits.clone();
-    read.sources = options.sources.clone();
-    read.cancel = options.cancel.clone();
-    let load = |(image, source): (usize, &&ImageSource)| {
-        let loaded = processor.load(source, &read, options.decoding(), options.max_tiles.unwrap_or(MAX_TILES));
-        loaded.map_err(|error| ProcessorError::Image { row, image, error })
-    };
-    let images: Vec<Result<(TileGrid, Vec<ImageTile>), ProcessorError>> =
-        sources.par_iter().enumerate().map(load).collect();
-    let images: Vec<(TileGrid, Vec<ImageTile>)> = images.into_iter().collect::<Result<_, _>>()?;
-    let (grids, tiles): (Vec<TileGrid>, Vec<Vec<ImageTile>>) = images.into_iter().unzip();
-    Ok((grids, tiles.into_iter().flatten().collect()))
-}
-
 fn check_size(sample: &Sample, row: usize, limits: &TextLimits) -> Result<(), ProcessorError> {
     let check = |what, found, limit| match found > limit {
         true => Err(ProcessorError::TextTooLarge { row, what, found, limit }),
         false => Ok(()),
     };
     check("images", sample.images().len(), limits.max_images)?;
+    check("videos", sample.videos().len(), limits.max_images)?;
     match sample {
         Sample::Text { text, .. } => check("bytes of text", text.len(), limits.max_text_bytes),
         Sample::Messages(chat) => prompt::check(chat, row, limits),

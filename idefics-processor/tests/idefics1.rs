@@ -64,7 +64,7 @@ fn rejects_options_and_prompts_of_other_families() {
     let second = Processor::from_folder(&checkpoint("tiny-idefics2")).unwrap();
     let error = second.process(&[Sample::Prompt(vec![words("Hi")])], &ProcessOptions::default()).unwrap_err();
     assert!(matches!(error, ProcessorError::PromptList { .. }));
-    let text = [Sample::Text { text: "Hi".to_owned(), images: Vec::new() }];
+    let text = [Sample::Text { text: "Hi".to_owned(), images: Vec::new(), videos: Vec::new() }];
     let turns = ProcessOptions { add_end_of_utterance_token: Some(true), ..ProcessOptions::default() };
     let end = ProcessOptions { add_eos_token: true, ..ProcessOptions::default() };
     for (options, option) in [(turns, "add_end_of_utterance_token"), (end, "add_eos_token")] {

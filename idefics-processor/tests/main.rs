@@ -11,3 +11,4 @@ mod prompt;
 mod stream;
 mod tokenizer;
 mod toy_family;
+mod video;

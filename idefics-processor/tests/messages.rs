@@ -62,7 +62,7 @@ fn start_token_of_template_is_not_duplicated() {
     let options = ProcessOptions::default();
     assert_eq!(starts(Sample::chat(vec![Message::new("user", "Hi")]), &options), 1);
     // The tokenizer always adds its start token to `text`.
-    assert_eq!(starts(Sample::Text { text: "<s>Hi".to_owned(), images: vec![] }, &options), 2);
+    assert_eq!(starts(Sample::Text { text: "<s>Hi".to_owned(), images: vec![], videos: Vec::new() }, &options), 2);
     // A start token that a user types does not add a second one.
     let plain = Folder::copy_of("tiny-idefics2").template("{{ messages[0].content }}").load().unwrap();
     for (special_tokens_in_text, expected) in [(SpecialTokensInText::Literal, 1), (SpecialTokensInText::Parse, 1)] {
@@ -222,7 +222,7 @@ fn errors_are_in_terms_of_json() {
         ),
         (
             json!({"messages": [user(json!([{"type": "video", "path": "a"}]))]}),
-            "is of type `video`, which is not supported",
+            "is of type `audio`, which is not supported",
         ),
         (
             json!({"messages": [user(json!([{"type": "image", "path": "a", "url": "b"}]))]}),
@@ -273,7 +273,7 @@ fn take_from_leaves_other_keys() {
 #[test]
 fn skips_byte_order_mark() {
     let sample = Sample::from_json(b"\xEF\xBB\xBF{\"text\": \"Hello\"}\r\n").unwrap();
-    assert_eq!(sample, Sample::Text { text: "Hello".to_owned(), images: vec![] });
+    assert_eq!(sample, Sample::Text { text: "Hello".to_owned(), images: vec![], videos: Vec::new() });
     assert_eq!(without_byte_order_mark(b"\xEF\xBB\xBF"), b"");
     for text in [&b"{"[..], b"", b"\xFF\xFE{\0", b"{\"text\": \"\xC3\x28\"}"] {
         let error = Sample::from_json(text).unwrap_err().to_string();

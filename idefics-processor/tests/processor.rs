@@ -90,8 +90,16 @@ fn committed_cases_match_reference() {
 #[test]
 fn rows_of_a_batch_are_independent() {
     let samples = [
-        Sample::Text { text: "User:<image>What?<end_of_utterance>\nAssistant:".into(), images: vec![dot()] },
-        Sample::Text { text: "User: no image<end_of_utterance>\nAssistant:".into(), images: vec![] },
+        Sample::Text {
+            text: "User:<image>What?<end_of_utterance>\nAssistant:".into(),
+            images: vec![dot()],
+            videos: Vec::new(),
+        },
+        Sample::Text {
+            text: "User: no image<end_of_utterance>\nAssistant:".into(),
+            images: vec![],
+            videos: Vec::new(),
+        },
         Sample::chat(vec![Message::text("user", "and this?")]),
     ];
     let options = ProcessOptions { do_image_splitting: Some(true), ..Default::default() };
@@ -123,7 +131,7 @@ fn releases_differ_as_documented() {
     let (four, five) = (Compatibility::Transformers4, Compatibility::Transformers5);
     let tokens = |processor: &Processor, text: &str, compatibility| {
         let options = ProcessOptions { compatibility, do_image_splitting: Some(false), ..Default::default() };
-        let sample = Sample::Text { text: text.into(), images: vec![dot()] };
+        let sample = Sample::Text { text: text.into(), images: vec![dot()], videos: Vec::new() };
         let ids = processor.process(&[sample], &options).unwrap().input_ids.remove(0);
         let tokens: Vec<String> = ids.iter().map(|&id| processor.tokenizer().id_to_token(id).unwrap()).collect();
         let last_fake = tokens.iter().rposition(|token| token == "<fake_token_around_image>").unwrap();
@@ -149,7 +157,7 @@ fn missing_files_give_defaults_of_reference_classes() {
     assert!(processor.chat_template().is_none());
     assert_eq!(processor.tokenizer().pad_token_id(), None);
     assert_eq!(processor.tokenizer().pad_token_id_or_fallback(), 0);
-    let sample = Sample::Text { text: "<image>".into(), images: vec![dot()] };
+    let sample = Sample::Text { text: "<image>".into(), images: vec![dot()], videos: Vec::new() };
     let inputs = processor.process(&[sample], &ProcessOptions::default()).unwrap();
     assert_eq!(inputs.input_ids[0].len(), 1 + 64 + 2);
 
@@ -299,7 +307,7 @@ fn missing_tokens_are_appended_to_the_vocabulary() {
 
 #[test]
 fn errors_name_the_row_and_the_image() {
-    let row = |text: &str, images: Vec<ImageSource>| Sample::Text { text: text.into(), images };
+    let row = |text: &str, images: Vec<ImageSource>| Sample::Text { text: text.into(), images, videos: Vec::new() };
     let process = |samples: &[Sample]| real().process(samples, &ProcessOptions::default()).unwrap_err();
     assert!(matches!(process(&[]), ProcessorError::EmptyBatch));
 

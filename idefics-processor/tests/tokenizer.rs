@@ -116,7 +116,7 @@ fn processor(variant: &Variant, image_seq_len: usize) -> Processor {
 }
 
 fn sample(text: &str) -> Sample {
-    Sample::Text { text: text.to_owned(), images: vec![dot(); text.matches("<image>").count()] }
+    Sample::Text { text: text.to_owned(), images: vec![dot(); text.matches("<image>").count()], videos: Vec::new() }
 }
 
 fn compare(variants: &BTreeMap<String, Variant>, fixture: &Fixture, compatibility: Compatibility) {

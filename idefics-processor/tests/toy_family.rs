@@ -78,8 +78,8 @@ fn custom_family_controls_tiles_and_text() {
     let processor = Processor::from_folder_with(&checkpoint("tiny-idefics2"), &Toy).unwrap();
     assert_eq!(processor.family().model_type(), "toy");
     let samples = [
-        Sample::Text { text: "a <image> b".to_owned(), images: vec![png(40, 20)] },
-        Sample::Text { text: "<image><image>".to_owned(), images: vec![png(16, 16), png(5, 33)] },
+        Sample::Text { text: "a <image> b".to_owned(), images: vec![png(40, 20)], videos: Vec::new() },
+        Sample::Text { text: "<image><image>".to_owned(), images: vec![png(16, 16), png(5, 33)], videos: Vec::new() },
     ];
     let processed = processor.process(&samples, &ProcessOptions::default()).unwrap();
     assert_eq!(processed.prompts[0], "a <image><image><image>\n<image><image><image> b");

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import smolvlm_video
 import torch
 from cases import OBSERVED, STRICT, TRAINING, Case, Row, answered, chat, row, training, turn
 from checkpoints import derived_seed, randomise
@@ -48,6 +49,7 @@ class Checkpoint3:
     top: dict[str, Any] = field(default_factory=dict)
     grid_tokens: bool = True  # rows and columns are tokens; else plain text
     adds_bos: bool = False  # as in Llama 3
+    video: dict[str, Any] | None = None  # the keys of `video_processor` that no picture has, if there is one
     nested: bool = False  # the image processor's keys in processor_config.json, as release 5 writes them
     generation: dict[str, Any] | None = None
     dtype: torch.dtype = torch.float32
@@ -127,6 +129,7 @@ CHECKPOINTS3: dict[str, Checkpoint3] = {
         longest=41,
         top={"tie_word_embeddings": True},
         nested=True,
+        video={"fps": 2, "num_frames": 5},
         dtype=torch.bfloat16,
     ),
 }
@@ -219,6 +222,10 @@ def write_processor(folder: Path, spec: Checkpoint3) -> None:
     processor: dict[str, Any] = {"image_seq_len": spec.vectors, "processor_class": name}
     if spec.nested:
         processor["image_processor"] = images
+        if spec.video is not None:
+            shared = {key: value for key, value in images.items() if key not in ("do_image_splitting", "image_processor_type")}
+            own = {"video_processor_type": "SmolVLMVideoProcessor", "do_sample_frames": False, **spec.video}
+            processor["video_processor"] = {**shared, **own}
         (folder / "chat_template.jinja").write_text(chat_template(spec), encoding="utf-8")
     else:
         write_json(folder / "preprocessor_config.json", {**images, "processor_class": name})
@@ -263,6 +270,8 @@ def open_processor(checkpoint: Path) -> Idefics3Processor:
 
 def process(case: Case, samples: list[Row], processor: Idefics3Processor, folder: Path) -> Tensors:
     """Run the processor from the raw samples, rows padded on the left."""
+    if any(smolvlm_video.videos_of(sample) for sample in samples):
+        return smolvlm_video.process(samples, processor, Path(processor.tokenizer.name_or_path), folder)
     processor.image_processor.do_image_splitting = case.splitting
     processor.tokenizer.padding_side = "left"
     texts, images = [], []
@@ -299,7 +308,7 @@ def load3(checkpoint: Path) -> torch.nn.Module:
 
 def model_inputs(inputs: Tensors) -> Tensors:
     """What the model takes of the processor's tensors."""
-    return {name: value for name, value in inputs.items() if name not in ("rows", "cols")}
+    return {name: value for name, value in inputs.items() if name not in ("rows", "cols", "frames_indices")}
 
 
 def forward(model: torch.nn.Module, inputs: Tensors, case: Case) -> Tensors:
@@ -361,6 +370,16 @@ def packed(about: str, checkpoint: str, quantize: str) -> Case:
     return Case(about, checkpoint, rows, pictures, generate=run, quantize=quantize, on_disk=True)
 
 
+def frame_names(video: str, count: int) -> list[str]:
+    """Names of the frames of a video."""
+    return [f"{video}_{index:03}.png" for index in range(count)]
+
+
+def frames(video: str, count: int) -> list[str]:
+    """Paths of the frames of a video."""
+    return [f"images/{name}" for name in frame_names(video, count)]
+
+
 CASES3: dict[str, Case] = {
     "idefics3-split": mixed(
         "rows and columns as plain text, a start token; rows with 2, 1 and 0 pictures", "tiny-idefics3", splitting=True
@@ -395,6 +414,38 @@ CASES3: dict[str, Case] = {
         "SmolVLM2: tied embeddings, nested processor files, a longest edge that is no multiple of the tile",
         "tiny-smolvlm2",
         splitting=True,
+    ),
+    "smolvlm2-video": Case(
+        "videos as lists of frames: one sampled, one with chosen frames, and a row without; the text names each frame's time",
+        "tiny-smolvlm2",
+        [
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {
+                                "type": "video",
+                                "frames": frames("wide", 9),
+                                "fps": 4.0,
+                                "total_num_frames": 9,
+                                "duration": 2.25,  # 4.5 frames at two per second: rounded to 4
+                            },
+                            {"type": "text", "text": "What happens? {q}"},
+                        ],
+                    }
+                ],
+                "add_generation_prompt": True,
+            },
+            {
+                "text": "<video> It is",
+                "images": [],
+                "videos": [{"frames": frames("tall", 3), "fps": 0.5, "frames_indices": [0, 11, 32]}],
+            },
+            row("{q}"),
+        ],
+        {name: (24, 15) for name in frame_names("wide", 9)} | {name: (9, 14) for name in frame_names("tall", 3)},
+        generate=runs("tiny-smolvlm2"),
     ),
     "smolvlm2-int8": Case(
         "linear layers as int8; blocks span rows",

@@ -8,6 +8,7 @@ use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensIn
 use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, GraphCapture, OneOrMany};
 use serde::de::DeserializeOwned;
 
+use super::video::VideoArgs;
 use super::{Global, positive};
 use crate::signals;
 
@@ -155,6 +156,8 @@ struct ProcessArgs {
     /// For IDEFICS v1: end prompts with `</s>`.
     #[arg(long, help_heading = "Preprocessing")]
     add_eos_token: bool,
+    #[command(flatten)]
+    video: VideoArgs,
 }
 
 type BadWords = Vec<Vec<u32>>;
@@ -271,7 +274,7 @@ impl GenerationArgs {
 
 impl ProcessArgs {
     fn options(&self) -> ProcessOptions {
-        ProcessOptions {
+        self.video.over(ProcessOptions {
             do_image_splitting: self.do_image_splitting,
             alpha: match self.alpha {
                 AlphaArg::White => Alpha::White,
@@ -290,6 +293,6 @@ impl ProcessArgs {
             add_end_of_utterance_token: self.add_end_of_utterance_token,
             add_eos_token: self.add_eos_token,
             ..ProcessOptions::default()
-        }
+        })
     }
 }

@@ -5,6 +5,7 @@ mod classify;
 mod generation;
 mod image;
 mod sources;
+mod video;
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -38,6 +39,7 @@ use sources::SourceArgs;
   idefics demo
   idefics --model DIR caption photo.jpg
   idefics --model HuggingFaceM4/idefics2-8b ask photo.jpg \"How many people are there?\"
+  idefics --model HuggingFaceTB/SmolVLM2-256M-Video-Instruct ask clip.mp4 \"What happens?\"
   idefics --model DIR classify photo.jpg --labels cat,dog,horse --rank
   idefics --model DIR --json generate --prompt-file prompts.json --max-new-tokens 64 --num-beams 4
   idefics --model DIR batch questions.jsonl --output answers.jsonl
@@ -177,11 +179,18 @@ fn activations(name: &str) -> Result<Activations, String> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Describe each image.
+    /// Describe each image or video.
     #[command(after_help = "Example: idefics --model DIR caption photo.jpg another.png")]
     Caption(CaptionArgs),
-    /// Answer a question about images.
-    #[command(after_help = "Example: idefics --model DIR ask before.jpg after.jpg \"What has changed?\"")]
+    /// Answer a question about images and videos.
+    ///
+    /// Models of the family SmolVLM2 read videos: animated GIF, WebP and PNG files, AVI files of JPEG pictures, folders
+    /// of pictures in the order of their names, and with the program ffmpeg MP4, WebM and other files. To other models,
+    /// an animation is its first frame.
+    #[command(after_help = "Examples:
+  idefics --model DIR ask before.jpg after.jpg \"What has changed?\"
+  idefics --model DIR ask clip.mp4 \"What happens?\" --video-frames 16
+  idefics --model DIR ask frames/ \"What happens?\" --video-fps 10")]
     Ask(AskArgs),
     /// Classify an image: print the label that the model names, or with --rank all labels with probabilities.
     #[command(after_help = "Examples:
@@ -194,7 +203,8 @@ pub(crate) enum Command {
   {\"text\": \"User:<image>What is this?<end_of_utterance>\\nAssistant:\", \"images\": [\"photo.jpg\"]}
   {\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"path\": \"photo.jpg\"},
     {\"type\": \"text\", \"text\": \"What is this?\"}]}], \"add_generation_prompt\": true}
-Image paths are relative to the prompt file, or to the working folder for standard input. If one sample of a list is
+  {\"text\": \"User: <video>What happens?<end_of_utterance>\\nAssistant:\", \"videos\": [{\"path\": \"clip.mp4\"}]}
+Instead of `path`, a video may have \"frames\": [\"0.png\", …], \"fps\": 10. Paths are relative to the prompt file, or to the working folder for standard input. If one sample of a list is
 rejected, none is run.
 Example: idefics --model DIR generate --prompt-file prompts.json")]
     Generate(GenerateArgs),
@@ -266,11 +276,11 @@ pub(crate) struct WarmUpArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CaptionArgs {
-    /// Paths, http(s) URLs or data URLs of the images.
+    /// Paths, http(s) URLs or data URLs of images, paths of videos or of folders of frames.
     #[arg(required = true, value_name = "IMAGE", value_parser = image_parser())]
     pub(crate) images: Vec<ImageSource>,
-    /// The request to a chat model [default: "Describe this image."], or the beginning of the text for a base model
-    /// [default: none].
+    /// The request to a chat model [default: "Describe this image." or "Describe this video."], or the beginning of the
+    /// text for a base model [default: none].
     #[arg(long)]
     pub(crate) prompt: Option<String>,
     #[command(flatten)]
@@ -279,7 +289,8 @@ pub(crate) struct CaptionArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AskArgs {
-    /// Paths, http(s) URLs or data URLs of any number of images, then the question.
+    /// Paths, http(s) URLs or data URLs of any number of images, paths of videos or of folders of frames, then the
+    /// question.
     #[arg(required = true, num_args = 1.., value_name = "IMAGE… QUESTION")]
     pub(crate) images_and_question: Vec<OsString>,
     #[command(flatten)]
@@ -317,7 +328,7 @@ impl BatchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
-    /// Images to show with the first question.
+    /// Images and videos to show with the first question.
     #[arg(value_name = "IMAGE", value_parser = image_parser())]
     pub(crate) images: Vec<ImageSource>,
     /// System prompt, if the model's chat template supports one.

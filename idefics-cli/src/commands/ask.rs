@@ -4,16 +4,19 @@ use std::path::Path;
 
 use crate::args::{self, AskArgs, Global};
 use crate::failure::Failure;
+use crate::media::{self, Media};
 use crate::{commands, model, output, signals};
 
-/// Answers a question about all the images together.
+/// Answers a question about all the images and videos together.
 pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let Some((question, images)) = given.images_and_question.split_last() else {
         return Err(Failure::usage("no question given".to_owned()));
     };
-    if images.is_empty() && Path::new(question).is_file() {
+    let path = Path::new(question);
+    if images.is_empty() && (path.is_file() || path.is_dir()) {
+        let kind = if path.is_file() { "file" } else { "folder" };
         let name = question.display();
-        return Err(Failure::usage(format!("{name} is a file; give the question after it, in quotes")));
+        return Err(Failure::usage(format!("{name} is a {kind}; give the question after it, in quotes")));
     }
     let Some(question) = question.to_str() else {
         let question = question.display();
@@ -26,7 +29,9 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     commands::warn(global, &model, &given.generation.options());
     let cancel = signals::cancel();
     let plain = format!("Question: {question} Answer:");
-    let sample = commands::sample(&model, images, question, &plain);
-    let prepared = model.prepare(&[sample], &given.generation.process(global));
+    let media = images.into_iter().map(|image| Media::of(image, &model, global)).collect();
+    let (sample, process) = (commands::sample(&model, media, question, &plain), given.generation.process(global));
+    media::warn_about_rates([&sample], &model, &process);
+    let prepared = model.prepare(&[sample], &process);
     output::answer_one(global, None, &model, prepared, &given.generation, &cancel)
 }

@@ -2,9 +2,10 @@
 
 use crate::args::{CaptionArgs, Global};
 use crate::failure::Failure;
+use crate::media::{self, Media};
 use crate::{commands, model, output, signals};
 
-/// Describes each image in turn. A failed image does not stop the others.
+/// Describes each image or video in turn. One that fails does not stop the others.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;
@@ -14,11 +15,17 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     let cancel = signals::cancel();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
-    let words = args.prompt.as_deref().unwrap_or("Describe this image.");
+    let process = args.generation.process(global);
     let plain = args.prompt.as_deref().unwrap_or("");
-    let samples = args.images.iter().map(|image| [commands::sample(&model, vec![image.clone()], words, plain)]);
+    let samples = args.images.iter().map(|image| {
+        let medium = Media::of(image.clone(), &model, global);
+        let what = if medium.is_video() { "Describe this video." } else { "Describe this image." };
+        let sample = commands::sample(&model, vec![medium], args.prompt.as_deref().unwrap_or(what), plain);
+        media::warn_about_rates([&sample], &model, &process);
+        [sample]
+    });
     let mut names = args.images.iter().map(ToString::to_string);
-    model.prepare_ahead(samples, &args.generation.process(global), |_, prepared| {
+    model.prepare_ahead(samples, &process, |_, prepared| {
         let name = names.next().expect("each image has a name");
         let image_name = (several || global.json).then_some(name.as_str());
         match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::args::{ClassifyArgs, Global};
 use crate::failure::Failure;
+use crate::media::Media;
 use crate::{commands, model, output, signals};
 
 /// Asks the model for a label, or ranks all labels.
@@ -20,14 +21,14 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
         format!("Classify this image into one of these categories: {listed}. Answer with the category only.")
     });
     let sample = match model.processor().can_chat() {
-        true => commands::sample(&model, vec![args.image.clone()], &question, ""),
+        true => commands::sample(&model, vec![Media::Image(args.image.clone())], &question, ""),
         false => {
             // Wording from the IDEFICS guide of Transformers.
             let question = args.prompt.clone().unwrap_or_else(|| {
                 format!("Classify the following image into a single category from the following list: {listed}.")
             });
             let text = format!("Instruction: {question}\n<image>\nCategory:");
-            Sample::Text { text, images: vec![args.image.clone()] }
+            Sample::Text { text, images: vec![args.image.clone()], videos: Vec::new() }
         }
     };
     if !args.rank {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::args::{GenerateArgs, Global};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::{commands, model, output, signals};
+use crate::{commands, media, model, output, signals};
 
 /// Runs one sample and streams its text, or runs a batch of samples.
 pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
@@ -20,9 +20,11 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
     };
     if args.sources.allows_all_files() {
         samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
+        samples.iter().try_for_each(|sample| commands::check_videos(sample.videos()))?;
     }
     let model = model::load(global)?;
     commands::warn(global, &model, &args.generation.options());
+    media::warn_about_rates(samples, &model, &args.process(global));
     let cancel = signals::cancel();
     match &prompts {
         Prompts::One(sample) => {

@@ -16,11 +16,12 @@ pub(crate) mod quantize;
 pub(crate) mod warm_up;
 
 use idefics_generate::processor::image::ImageSource;
-use idefics_generate::processor::{Content, Message, Sample};
+use idefics_generate::processor::{Content, Message, Sample, VideoSource};
 use idefics_generate::{GenerationConfig, GenerationWarning, Idefics};
 
 use crate::args::Global;
 use crate::failure::Failure;
+use crate::media::{self, Media};
 
 /// Prints warnings about the generation options: all about those on the command line; for those of the model folder
 /// only unknown keys, or all with `-v`.
@@ -45,13 +46,23 @@ fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result
     Ok(())
 }
 
-/// A sample with images and a request: a user message with `words` for chat models, or `plain` text after the images
-/// for models without a chat template.
-fn sample(model: &Idefics, images: Vec<ImageSource>, words: &str, plain: &str) -> Sample {
-    if !model.processor().can_chat() {
-        return Sample::Text { text: format!("{}{plain}", "<image>".repeat(images.len())), images };
+/// Reports missing files of videos, as [`check_images`].
+fn check_videos<'a>(videos: impl IntoIterator<Item = &'a VideoSource>) -> Result<(), Failure> {
+    for path in videos.into_iter().flat_map(VideoSource::files) {
+        std::fs::metadata(&path).map_err(|error| Failure::io(&path, &error))?;
     }
-    let mut content: Vec<Content> = images.into_iter().map(Content::image).collect();
+    Ok(())
+}
+
+/// A sample with images and videos and a request: a user message with `words` for chat models, or `plain` text after
+/// the images for models without a chat template.
+fn sample(model: &Idefics, media: Vec<Media>, words: &str, plain: &str) -> Sample {
+    if !model.processor().can_chat() {
+        let placeholders: String = media.iter().map(Media::placeholder).collect();
+        let (images, videos) = media::split(media);
+        return Sample::Text { text: placeholders + plain, images, videos };
+    }
+    let mut content: Vec<Content> = media.into_iter().map(Content::from).collect();
     content.push(Content::text(words));
     Sample::chat(vec![Message::new("user", content)])
 }

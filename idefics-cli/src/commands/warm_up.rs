@@ -7,6 +7,7 @@ use indicatif::ProgressBar;
 
 use crate::args::{Global, WarmUpArgs};
 use crate::failure::Failure;
+use crate::media::Media;
 use crate::{commands, model};
 
 /// Default number of tokens per answer: the first comes from the prefill, two from decode steps that are launched
@@ -23,7 +24,7 @@ pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     let samples: Vec<_> = args
         .images
         .iter()
-        .map(|image| commands::sample(&model, vec![image.clone()], "Describe this image.", ""))
+        .map(|image| commands::sample(&model, vec![Media::Image(image.clone())], "Describe this image.", ""))
         .collect();
     let bar = ProgressBar::new_spinner().with_message("kernels");
     bar.enable_steady_tick(std::time::Duration::from_millis(200));

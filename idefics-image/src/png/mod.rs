@@ -5,6 +5,7 @@
 //!
 //! Source: `PngImagePlugin.py` and `ZipDecode.c` of Pillow.
 
+mod animation;
 mod packed;
 
 use image::metadata::Orientation;
@@ -14,6 +15,7 @@ use crate::decode::Input;
 use crate::orientation::orientation;
 use crate::output::{self, Output, RowSink, RowSpace};
 use crate::raster::{Keys, Palette, Pixels, Raster, clip};
+pub(crate) use animation::animation;
 use packed::PackedPixels;
 
 pub(crate) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use crate::image::{ImageConfigError, ImageProcessorConfig, ImageSize, field_error};
 use crate::prompt::ImageTokens;
+use crate::video::{Medium, VIDEO_TOKEN, VideoRules, VideoSampling, split_media, write_video};
 
 /// Maximum side of a resized image, in pixels. Source: `MAX_IMAGE_SIZE`.
 const MAX_SIDE: u32 = 4096;
@@ -24,13 +25,26 @@ const GLOBAL_IMAGE: &str = "<global-img>";
 #[derive(Debug, Clone, Copy)]
 pub struct Idefics3 {
     model_type: &'static str,
+    video: Option<VideoRules>,
 }
+
+/// The template that the reference uses for every conversation with a video, because the templates in public folders
+/// leave videos out. Source: `DEFAULT_CHAT_TEMPLATE` of `processing_smolvlm.py`.
+const VIDEO_TEMPLATE: &str = "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}\
+    {% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}\
+    {% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}\
+    {% elif line['type'] == 'image' %}{{ '<image>' }}{% elif line['type'] == 'video' %}{{ '<video>' }}{% endif %}\
+    {% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
+
+/// The sampling of the public SmolVLM2 checkpoints.
+const VIDEO_SAMPLING: VideoSampling = VideoSampling { fps: 1.0, num_frames: 64 };
 
 impl Idefics3 {
     /// Idefics3 and SmolVLM.
-    pub const IDEFICS3: Self = Self { model_type: "idefics3" };
+    pub const IDEFICS3: Self = Self { model_type: "idefics3", video: None };
     /// SmolVLM2.
-    pub const SMOLVLM: Self = Self { model_type: "smolvlm" };
+    pub const SMOLVLM: Self =
+        Self { model_type: "smolvlm", video: Some(VideoRules::new(VIDEO_SAMPLING, VIDEO_TEMPLATE)) };
 }
 
 impl FamilyRules for Idefics3 {
@@ -55,6 +69,10 @@ impl FamilyRules for Idefics3 {
 
     fn tile_sizes(&self) -> TileSizes {
         TileSizes::Equal
+    }
+
+    fn video(&self) -> Option<VideoRules> {
+        self.video
     }
 
     /// With `do_image_splitting`: the tiles of the grid, then the whole image. Without it, or if the image is not
@@ -84,7 +102,7 @@ impl FamilyRules for Idefics3 {
     }
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
-        let PromptContext { tokens, bos, grids, .. } = *context;
+        let PromptContext { tokens, bos, grids, videos, .. } = *context;
         // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
@@ -92,12 +110,26 @@ impl FamilyRules for Idefics3 {
             PromptText::Parts(_) => ("", false), // never passed in this style
         };
         let mut expanded = String::with_capacity(text.len());
-        for (index, words) in text.split(tokens.image.as_str()).enumerate() {
-            if let Some(grid) = index.checked_sub(1).and_then(|image| grids.get(image)) {
-                write_image(&mut expanded, tokens, grid);
-            }
+        let (mut grids, mut videos) = (grids.iter(), videos.iter());
+        let (parts, rest) = split_media(text, &tokens.image, self.video.map(|_| VIDEO_TOKEN));
+        for (words, medium) in parts {
             expanded.push_str(words);
+            match medium {
+                Medium::Image => {
+                    if let Some(grid) = grids.next() {
+                        write_image(&mut expanded, tokens, grid);
+                    }
+                }
+                Medium::Video => {
+                    if let Some(video) = videos.next() {
+                        let mut frame = String::new();
+                        write_image(&mut frame, tokens, &TileGrid::new(0, 0, Vec::new()));
+                        write_video(&mut expanded, video, &frame);
+                    }
+                }
+            }
         }
+        expanded.push_str(rest);
         ExpandedPrompt { text: expanded, add_special_tokens: !has_bos }
     }
 }

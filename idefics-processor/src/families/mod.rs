@@ -16,6 +16,7 @@ use crate::image::{ImageConfigError, ImageProcessorConfig};
 use crate::processor::ProcessOptions;
 use crate::prompt::{ImageTokens, Literals, PromptPart};
 use crate::tokenizer::Compatibility;
+use crate::video::{SampledVideo, VideoRules};
 
 pub use idefics1::Idefics1;
 pub use idefics2::{Idefics2, expand_images, resize_output_size};
@@ -66,6 +67,11 @@ pub trait FamilyRules: Debug + Send + Sync {
     /// The sizes of the tiles that [`Self::layout`] returns.
     fn tile_sizes(&self) -> TileSizes;
 
+    /// How videos are read; `None`, the default, for families without videos.
+    fn video(&self) -> Option<VideoRules> {
+        None
+    }
+
     /// Rejects options of other families. By default, those of [`PromptStyle::Interleaved`] in another style.
     ///
     /// # Errors
@@ -92,7 +98,7 @@ pub trait FamilyRules: Debug + Send + Sync {
         self.layout(width, height, config).tiles.len() as u64
     }
 
-    /// Expands the image placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed in the style
+    /// Expands the placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed in the style
     /// [`PromptStyle::Interleaved`].
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
 }
@@ -163,6 +169,8 @@ pub struct PromptContext<'a> {
     pub tokens: &'a ImageTokens,
     /// Tiles of each image, in the order of the placeholders.
     pub grids: &'a [TileGrid],
+    /// The frames of each video, in the order of the placeholders; empty for families without videos.
+    pub videos: &'a [SampledVideo],
     /// Start token, such as `<s>`; empty if the tokenizer has none.
     pub bos: &'a str,
     /// End token, such as `</s>`; empty if the tokenizer has none.

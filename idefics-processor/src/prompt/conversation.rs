@@ -34,7 +34,7 @@ pub(crate) fn conversation(
                     }
                     written.push_str(&text(words));
                 }
-                Content::Other(_) => {}
+                Content::Video { .. } | Content::Other(_) => {}
             }
         }
         written.push_str(end_of_utterance);

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::shorten;
 use crate::files::without_byte_order_mark;
 use crate::image::{ImageError, ImageSource};
+use crate::prompt::json_video::{video_list, video_part};
 use crate::prompt::message::with_short_names;
 use crate::prompt::{Chat, Content, Message, MessageContent, PromptPart, Sample};
 
@@ -59,11 +60,17 @@ pub enum SampleProblem {
         /// What to do instead.
         remedy: &'static str,
     },
-    /// A part has an unsupported type, such as audio or video.
-    #[error("is of type `{kind}`, which is not supported; only text and images are")]
+    /// A part has an unsupported type, such as audio.
+    #[error("is of type `{kind}`, which is not supported; only text, images and videos are")]
     Media {
         /// Type of the part.
         kind: String,
+    },
+    /// A part names more than one video.
+    #[error("names more than one video ({keys}); use one part per video")]
+    SeveralVideos {
+        /// The keys that name videos, in backticks.
+        keys: String,
     },
     /// A part names more than one image.
     #[error("names more than one image ({keys}); use one part per image")]
@@ -93,22 +100,22 @@ pub enum SampleProblem {
     Image(#[source] ImageError),
 }
 
-type Parsed<T> = Result<T, SampleError>;
+pub(super) type Parsed<T> = Result<T, SampleError>;
 
 impl SampleError {
-    fn new(problem: SampleProblem) -> Self {
+    pub(super) fn new(problem: SampleProblem) -> Self {
         Self { at: String::new(), problem }
     }
 
     /// Prepends `key` to the path of the field.
-    fn under(mut self, key: &str) -> Self {
+    pub(super) fn under(mut self, key: &str) -> Self {
         let dot = if self.at.is_empty() || self.at.starts_with('[') { "" } else { "." };
         self.at = format!("{key}{dot}{}", self.at);
         self
     }
 
     /// Prepends `[index]` to the path of the field.
-    fn at_index(self, index: usize) -> Self {
+    pub(super) fn at_index(self, index: usize) -> Self {
         self.under(&format!("[{index}]"))
     }
 }
@@ -157,6 +164,9 @@ impl Sample {
         let foreign = |key, form, remedy| Err(SampleError::new(SampleProblem::Foreign { key, form, remedy }));
         let value = take(form).unwrap_or_default();
         let (images, add_generation_prompt) = (take("images"), take("add_generation_prompt"));
+        let videos = take("videos");
+        let video_sources =
+            |videos: Option<Value>| videos.map_or(Ok(Vec::new()), video_list).map_err(|error| error.under("videos"));
         match form {
             "text" => {
                 if add_generation_prompt.is_some() {
@@ -164,11 +174,14 @@ impl Sample {
                 }
                 let text = string(value, "a string").map_err(|error| error.under("text"))?;
                 let images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
-                Ok(Self::Text { text, images })
+                Ok(Self::Text { text, images, videos: video_sources(videos)? })
             }
             "prompt" => {
                 if images.is_some() {
                     return foreign("images", "prompt", "put the images into the list");
+                }
+                if videos.is_some() {
+                    return foreign("videos", "prompt", "only `text` and `messages` can have videos");
                 }
                 if add_generation_prompt.is_some() {
                     return foreign("add_generation_prompt", "prompt", "use it only with `messages`");
@@ -181,6 +194,7 @@ impl Sample {
                     parse_list(value, "a list of messages", message).map_err(|error| error.under("messages"))?;
                 let mut chat = Chat::new(messages);
                 chat.images = images.map_or(Ok(Vec::new()), image_list).map_err(|error| error.under("images"))?;
+                chat.videos = video_sources(videos)?;
                 if let Some(value) = add_generation_prompt {
                     let expected = "true or false";
                     chat.add_generation_prompt =
@@ -257,7 +271,7 @@ fn message(value: Value) -> Parsed<Message> {
 }
 
 /// Takes the value of a key and leaves `null` in its place, which keeps the order of the keys.
-fn take_value(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
+pub(super) fn take_value(keys: &mut Map<String, Value>, key: &str) -> Option<Value> {
     keys.get_mut(key).map(Value::take)
 }
 
@@ -280,9 +294,8 @@ fn part(value: Value) -> Parsed<Content> {
                 Ok(Content::Text { text: string(text, "a string").map_err(|error| error.under("text"))?, keys })
             }
             "image" | "image_url" => image_part(keys),
-            "video" | "video_url" | "audio" | "audio_url" | "input_audio" => {
-                Err(SampleError::new(SampleProblem::Media { kind: name.clone() }))
-            }
+            "video" | "video_url" => video_part(keys),
+            "audio" | "audio_url" | "input_audio" => Err(SampleError::new(SampleProblem::Media { kind: name.clone() })),
             _ => Ok(Content::Other(keys)),
         },
         Some(other) => Err(kind(other, "a string").under("type")),
@@ -357,14 +370,14 @@ fn prompt_part(value: Value) -> Parsed<PromptPart> {
     }
 }
 
-fn image(value: &Value, expected: &'static str) -> Parsed<ImageSource> {
+pub(super) fn image(value: &Value, expected: &'static str) -> Parsed<ImageSource> {
     match value {
         Value::String(name) => source(name),
         other => Err(kind(other, expected)),
     }
 }
 
-fn source(name: &str) -> Parsed<ImageSource> {
+pub(super) fn source(name: &str) -> Parsed<ImageSource> {
     name.parse().map_err(|error| SampleError::new(SampleProblem::Image(error)))
 }
 
@@ -383,13 +396,13 @@ fn parse_object(value: Value) -> Parsed<Map<String, Value>> {
 }
 
 /// Parses each item of a list with `item`.
-fn parse_list<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
+pub(super) fn parse_list<T>(value: Value, expected: &'static str, item: impl Fn(Value) -> Parsed<T>) -> Parsed<Vec<T>> {
     let Value::Array(items) = value else { return Err(kind(&value, expected)) };
     let items = items.into_iter().enumerate();
     items.map(|(index, value)| item(value).map_err(|error| error.at_index(index))).collect()
 }
 
-fn kind(value: &Value, expected: &'static str) -> SampleError {
+pub(super) fn kind(value: &Value, expected: &'static str) -> SampleError {
     SampleError::new(SampleProblem::Kind { found: found(value), expected })
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::shorten;
 use crate::image::ImageSource;
+use crate::video::{VideoFrames, VideoSource};
 
 /// Longest string in an image part that templates see unchanged, in bytes. Longer ones, such as data URLs, are
 /// shortened.
@@ -42,7 +43,8 @@ pub enum MessageContent {
 ///
 /// In JSON, `{"type": "text", "text": "…"}`, or `{"type": "image", …}` with the image under `path`, `url`, `image`,
 /// `base64` or `data`, or `{"type": "image_url", "image_url": {"url": "…"}}`. An image part without an image takes
-/// the next one of [`Chat::images`](crate::Chat::images). Parts of other types, and other keys of any part, are only
+/// the next one of [`Chat::images`](crate::Chat::images). A video part is `{"type": "video", …}` with the keys of
+/// [`VideoSource`]; without a video it takes the next one of [`Chat::videos`](crate::Chat::videos). Parts of other types, and other keys of any part, are only
 /// passed to the template.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -58,6 +60,13 @@ pub enum Content {
     Image {
         /// Source of the image, or `None` for the next one of [`Chat::images`](crate::Chat::images).
         source: Option<ImageSource>,
+        /// All keys in order, as the template sees them. `type` is `null`; it only marks its position.
+        keys: Map<String, Value>,
+    },
+    /// A video.
+    Video {
+        /// Source of the video, or `None` for the next one of [`Chat::videos`](crate::Chat::videos).
+        source: Option<VideoSource>,
         /// All keys in order, as the template sees them. `type` is `null`; it only marks its position.
         keys: Map<String, Value>,
     },
@@ -192,17 +201,27 @@ impl Content {
         Self::Image { source: None, keys: markers(["type"]) }
     }
 
+    /// Creates a video part.
+    pub fn video(source: impl Into<VideoSource>) -> Self {
+        Self::Video { source: Some(source.into()), keys: markers(["type"]) }
+    }
+
     /// The text of a text part.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text { text, .. } => Some(text),
-            Self::Image { .. } | Self::Other(_) => None,
+            Self::Image { .. } | Self::Video { .. } | Self::Other(_) => None,
         }
     }
 
     /// Whether this is an image part.
     pub fn is_image(&self) -> bool {
         matches!(self, Self::Image { .. })
+    }
+
+    /// Whether this is a video part.
+    pub fn is_video(&self) -> bool {
+        matches!(self, Self::Video { .. })
     }
 
     /// The part as chat templates see it: all keys as given, with long image strings shortened.
@@ -213,11 +232,15 @@ impl Content {
                 Value::Object(in_place(keys, typed))
             }
             Self::Image { keys, .. } => Value::Object(in_place(keys, [("type", Some("image".into()))])),
+            Self::Video { keys, .. } => Value::Object(in_place(keys, [("type", Some("video".into()))])),
             Self::Other(keys) => Value::Object(keys.clone()),
         }
     }
 
     fn to_json(&self) -> Value {
+        if let Self::Video { source: Some(video), .. } = self {
+            return video_json(video);
+        }
         let Self::Image { source: Some(source), .. } = self else { return self.for_template() };
         if let Some(path) = source.file() {
             let path = std::path::absolute(&path).unwrap_or_else(|_| path.into_owned());
@@ -230,6 +253,40 @@ impl Content {
             other => json!({"type": "image", "url": other.to_string()}),
         }
     }
+}
+
+/// A video part as JSON, with absolute paths.
+fn video_json(video: &VideoSource) -> Value {
+    let name = |source: &ImageSource| match source.file() {
+        Some(path) => {
+            let path = std::path::absolute(&path).unwrap_or_else(|_| path.into_owned());
+            Value::from(path.to_string_lossy())
+        }
+        None => match source {
+            ImageSource::Bytes(bytes) => {
+                format!("data:application/octet-stream;base64,{}", BASE64.encode(bytes)).into()
+            }
+            ImageSource::DataUrl(url) => url.as_str().into(),
+            other => other.to_string().into(),
+        },
+    };
+    let (key, frames) = match &video.frames {
+        VideoFrames::Pictures(pictures) => ("frames", pictures.iter().map(name).collect()),
+        VideoFrames::File(file) => ("path", name(file)),
+    };
+    let mut part = json!({"type": "video", key: frames});
+    let numbers = [
+        ("fps", video.fps.map(Value::from)),
+        ("total_num_frames", video.total_num_frames.map(Value::from)),
+        ("duration", video.duration.map(Value::from)),
+        ("frames_indices", video.frames_indices.clone().map(Value::from)),
+    ];
+    for (key, value) in numbers {
+        if let Some(value) = value {
+            part[key] = value;
+        }
+    }
+    part
 }
 
 /// A map with `null` for each key, which marks the position of the key.

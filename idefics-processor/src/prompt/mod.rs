@@ -4,6 +4,7 @@
 mod conversation;
 mod image_tokens;
 mod json;
+mod json_video;
 mod literal;
 mod message;
 mod render;
@@ -17,7 +18,7 @@ pub use json::{SampleError, SampleProblem};
 pub(crate) use literal::find_token;
 pub use literal::{Literals, SpecialTokensInText};
 pub use message::{Content, Message, MessageContent};
-pub(crate) use render::{Conversations, check, check_images};
+pub(crate) use render::{Conversations, check, check_images, check_videos};
 pub(crate) use sample::texts_of_parts;
 pub use sample::{Chat, PromptPart, Sample};
 pub use template::{ChatTemplate, TextLimits};

@@ -10,6 +10,7 @@ use crate::prompt::{
     Chat, ChatTemplate, Content, ImageTokens, Literals, MAX_DEPTH, SpecialTokensInText, TextLimits, Variables,
     find_token, is_word,
 };
+use crate::video::VideoError;
 
 /// Renders the conversations of a checkpoint to text.
 #[derive(Debug, Clone, Copy)]
@@ -103,6 +104,7 @@ impl Conversations<'_> {
         for (message, parts) in chat.messages.iter().enumerate() {
             let other = parts.parts().iter().find_map(|part| match part {
                 Content::Other(keys) => Some(keys.get("type").and_then(Value::as_str).unwrap_or_default()),
+                Content::Video { .. } => Some("video"),
                 Content::Text { .. } | Content::Image { .. } => None,
             });
             if let Some(kind) = other {
@@ -126,6 +128,21 @@ pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Resu
     match placeholders == images {
         true => Ok(()),
         false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
+    }
+}
+
+/// Checks that a rendered text has one placeholder per video.
+pub(crate) fn check_videos(chat: &Chat, placeholders: usize) -> Result<(), VideoError> {
+    let (parts, unfilled) = chat.count_video_parts();
+    let separate = chat.videos.len();
+    if separate != unfilled && (parts > 0 || placeholders != separate) {
+        let (videos, parts) = (counted(separate, "video"), counted(unfilled, "video part"));
+        return Err(VideoError::Parts { videos, parts });
+    }
+    let videos = parts.max(separate);
+    match placeholders == videos {
+        true => Ok(()),
+        false => Err(VideoError::Count { placeholders, videos }),
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::image::ImageSource;
 use crate::prompt::{Content, Message};
+use crate::video::VideoSource;
 
 /// One row of a batch.
 ///
@@ -17,18 +18,22 @@ use crate::prompt::{Content, Message};
 ///  "add_generation_prompt": true}
 /// {"prompt": ["User:", {"image": "cat.png"}, "Describe this.\nAssistant:"]}
 /// ```
-/// An image is a path, an `http(s)` URL, a `data:` URL, or a base64-encoded image file. Other keys, such as `id`, are
-/// ignored.
+/// An image is a path, an `http(s)` URL, a `data:` URL, or a base64-encoded image file. The first two forms may have
+/// videos too: `"videos": […]` with one `<video>` placeholder each, or parts of the type `video`. A video is described
+/// at [`VideoSource`]. Other keys, such as `id`, are ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 #[non_exhaustive]
 pub enum Sample {
-    /// A text with one `<image>` placeholder per image. All special tokens in it are parsed.
+    /// A text with one `<image>` placeholder per image and one `<video>` placeholder per video. All special tokens in
+    /// it are parsed.
     Text {
         /// The text.
         text: String,
         /// Images in the order of their placeholders.
         images: Vec<ImageSource>,
+        /// Videos in the order of their placeholders.
+        videos: Vec<VideoSource>,
     },
     /// A conversation, rendered with the checkpoint's chat template.
     Messages(Chat),
@@ -38,7 +43,7 @@ pub enum Sample {
 
 /// A conversation with the other inputs of its chat template.
 ///
-/// In JSON, an object with `messages` and optionally `images`, `add_generation_prompt`, `tools`, `documents` and
+/// In JSON, an object with `messages` and optionally `images`, `videos`, `add_generation_prompt`, `tools`, `documents` and
 /// `chat_template_kwargs`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
@@ -47,6 +52,8 @@ pub struct Chat {
     pub messages: Vec<Message>,
     /// Images for the image parts without an image of their own, in order.
     pub images: Vec<ImageSource>,
+    /// Videos for the video parts without a video of their own, in order.
+    pub videos: Vec<VideoSource>,
     /// Whether the text ends with the start of the assistant's turn; `false` by default, as in the reference.
     pub add_generation_prompt: bool,
     /// Schemas of the tools that the assistant may call. Templates see `None` as `none`.
@@ -91,6 +98,15 @@ impl Sample {
         }
     }
 
+    /// The videos of this sample, in the order of the text.
+    pub fn videos(&self) -> Vec<&VideoSource> {
+        match self {
+            Self::Text { videos, .. } => videos.iter().collect(),
+            Self::Messages(chat) => chat.all_videos(),
+            Self::Prompt(_) => Vec::new(),
+        }
+    }
+
     /// Total length of all texts, in bytes.
     pub fn text_bytes(&self) -> usize {
         match self {
@@ -100,15 +116,16 @@ impl Sample {
         }
     }
 
-    /// Makes relative image paths relative to `folder`, usually the folder of the file with the sample.
+    /// Makes relative paths of images and videos relative to `folder`, usually the folder of the file with the sample.
     pub fn resolve_paths(&mut self, folder: &Path) {
+        self.videos_mut().for_each(|video| video.resolve(folder));
         let sources: Box<dyn Iterator<Item = &mut ImageSource>> = match self {
             Self::Text { images, .. } => Box::new(images.iter_mut()),
             Self::Messages(Chat { messages, images, .. }) => {
                 let contents = messages.iter_mut().flat_map(Message::parts_mut);
                 let in_place = contents.filter_map(|content| match content {
                     Content::Image { source, .. } => source.as_mut(),
-                    Content::Text { .. } | Content::Other(_) => None,
+                    Content::Text { .. } | Content::Video { .. } | Content::Other(_) => None,
                 });
                 Box::new(in_place.chain(images))
             }
@@ -118,6 +135,21 @@ impl Sample {
             })),
         };
         sources.for_each(|source| source.resolve(folder));
+    }
+
+    fn videos_mut(&mut self) -> Box<dyn Iterator<Item = &mut VideoSource> + '_> {
+        match self {
+            Self::Text { videos, .. } => Box::new(videos.iter_mut()),
+            Self::Messages(Chat { messages, videos, .. }) => {
+                let contents = messages.iter_mut().flat_map(Message::parts_mut);
+                let in_place = contents.filter_map(|content| match content {
+                    Content::Video { source, .. } => source.as_mut(),
+                    _ => None,
+                });
+                Box::new(in_place.chain(videos))
+            }
+            Self::Prompt(_) => Box::new(std::iter::empty()),
+        }
     }
 }
 
@@ -151,6 +183,16 @@ impl Chat {
         (parts, unfilled)
     }
 
+    /// Number of video parts, and number of video parts without a video of their own.
+    pub(crate) fn count_video_parts(&self) -> (usize, usize) {
+        let parts = self.messages.iter().flat_map(Message::parts);
+        let sources = parts.filter_map(|content| match content {
+            Content::Video { source, .. } => Some(source),
+            _ => None,
+        });
+        sources.fold((0, 0), |(parts, unfilled), source| (parts + 1, unfilled + usize::from(source.is_none())))
+    }
+
     /// Whether the number of separate images equals the number of image parts without an image of their own. Always
     /// true without image parts, because the text may then have placeholders.
     pub(crate) fn images_fit(&self) -> bool {
@@ -169,6 +211,19 @@ impl Chat {
         }
         images.extend(separate);
         images
+    }
+
+    /// The videos of all parts in order. Parts without a video of their own take the next one of [`Chat::videos`].
+    fn all_videos(&self) -> Vec<&VideoSource> {
+        let mut separate = self.videos.iter();
+        let mut videos = Vec::new();
+        for content in self.messages.iter().flat_map(Message::parts) {
+            if let Content::Video { source, .. } = content {
+                videos.extend(source.as_ref().or_else(|| separate.next()));
+            }
+        }
+        videos.extend(separate);
+        videos
     }
 }
 

@@ -16,7 +16,7 @@ pub struct TextLimits {
     pub max_total_bytes: usize,
     /// Maximum number of messages in a conversation.
     pub max_messages: usize,
-    /// Maximum number of images in a sample.
+    /// Maximum number of images in a sample, and of videos.
     pub max_images: usize,
 }
 

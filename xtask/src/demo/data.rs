@@ -185,7 +185,7 @@ pub(super) fn sample(example: &Example, with_answers: bool) -> Result<Sample> {
         }
         Form::Continuation { prompt, answer, .. } => {
             let text = if with_answers { format!("{prompt}{answer}</s>") } else { prompt.clone() };
-            Sample::Text { text, images }
+            Sample::Text { text, images, videos: Vec::new() }
         }
     })
 }

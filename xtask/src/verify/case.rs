@@ -160,7 +160,7 @@ impl Case {
 
     /// Checks that every expected tensor belongs to a known stage, so that none is ignored.
     fn check_names(&self) -> Result<()> {
-        const NAMES: [&str; 15] = [
+        const NAMES: [&str; 16] = [
             "processor.input_ids",
             "processor.attention_mask",
             "processor.pixel_values",
@@ -168,6 +168,7 @@ impl Case {
             "processor.image_attention_mask",
             "processor.rows",
             "processor.cols",
+            "processor.frames_indices",
             "vision.last_hidden_state",
             "image_hidden_states",
             "logits",

@@ -107,6 +107,7 @@ impl Stages<'_> {
         self.ints("processor.input_ids", &shape, &tokens.input_ids)?;
         self.ints("processor.attention_mask", &shape, &tokens.attention_mask)?;
         self.grids(processed)?;
+        self.frames(processed)?;
         self.image_attention_mask(processor, processed, &tokens)?;
         let Some(images) = processed.padded_images() else { return self.no_images(&tokens) };
         let tolerance = self.case.tolerance("processor.pixel_values");
@@ -136,6 +137,19 @@ impl Stages<'_> {
         };
         self.ints("processor.rows", &shape, &sides(|grid| grid.rows))?;
         self.ints("processor.cols", &shape, &sides(|grid| grid.cols))
+    }
+
+    /// The frames of each video that are shown, `[videos, frames]`, -1 where a video has fewer.
+    fn frames(&mut self, processed: &ProcessedInputs) -> Result<()> {
+        let videos: Vec<&[usize]> =
+            processed.videos.iter().flatten().map(|video| video.frames_indices.as_slice()).collect();
+        let frames = videos.iter().map(|video| video.len()).max().unwrap_or(0);
+        let row = |video: &&[usize]| {
+            let missing = std::iter::repeat_n(-1, frames - video.len());
+            video.iter().map(|&index| index as i64).chain(missing).collect::<Vec<i64>>()
+        };
+        let indices: Vec<i64> = videos.iter().flat_map(row).collect();
+        self.ints("processor.frames_indices", &[videos.len(), frames], &indices)
     }
 
     pub(super) fn tensor<const D: usize>(

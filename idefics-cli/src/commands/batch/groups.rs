@@ -117,7 +117,7 @@ mod tests {
     fn long_rows_come_last_in_groups_of_their_own() {
         let groups = |bytes: &[usize], size| {
             let rows = bytes.iter().enumerate().map(|(index, &bytes)| {
-                let sample = Ok(Sample::Text { text: "a".repeat(bytes), images: Vec::new() });
+                let sample = Ok(Sample::Text { text: "a".repeat(bytes), images: Vec::new(), videos: Vec::new() });
                 let (name, own) = (Name::Line(index + 1), Vec::new());
                 Ok(InputRow { index, name, digest: String::new(), own, sample })
             });

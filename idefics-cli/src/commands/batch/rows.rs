@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::BufRead;
 
-use idefics_generate::processor::Sample;
+use idefics_generate::processor::{Sample, VideoSource};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::input::{self, Input};
 const MAX_LINE: usize = 64 << 20;
 
 /// Keys of samples. They are not copied to the output, even if an invalid sample leaves them unread.
-const SAMPLE_KEYS: [&str; 5] = ["text", "images", "messages", "add_generation_prompt", "prompt"];
+const SAMPLE_KEYS: [&str; 6] = ["text", "images", "videos", "messages", "add_generation_prompt", "prompt"];
 
 /// Keys that output rows have themselves. User keys with these names are dropped.
 const ROW_KEYS: [&str; 13] = [
@@ -35,6 +35,9 @@ const ROW_KEYS: [&str; 13] = [
     "answers",
     "error",
 ];
+
+/// Frames to assume per video when estimating the length of a row: the most that SmolVLM2 samples.
+const FRAMES_PER_VIDEO: usize = 64;
 
 /// Identifies a row across runs. The output line starts with it: `{"id": …` or `{"line": …`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -89,7 +92,7 @@ pub(super) struct InputRow {
     /// Position among the rows, from 0.
     pub(super) index: usize,
     pub(super) name: Name,
-    /// Digest of the line, and of the size and modification time of the image files that it names.
+    /// Digest of the line, and of the size and modification time of the image and video files that it names.
     pub(super) digest: String,
     /// The user's own keys, which are copied to the output, with the JSON of their values as written: numbers may
     /// have more digits than any number type can hold.
@@ -100,10 +103,10 @@ pub(super) struct InputRow {
 
 impl InputRow {
     /// Estimated number of tokens of the sample, for grouping: one per four bytes of text, and `tokens_per_image` per
-    /// image.
+    /// image or frame of a video.
     pub(super) fn length(&self, tokens_per_image: usize) -> usize {
         let Ok(sample) = &self.sample else { return 0 };
-        sample.text_bytes() / 4 + tokens_per_image * sample.images().len()
+        sample.text_bytes() / 4 + tokens_per_image * (sample.images().len() + FRAMES_PER_VIDEO * sample.videos().len())
     }
 }
 
@@ -201,13 +204,12 @@ impl<'i, R: BufRead> Rows<'i, R> {
             sample.resolve_paths(self.input.folder());
             Ok(sample)
         });
-        for image in sample.iter().flat_map(Sample::images) {
-            if let Some(path) = image.file()
-                && let Ok(file) = std::fs::metadata(path)
-            {
-                digest.update(file.len().to_le_bytes());
-                digest.update(format!("{:?}", file.modified().ok()));
-            }
+        let images =
+            sample.iter().flat_map(Sample::images).filter_map(|image| image.file().map(|path| path.into_owned()));
+        let videos = sample.iter().flat_map(Sample::videos).flat_map(VideoSource::files);
+        for file in images.chain(videos).filter_map(|path| std::fs::metadata(path).ok()) {
+            digest.update(file.len().to_le_bytes());
+            digest.update(format!("{:?}", file.modified().ok()));
         }
         InputRow { index: self.n_rows, name, digest: hex(digest), own, sample }
     }

@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 
 use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
+use crate::media::Media;
 use crate::output::{Chunks, report_refusal, warn_about};
 use crate::{commands, model, signals};
 
 use lines::Lines;
 
 const HELP: &str = "\
-/image PATH  add an image to the next question (a path or URL; may be repeated)
+/image PATH  add an image or video to the next question (a path, or the URL of an image; may be repeated)
 /undo        remove the last question, its images and its answer
 /reset       start a new conversation
 /save PATH   save the conversation as a prompt file for `idefics generate`
@@ -40,7 +41,8 @@ pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
         args,
         system: args.system.iter().map(|text| Message::text("system", text)).collect(),
         conversation: Conversation::new(&model, args.generation.process(global)),
-        images: args.images.clone(),
+        images: args.images.iter().map(|image| Media::of(image.clone(), &model, global)).collect(),
+        model: &model,
     };
     chat.reset();
     chat.read(&model)
@@ -51,8 +53,9 @@ struct Chat<'a> {
     args: &'a ChatArgs,
     system: Vec<Message>,
     conversation: Conversation<'a>,
-    /// Images for the next question.
-    images: Vec<ImageSource>,
+    model: &'a Idefics,
+    /// Images and videos for the next question.
+    images: Vec<Media>,
 }
 
 impl Chat<'_> {
@@ -90,7 +93,7 @@ impl Chat<'_> {
                 let named = name.display().to_string();
                 let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
-                self.images.push(image);
+                self.images.push(Media::of(image, self.model, self.global));
                 say!("{} with the next question", count(self.images.len(), "image"));
             }
             (b"undo", _) => {
@@ -138,7 +141,7 @@ impl Chat<'_> {
 
     fn ask(&mut self, question: &str) -> Result<(), Failure> {
         let cancel = signals::begin_answer();
-        let mut content: Vec<Content> = self.images.iter().cloned().map(Content::image).collect();
+        let mut content: Vec<Content> = self.images.iter().cloned().map(Content::from).collect();
         content.push(Content::text(question));
         let controls = self.args.generation.controls(self.global, &cancel);
         let mut stdout = io::stdout().lock();
@@ -193,9 +196,12 @@ fn count(n: usize, what: &str) -> String {
 /// If an image path is not UTF-8.
 fn message_json(message: &Message) -> Result<Value, Failure> {
     for part in message.parts() {
-        if let Content::Image { source: Some(ImageSource::Path(path)), .. } = part
-            && path.to_str().is_none()
-        {
+        let paths = match part {
+            Content::Image { source: Some(ImageSource::Path(path)), .. } => vec![path.clone()],
+            Content::Video { source: Some(video), .. } => video.files(),
+            _ => Vec::new(),
+        };
+        if let Some(path) = paths.iter().find(|path| path.to_str().is_none()) {
             let reason = "a name that is not UTF-8 cannot be written as JSON; rename the file to save";
             return Err(Failure::input(format!("{}: {reason}", path.display())));
         }

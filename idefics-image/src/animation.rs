@@ -1,0 +1,321 @@
+//! Animated GIF, WebP and PNG files: all frames, composited.
+//!
+//! The decoder of each format lists its frames ([`Frames`]) without decoding them. This module draws them one after
+//! another on one canvas, so that memory does not grow with the number of frames.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crate::decode::Input;
+use crate::raster::{Flattening, Keys, Pixels};
+use crate::{Alpha, Format, ImageError, ReadOptions, RgbImage};
+use crate::{gif, png, webp};
+
+/// Maximum number of frames of a file.
+pub(crate) const MAX_FRAMES: usize = 1 << 20;
+
+/// The frames that are decoded may have together this many times the pixels of the largest picture.
+const MAX_PICTURES: u64 = 64;
+
+/// An animated GIF, WebP or PNG file, of which no pixel has been decoded.
+///
+/// ```
+/// use idefics_image::{Alpha, Animation, ReadOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Two frames of 1x1 pixels: black for 0.2 seconds, then white for 0.3 seconds.
+/// let gif = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff\
+///     !\xf9\x04\0\x14\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0\
+///     !\xf9\x04\0\x1e\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02L\x01\0;";
+/// let read = ReadOptions::default();
+/// let animation = Animation::open(gif, "clip.gif", &read, Alpha::White)?.expect("GIF files can be animated");
+/// assert_eq!((animation.len(), animation.duration().as_millis()), (2, 500));
+/// let mut frames = Vec::new();
+/// animation.decode(&[0, 1], |frame| frames.push(frame.into_data()))?;
+/// assert_eq!(frames, [[0; 3], [255; 3]]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Animation<'a> {
+    name: &'a str,
+    format: Format,
+    read: &'a ReadOptions,
+    alpha: Alpha,
+    frames: Frames<'a>,
+}
+
+/// The frames of a file, still compressed.
+pub(crate) struct Frames<'a> {
+    /// Width and height of the canvas, in pixels.
+    pub(crate) canvas: (u32, u32),
+    /// RGBA of the canvas before the first frame.
+    pub(crate) backdrop: [u8; 4],
+    pub(crate) infos: Vec<FrameInfo>,
+    /// Decodes the pixels of a frame, `[height, width, 4]`.
+    pub(crate) pixels: Decode<'a>,
+}
+
+/// Decodes the frame with an index to RGBA.
+pub(crate) type Decode<'a> = Box<dyn Fn(usize, &Input<'_>) -> Result<Vec<u8>, ImageError> + Send + Sync + 'a>;
+
+/// Where and how a frame is drawn. Lengths are in pixels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FrameInfo {
+    pub(crate) left: u32,
+    pub(crate) top: u32,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) duration: Duration,
+    pub(crate) dispose: Dispose,
+    pub(crate) blend: Blend,
+}
+
+/// What happens to the area of a frame before the next frame is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dispose {
+    /// It stays.
+    Keep,
+    /// It is filled with an RGBA colour.
+    Fill([u8; 4]),
+    /// What was there before the frame is restored.
+    Previous,
+}
+
+/// How a frame is drawn on the canvas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blend {
+    /// Its pixels replace those of the canvas.
+    Replace,
+    /// Its pixels replace those of the canvas where they are not fully transparent.
+    Mask,
+    /// Its pixels are blended with the arithmetic of libwebp.
+    WebP,
+    /// Its pixels are blended with rounding to the nearest level.
+    Over,
+}
+
+impl<'a> Animation<'a> {
+    /// Lists the frames of a file. `None` if it is a still picture of a format other than GIF. `name` begins error
+    /// messages.
+    ///
+    /// Transparent areas are handled as `alpha` says. In a GIF they are always white.
+    ///
+    /// # Errors
+    /// Those of [`decode`](crate::decode()) before pixels are decoded, and [`ImageError::TooManyFrames`].
+    pub fn open(
+        bytes: &'a [u8],
+        name: &'a str,
+        read: &'a ReadOptions,
+        alpha: Alpha,
+    ) -> Result<Option<Self>, ImageError> {
+        if bytes.len() as u64 > read.limits.max_bytes {
+            return Err(ImageError::TooManyBytes { image: name.to_owned(), limit: read.limits.max_bytes });
+        }
+        let Ok(format) = Format::sniff(bytes) else { return Ok(None) };
+        let input = Input::new(name, format, &read.limits);
+        let frames = match format {
+            Format::Gif => Some(gif::animation(bytes, &input, MAX_FRAMES)?),
+            Format::WebP => webp::animation(bytes, &input, MAX_FRAMES)?,
+            Format::Png => png::animation(bytes, &input, MAX_FRAMES)?,
+            _ => None,
+        };
+        let Some(frames) = frames else { return Ok(None) };
+        let alpha = if format == Format::Gif { Alpha::White } else { alpha };
+        // The canvas, a frame, what the frame covers, and the RGB picture.
+        input.check_memory(15 * u64::from(frames.canvas.0) * u64::from(frames.canvas.1))?;
+        Ok(Some(Self { name, format, read, alpha, frames }))
+    }
+
+    /// Number of frames, at least 1.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.frames.infos.len()
+    }
+
+    /// Time that all frames are shown together.
+    pub fn duration(&self) -> Duration {
+        self.frames.infos.iter().map(|info| info.duration).sum()
+    }
+
+    /// Time that each frame is shown.
+    pub fn durations(&self) -> impl ExactSizeIterator<Item = Duration> {
+        self.frames.infos.iter().map(|info| info.duration)
+    }
+
+    /// Decodes the frames at `indices`, which must ascend, and calls `take` with each of them. Only one frame is held
+    /// in memory. Indices beyond the last frame are ignored.
+    ///
+    /// # Errors
+    /// Those of [`decode`](crate::decode()); [`ImageError::TooManyFramePixels`]; [`ImageError::Cancelled`] if the
+    /// caller cancels.
+    pub fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<(), ImageError> {
+        let shown = self.frames.infos.iter().take(indices.last().map_or(0, |last| last.saturating_add(1)));
+        let pixels = shown.map(|info| u64::from(info.width) * u64::from(info.height)).fold(0, u64::saturating_add);
+        let limit = self.read.limits.max_pixels.saturating_mul(MAX_PICTURES);
+        if pixels > limit {
+            return Err(ImageError::TooManyFramePixels { image: self.name.to_owned(), pixels, limit });
+        }
+        // Unwind safety: everything that a panicking decoder wrote to is dropped.
+        catch_unwind(AssertUnwindSafe(|| self.draw(indices, &mut take))).unwrap_or_else(|_| {
+            Err(ImageError::DecoderPanic { image: self.name.to_owned(), format: self.format.name() })
+        })
+    }
+
+    fn draw(&self, indices: &[usize], take: &mut dyn FnMut(RgbImage)) -> Result<(), ImageError> {
+        let input = Input::new(self.name, self.format, &self.read.limits);
+        let mut canvas = Canvas::new(&self.frames, &input)?;
+        let mut wanted = indices.iter().peekable();
+        for (index, info) in self.frames.infos.iter().enumerate() {
+            if wanted.peek().is_none() {
+                break;
+            }
+            if self.read.is_cancelled() {
+                return Err(ImageError::Cancelled { image: self.name.to_owned() });
+            }
+            let pixels = (self.frames.pixels)(index, &input)?;
+            if pixels.len() as u64 != 4 * u64::from(info.width) * u64::from(info.height) {
+                return Err(input.damaged(format!("frame {index} has another size than its header says")));
+            }
+            canvas.draw(info, &pixels);
+            while wanted.next_if_eq(&&index).is_some() {
+                take(canvas.to_rgb(self.alpha)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Animation<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Animation").field("name", &self.name).field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// What is shown, and what has to happen before the next frame.
+struct Canvas {
+    width: usize,
+    height: usize,
+    /// `[height, width, 4]`.
+    rgba: Pixels,
+    /// The last frame.
+    last: Option<FrameInfo>,
+    /// The rows of the last frame's area before it was drawn, if they have to be restored.
+    covered: Vec<u8>,
+}
+
+impl Canvas {
+    fn new(frames: &Frames<'_>, input: &Input<'_>) -> Result<Self, ImageError> {
+        let (width, height) = (frames.canvas.0 as usize, frames.canvas.1 as usize);
+        let mut rgba = input.zeroed(4 * width * height)?;
+        rgba.as_chunks_mut().0.fill(frames.backdrop);
+        Ok(Self { width, height, rgba: Pixels::Rgba(rgba), last: None, covered: Vec::new() })
+    }
+
+    /// The rows of an area inside the canvas, each `[width, 4]`.
+    fn rows(&mut self, info: &FrameInfo) -> impl Iterator<Item = &mut [u8]> {
+        let clip = |start: u32, length: u32, side: usize| {
+            let start = (start as usize).min(side);
+            start..(start + length as usize).min(side)
+        };
+        let (columns, rows) = (clip(info.left, info.width, self.width), clip(info.top, info.height, self.height));
+        let Pixels::Rgba(rgba) = &mut self.rgba else { unreachable!("the canvas is RGBA") };
+        let rows = rgba.chunks_exact_mut(4 * self.width).take(rows.end).skip(rows.start);
+        rows.map(move |row| &mut row[4 * columns.start..4 * columns.end])
+    }
+
+    fn draw(&mut self, info: &FrameInfo, pixels: &[u8]) {
+        match self.last.replace(*info) {
+            Some(last @ FrameInfo { dispose: Dispose::Fill(color), .. }) => {
+                self.rows(&last).for_each(|row| row.as_chunks_mut().0.fill(color));
+            }
+            Some(last @ FrameInfo { dispose: Dispose::Previous, .. }) => {
+                let covered = std::mem::take(&mut self.covered);
+                let mut covered = covered.as_slice();
+                for row in self.rows(&last) {
+                    let (before, rest) = covered.split_at(row.len());
+                    row.copy_from_slice(before);
+                    covered = rest;
+                }
+            }
+            _ => {}
+        }
+        if info.dispose == Dispose::Previous {
+            let mut covered = Vec::new();
+            self.rows(info).for_each(|row| covered.extend_from_slice(row));
+            self.covered = covered;
+        }
+        if info.width == 0 || info.height == 0 {
+            return;
+        }
+        let blend: fn([u8; 4], [u8; 4]) -> [u8; 4] = match info.blend {
+            Blend::Replace => |source, _| source,
+            Blend::Mask => |source, below| if source[3] == 0 { below } else { source },
+            Blend::WebP => blend_webp,
+            Blend::Over => blend_over,
+        };
+        for (row, source) in self.rows(info).zip(pixels.chunks_exact(4 * info.width as usize)) {
+            for (below, &source) in row.as_chunks_mut().0.iter_mut().zip(source.as_chunks().0) {
+                *below = blend(source, *below);
+            }
+        }
+    }
+
+    fn to_rgb(&self, alpha: Alpha) -> Result<RgbImage, ImageError> {
+        let rgb = self.rgba.to_rgb(0..self.rgba.len(), Flattening::new(alpha, Keys::default()));
+        RgbImage::new(self.width as u32, self.height as u32, rgb.into_owned())
+    }
+}
+
+/// Source: `BlendPixelNonPremult` of libwebp.
+fn blend_webp(source: [u8; 4], below: [u8; 4]) -> [u8; 4] {
+    let alpha = u32::from(source[3]);
+    if alpha == 0 {
+        return below;
+    }
+    if alpha == 255 {
+        return source;
+    }
+    let rest = (u32::from(below[3]) * (256 - alpha)) >> 8;
+    let sum = alpha + rest;
+    let scale = (1 << 24) / sum;
+    let channel = |at: usize| {
+        let weighted = u32::from(source[at]) * alpha + u32::from(below[at]) * rest;
+        ((u64::from(weighted) * u64::from(scale)) >> 24) as u8
+    };
+    [channel(0), channel(1), channel(2), sum as u8]
+}
+
+/// Source: section 13.16 of the PNG specification: the operation "over".
+fn blend_over(source: [u8; 4], below: [u8; 4]) -> [u8; 4] {
+    let (alpha, under) = (u32::from(source[3]), u32::from(below[3]));
+    if alpha == 0 {
+        return below;
+    }
+    if alpha == 255 || under == 0 {
+        return source;
+    }
+    // All weights are multiplied by 255.
+    let (over, rest) = (255 * alpha, under * (255 - alpha));
+    let sum = over + rest;
+    let channel = |at: usize| ((u32::from(source[at]) * over + u32::from(below[at]) * rest + sum / 2) / sum) as u8;
+    [channel(0), channel(1), channel(2), ((sum + 127) / 255) as u8]
+}
+
+/// Converts pixels to RGBA; those of the colour `key` are transparent.
+pub(crate) fn to_rgba(pixels: &Pixels, key: Option<[u8; 3]>) -> Vec<u8> {
+    let with_key = |color: [u8; 3]| [color[0], color[1], color[2], if key == Some(color) { 0 } else { 255 }];
+    match pixels {
+        Pixels::Grey(data) => data.iter().flat_map(|&value| with_key([value; 3])).collect(),
+        Pixels::GreyAlpha(data) => {
+            data.as_chunks().0.iter().flat_map(|&[value, alpha]| [value, value, value, alpha]).collect()
+        }
+        Pixels::Rgb(data) => data.as_chunks().0.iter().flat_map(|&color| with_key(color)).collect(),
+        Pixels::Rgba(data) => data.clone(),
+        Pixels::Indexed(data, palette) => data.iter().flat_map(|&index| palette.0[usize::from(index)]).collect(),
+        other => {
+            let opaque = Flattening::new(Alpha::Drop, Keys::default());
+            let rgb = other.to_rgb(0..other.len(), opaque);
+            rgb.as_chunks().0.iter().flat_map(|&color| with_key(color)).collect()
+        }
+    }
+}

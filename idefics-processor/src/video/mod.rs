@@ -1,0 +1,28 @@
+//! Videos: from a sample to frames, and from frames to tiles and text.
+//!
+//! [`VideoSource`] says where the frames are. [`VideoReader`] finds the number of frames and their rate, chooses
+//! frames ([`VideoSampling`]) and decodes only as far as the last one. Each chosen frame becomes a tile at once, so
+//! that a single decoded frame is in memory. `text` writes the part of the prompt that stands for a video.
+//!
+//! Source: `SmolVLMProcessor` and `SmolVLMVideoProcessor` of transformers 5.23. Its class for videos exists with
+//! torchvision only; the pixels here are those of the processor for images, `SmolVLMImageProcessorPil`, without
+//! splitting.
+
+mod config;
+mod container;
+mod error;
+mod ffmpeg;
+mod folder;
+mod options;
+mod reader;
+mod sampling;
+mod source;
+mod text;
+
+pub(crate) use config::{VideoSettings, settings};
+pub use error::VideoError;
+pub use options::{MAX_FRAMES, VideoOptions, VideoRules};
+pub(crate) use reader::VideoReader;
+pub use sampling::{SampledVideo, VideoSampling};
+pub use source::{MediumKind, VideoFrames, VideoSource};
+pub(crate) use text::{Medium, VIDEO_TOKEN, split_media, write_video};

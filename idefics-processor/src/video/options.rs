@@ -1,0 +1,54 @@
+//! Options of a call, and what a family says about videos.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::video::VideoSampling;
+
+/// Maximum number of frames of a video that become tiles, unless [`VideoOptions::max_frames`] is set.
+pub const MAX_FRAMES: usize = 512;
+
+/// How videos are read.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct VideoOptions {
+    /// Frames per second of frame files for which the sample states no rate. `None`: 24, as in the reference.
+    pub native_fps: Option<f64>,
+    /// Frames per second to sample. `None`: the setting of the checkpoint.
+    pub target_fps: Option<f64>,
+    /// Maximum number of frames to sample. `None`: the setting of the checkpoint.
+    pub num_frames: Option<NonZeroUsize>,
+    /// Maximum number of frames of a video that become tiles. `None`: [`MAX_FRAMES`]. More are an error.
+    pub max_frames: Option<NonZeroUsize>,
+    /// Time after which the program `ffmpeg` is ended.
+    pub decoder_timeout: Duration,
+}
+
+impl Default for VideoOptions {
+    fn default() -> Self {
+        Self {
+            native_fps: None,
+            target_fps: None,
+            num_frames: None,
+            max_frames: None,
+            decoder_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// How the models of a family are shown videos.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct VideoRules {
+    /// Sampling, if the checkpoint does not state it.
+    pub sampling: VideoSampling,
+    /// The chat template for conversations with videos, whatever template the checkpoint has.
+    pub chat_template: &'static str,
+}
+
+impl VideoRules {
+    /// Creates the rules of a family.
+    pub const fn new(sampling: VideoSampling, chat_template: &'static str) -> Self {
+        Self { sampling, chat_template }
+    }
+}
