@@ -1,11 +1,9 @@
 //! Images and videos of the command line.
 
 use idefics_generate::Idefics;
-use idefics_generate::processor::image::{ImageSource, ReadOptions};
+use idefics_generate::processor::image::{ImageSource, Limits, ReadOptions};
 use idefics_generate::processor::video::MediumKind;
 use idefics_generate::processor::{Content, ProcessOptions, Sample, VideoSource};
-
-use crate::args::Global;
 
 /// An image or a video.
 #[derive(Debug, Clone)]
@@ -17,9 +15,9 @@ pub(crate) enum Media {
 impl Media {
     /// Decides by content what an argument is. Folders and video files are videos. Animations are videos for models
     /// that read videos; to others, the first frame is an image.
-    pub(crate) fn of(source: ImageSource, model: &Idefics, global: &Global) -> Self {
+    pub(crate) fn of(source: ImageSource, model: &Idefics, limits: &Limits) -> Self {
         let mut read = ReadOptions::default();
-        read.limits = global.image_limits();
+        read.limits = limits.clone();
         match MediumKind::of(&source, &read) {
             MediumKind::Animation if model.processor().reads_videos() => Self::Video(source.into()),
             MediumKind::Video => Self::Video(source.into()),

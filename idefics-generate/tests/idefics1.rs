@@ -336,7 +336,7 @@ fn images_of_two_sizes_need_a_resampler() {
     let first = prompts(&[vec![5, image, 6]]);
     let mut cache = model.cache(&first, 4);
     model.prefill(&first, model.encode_images(&images[..1]).unwrap(), &mut cache).unwrap();
-    let next = prompts(&[vec![5, image, 6, image, 7]]).behind(3, 1);
+    let next = prompts(&[vec![5, image, 6, image, 7]]).skip_prefix(3, 1);
     let error = model.prefill(&next, model.encode_images(&images[1..2]).unwrap(), &mut cache).unwrap_err();
     assert_eq!(error, InputError::VectorCount { image_idx: 0, vectors: 21, expected: 17 });
     assert_eq!(cache.context().unwrap().n_parts(), 1);

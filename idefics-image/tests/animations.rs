@@ -53,7 +53,7 @@ fn every_frame_matches_pillow() {
         let wrong: Vec<usize> = (0..count).filter(wrong).collect();
         if !wrong.is_empty() {
             let difference = found.iter().zip(pixels.data()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-            differing.push((name, wrong, difference));
+            differing.push((name.clone(), wrong, difference));
         }
     }
     assert!(differing.is_empty(), "{differing:?}");

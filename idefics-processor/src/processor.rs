@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, ExtraFiles, ModelHead, Sourced};
 use crate::error::ProcessorError;
 use crate::families::{ExpandedPrompt, FamilyRules, PromptContext, PromptStyle, PromptText, TileGrid, TileSizes};
 use crate::image::{
-    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageSize, ImageTile, Limits, ReadOptions, SourcePolicy,
+    Alpha, DecodeOptions, ImageProcessor, ImageProcessorConfig, ImageTile, Limits, ReadOptions, SourcePolicy,
 };
 use crate::inputs::ProcessedInputs;
 use crate::media::{self, VideoProcessor};

@@ -249,7 +249,8 @@ fn pictures_and_videos_follow_the_order_of_the_text() {
     let mixed =
         json!({"text": "<image>a<video>b<image>", "images": [picture(1), picture(2)], "videos": [video.clone()]});
     let mixed = process(mixed);
-    let order = process(json!({"text": "<image>".repeat(4), "images": [1, 3, 4, 2].map(picture)}));
+    let (text, images) = ("<image>".repeat(4), [1, 3, 4, 2].map(picture));
+    let order = process(json!({"text": text, "images": images}));
     assert_eq!(mixed.images, order.images);
     assert_eq!((mixed.grids[0].len(), mixed.videos[0].len()), (2, 1));
     let parts = json!([

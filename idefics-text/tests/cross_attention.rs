@@ -202,7 +202,7 @@ fn decoupled_tables_match_a_joined_table() {
     let device = Device::flex();
     let embedding = DecoupledEmbedding::new(5, 3, 4, &device);
     let added = embedding.additional_embedding.as_ref().unwrap();
-    let joined = Tensor::cat(vec![embedding.table.weight.val(), added.weight.val()], 0); // [8, 4]
+    let joined = Tensor::cat(vec![embedding.table.table(), added.table()], 0); // [8, 4]
     let ids = [7, 0, 4, 5, 6, 1];
     let input_ids = Tensor::<2, Int>::from_data(TensorData::new(ids.to_vec(), [2, 3]), &device);
     let rows = Tensor::<1, Int>::from_data(TensorData::from(ids), &device);

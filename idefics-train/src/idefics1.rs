@@ -128,7 +128,7 @@ fn image_segments<'a>(
         .map(|image_idx| row_of[image_idx])
         .collect();
     Ok(Some(chain.push(&encoded, false, move |_: &Idefics1, inputs| {
-        let placed = arrange(Tensor::cat(inputs.to_vec(), 0), &positions); // [batch · max_images, n_vectors, d_image]
+        let placed = arrange(Tensor::cat(inputs.to_vec(), 0), &places); // [batch · max_images, n_vectors, d_image]
         let [_, n_vectors, d_image] = placed.dims();
         Ok(placed.reshape([rows, max_images * n_vectors, d_image]))
     })))

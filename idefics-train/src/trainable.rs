@@ -52,9 +52,9 @@ pub trait Trainable: Model + Module {
         let image_hidden_states = self.encode_images(&batch.images)?; // [n_images, n_vectors, d_image]
         let mut cache = self.cache(&batch.prompts, 0);
         let inputs_embeds = self.begin(&batch.prompts, image_hidden_states, &mut cache)?; // [batch, seq, d]
-        let places = batch.places(self.decoder(), &inputs_embeds, &cache);
+        let positions = batch.positions(self.decoder(), &inputs_embeds, &cache);
         // [batch, seq, d]
-        let hidden_states = self.decoder().forward_at(inputs_embeds, &places, &mut cache, &mut NoObserver);
+        let hidden_states = self.decoder().forward_at(inputs_embeds, &positions, &mut cache, &mut NoObserver);
         let loss = summed_loss(self, hidden_states, &targets);
         Ok(LossGradients::backward(&loss, targets.len(), self))
     }

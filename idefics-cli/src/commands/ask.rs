@@ -29,7 +29,8 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     commands::warn(global, &model, &given.generation.options());
     let cancel = signals::cancel();
     let plain = format!("Question: {question} Answer:");
-    let media = images.into_iter().map(|image| Media::of(image, &model, global)).collect();
+    let limits = global.image_limits();
+    let media = images.into_iter().map(|image| Media::of(image, &model, &limits)).collect();
     let (sample, process) = (commands::sample(&model, media, question, &plain), given.generation.process(global));
     media::warn_about_rates([&sample], &model, &process);
     let prepared = model.prepare(&[sample], &process);

@@ -15,10 +15,10 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     let cancel = signals::cancel();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();
-    let process = args.generation.process(global);
+    let (process, limits) = (args.generation.process(global), global.image_limits());
     let plain = args.prompt.as_deref().unwrap_or("");
     let samples = args.images.iter().map(|image| {
-        let medium = Media::of(image.clone(), &model, global);
+        let medium = Media::of(image.clone(), &model, &limits);
         let what = if medium.is_video() { "Describe this video." } else { "Describe this image." };
         let sample = commands::sample(&model, vec![medium], args.prompt.as_deref().unwrap_or(what), plain);
         media::warn_about_rates([&sample], &model, &process);

@@ -10,7 +10,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor};
-use idefics_nn::{ConfigError, ContextCache, FlatModule, KvCache, beside};
+use idefics_nn::{ConfigError, ContextCache, FlatModule, KvCache, to_parameter_device};
 use idefics_perceiver::flamingo::PerceiverResampler;
 use idefics_processor::image::ImageTile;
 use idefics_text::{CrossAttentionDecoder, DecoderStack, DecoupledLinear};

@@ -41,7 +41,7 @@ pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
         args,
         system: args.system.iter().map(|text| Message::text("system", text)).collect(),
         conversation: Conversation::new(&model, args.generation.process(global)),
-        images: args.images.iter().map(|image| Media::of(image.clone(), &model, global)).collect(),
+        images: args.images.iter().map(|image| Media::of(image.clone(), &model, &global.image_limits())).collect(),
         model: &model,
     };
     chat.reset();
@@ -93,7 +93,7 @@ impl Chat<'_> {
                 let named = name.display().to_string();
                 let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
-                self.images.push(Media::of(image, self.model, self.global));
+                self.images.push(Media::of(image, self.model, &self.global.image_limits()));
                 say!("{} with the next question", count(self.images.len(), "image"));
             }
             (b"undo", _) => {
