@@ -321,7 +321,7 @@ impl Running {
             }
             // The program must not wait for a reader.
             while matches!(errors.read(&mut rest), Ok(1..)) {}
-            String::from_utf8_lossy(&message[..kept]).split_whitespace().collect::<Vec<_>>().join(" ")
+            one_line(&String::from_utf8_lossy(&message[..kept]))
         });
         let (done, ended) = channel::<()>();
         let why = Arc::new(Mutex::new(None));
@@ -369,6 +369,16 @@ impl Running {
     }
 }
 
+/// A message on one line, without the names and addresses of FFmpeg's parts: `[mov @ 0x55ae89184e00] `.
+fn one_line(message: &str) -> String {
+    let without = |line: &str| match line.split_once("] ") {
+        Some((part, rest)) if part.starts_with('[') && part.contains(" @ 0x") => rest.trim().to_owned(),
+        _ => line.trim().to_owned(),
+    };
+    let lines: Vec<String> = message.lines().map(without).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if self.watch.is_some() {
@@ -393,6 +403,12 @@ fn kill(_id: u32) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_have_one_line_without_addresses() {
+        let message = "[mov,mp4 @ 0x55ae89184e00] moov atom not found\n\nfile:/a [1] b.mp4: Invalid data\n";
+        assert_eq!(one_line(message), "moov atom not found; file:/a [1] b.mp4: Invalid data");
+    }
 
     #[test]
     fn frames_are_chosen_by_a_balanced_sum() {

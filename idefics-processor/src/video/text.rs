@@ -138,6 +138,16 @@ mod tests {
         }
     }
 
+    /// All numbers below a thousand, a line each, as num2words 0.5.14 writes them: their FNV-1a hash.
+    #[test]
+    fn all_numbers_equal_those_of_num2words() {
+        let lines: String = (0..1000).map(|number| number_words(number) + "\n").collect();
+        let hash = lines
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        assert_eq!(hash, 0x450d_229e_eac0_736e);
+    }
+
     #[test]
     fn lengths_are_written_as_python_does() {
         let seconds = [9, 61, 3723, 86_399, 86_400, 2 * 86_400 + 5];
