@@ -1,6 +1,6 @@
 //! Measures the memory of a training step with quantised weights: only norms are trained, linear layers stay quantised.
 //!
-//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|checkpointed] [LAYERS]
+//! `cargo run --release -p idefics-train --example packed_step -- [nf4|fp4|q4|int8] [kept|recomputed] [LAYERS]
 //! [TOKENS]`
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)] // an example may wait for the device and print
@@ -66,7 +66,7 @@ fn main() -> Result<(), Failure> {
     std::fs::write("/proc/self/clear_refs", "5")?;
     let clock = Instant::now();
     let report = trainer.step(std::slice::from_ref(&batch), |model: &Idefics2, batch| {
-        if checkpoints { training_gradients_checkpointed(model, batch) } else { model.training_gradients(batch) }
+        if recomputes { training_gradients_checkpointed(model, batch) } else { model.training_gradients(batch) }
     })?;
     println!("step: loss {:.3}, {:.1} s", report.loss, clock.elapsed().as_secs_f64());
     println!("peak of the step: {:.0} MB", resident("VmHWM")?);
