@@ -204,7 +204,7 @@ pub enum CheckpointError {
     },
     /// The settings of quantised weights are not supported.
     #[error(
-        "{}: {field} is {found}, expected {expected}; use the original checkpoint with --quantize instead", path.display()
+        "{}: {field} is {found}; expected {expected}; use the original checkpoint with --quantize instead", path.display()
     )]
     Packing {
         /// The file with the settings.

@@ -50,7 +50,7 @@ pub enum StoredWeightError {
         expected: &'static str,
     },
     /// A tensor that belongs to a quantised weight has the wrong shape.
-    #[error("`{name}` has shape {found:?}, expected {expected:?}")]
+    #[error("`{name}` has shape {found:?}; expected {expected:?}")]
     PartShape {
         /// Name of the tensor.
         name: String,
@@ -84,7 +84,7 @@ pub enum StoredWeightError {
         in_unit: usize,
     },
     /// An input belongs to a group that does not exist.
-    #[error("`{name}`[{at}] is {found}, expected a group from 0 to {}", groups.saturating_sub(1))]
+    #[error("`{name}`[{at}] is {found}; expected a group from 0 to {}", groups.saturating_sub(1))]
     GroupIndex {
         /// Name of the tensor with the group of each input.
         name: String,
@@ -96,7 +96,7 @@ pub enum StoredWeightError {
         groups: usize,
     },
     /// The order of the inputs names one twice, or one that does not exist.
-    #[error("`{name}`[{at}] is {found}, expected each number below {inputs} once")]
+    #[error("`{name}`[{at}] is {found}; expected each number from 0 to {inputs} - 1 exactly once in the tensor")]
     Order {
         /// Name of the tensor with the order.
         name: String,
@@ -109,7 +109,7 @@ pub enum StoredWeightError {
     },
     /// Groups of unequal size.
     #[error(
-        "`{name}` puts {found} inputs into group {group}, expected {expected}; only groups of equal size can be read"
+        "`{name}` puts {found} inputs into group {group}; expected {expected}, because only groups of equal size can be read"
     )]
     GroupSize {
         /// Name of the tensor with the group of each input.

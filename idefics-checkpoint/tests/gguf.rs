@@ -216,8 +216,8 @@ fn values_that_the_format_does_not_allow() {
         (tiny().tensor("x", &[4, 0], 0, vec![]), "a dimension of tensor `x`"),
         (tiny().tensor("x", &[1 << 40, 1 << 40], 0, vec![]), "the size of tensor `x`"),
         (tiny().tensor("x", &[1 << 40, 1 << 20], 0, vec![]), "truncated"),
-        (tiny().tensor("x", &[33], 8, vec![0; 68]), "a multiple of the 32 block"),
-        (tiny().tensor("x", &[128], 12, vec![0; 144]), "a multiple of the 256 block"),
+        (tiny().tensor("x", &[33], 8, vec![0; 68]), "a multiple of the block length 32"),
+        (tiny().tensor("x", &[128], 12, vec![0; 144]), "a multiple of the block length 256"),
         (tiny().tensor("x", &[256], 23, vec![0; 136]), "has type IQ4_XS; expected F32"),
         (tiny().tensor("x", &[32], 9, vec![0; 36]), "Q8_1"),
         (tiny().tensor("x", &[32], 777, vec![0; 36]), "number 777"),
@@ -263,7 +263,7 @@ fn split_files_are_read_together() {
     };
     refused(&path(2), "it is one of 3 parts; give the first");
     std::fs::copy(path(1), folder.path().join("renamed.gguf")).unwrap();
-    refused(&folder.path().join("renamed.gguf"), "keep the names");
+    refused(&folder.path().join("renamed.gguf"), "keep the file names");
     std::fs::write(path(3), part(2, 3).bytes()).unwrap();
     refused(&path(1), "it does not say that it is part 3 of 3");
     std::fs::write(path(3), part(3, 3).f32s("t1", &[1], |_| 0.0).bytes()).unwrap();

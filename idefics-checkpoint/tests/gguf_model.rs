@@ -234,7 +234,7 @@ fn models_that_are_not_read_are_named() {
         files_of(&GgufModel::find(folder.path()).unwrap().unwrap()).unwrap_err().to_string()
     };
     assert!(of_files(text().text("llama.rope.scaling.type", "yarn")).contains("\"yarn\""));
-    assert!(of_files(text().number("llama.vocab_size", 9)).contains("the rows of `token_embd.weight`"));
+    assert!(of_files(text().number("llama.vocab_size", 9)).contains("the number of rows of `token_embd.weight`"));
     assert!(
         of_files(text().f32s("rope_freqs.weight", &[2], |_| 3.0))
             .contains("its values are not those of Llama 3's rope scaling")
@@ -245,7 +245,7 @@ fn models_that_are_not_read_are_named() {
 #[test]
 fn files_that_do_not_make_one_model_are_named() {
     let two = folder(&[("a.gguf", text().bytes()), ("b.gguf", text().bytes())]);
-    assert!(message(two.path()).contains("several models, a.gguf, b.gguf; give the file"));
+    assert!(message(two.path()).contains("several models: a.gguf, b.gguf; give the path of one file"));
     assert!(Checkpoint::open(&two.path().join("b.gguf")).is_ok());
 
     let tower = folder(&[("mmproj.gguf", mmproj(false, 1e-6).bytes())]);

@@ -163,60 +163,60 @@ fn biases_of_zeros_beside_packed_codes_are_empty() {
 fn unsupported_settings_are_named() {
     let weights = "/config_groups/group_0/weights";
     let cases = [
-        (awq(), with(awq_config(), "/version", "gemv".into()), "version is \"gemv\", expected gemm"),
-        (awq(), with(awq_config(), "/version", "marlin".into()), "version is \"marlin\", expected gemm"),
-        (awq(), with(awq_config(), "/version", "exllama".into()), "version is \"exllama\", expected gemm"),
-        (awq(), with(awq_config(), "/bits", 8.into()), "bits is 8, expected 4"),
-        (awq(), with(awq_config(), "/zero_point", false.into()), "zero_point is false, expected true"),
-        (awq(), with(awq_config(), "/group_size", 0.into()), "group_size is 0, expected a positive number, or -1"),
-        (gptq(), with(gptq_config(), "/bits", 3.into()), "bits is 3, expected 4"),
-        (gptq(), with(gptq_config(), "/bits", 8.into()), "bits is 8, expected 4"),
+        (awq(), with(awq_config(), "/version", "gemv".into()), "version is \"gemv\"; expected gemm"),
+        (awq(), with(awq_config(), "/version", "marlin".into()), "version is \"marlin\"; expected gemm"),
+        (awq(), with(awq_config(), "/version", "exllama".into()), "version is \"exllama\"; expected gemm"),
+        (awq(), with(awq_config(), "/bits", 8.into()), "bits is 8; expected 4"),
+        (awq(), with(awq_config(), "/zero_point", false.into()), "zero_point is false; expected true"),
+        (awq(), with(awq_config(), "/group_size", 0.into()), "group_size is 0; expected a positive number, or -1"),
+        (gptq(), with(gptq_config(), "/bits", 3.into()), "bits is 3; expected 4"),
+        (gptq(), with(gptq_config(), "/bits", 8.into()), "bits is 8; expected 4"),
         (
             gptq(),
             with(gptq_config(), "/group_size", (-2).into()),
-            "group_size is -2, expected a positive number, or -1",
+            "group_size is -2; expected a positive number, or -1",
         ),
         (
             gptq(),
             with(gptq_config(), "/checkpoint_format", "marlin".into()),
-            "checkpoint_format is \"marlin\", expected gptq or gptq_v2",
+            "checkpoint_format is \"marlin\"; expected gptq or gptq_v2",
         ),
         (gptq(), with(gptq_config(), "/dynamic", json!({"+:up": {"bits": 8}})), "dynamic is {\"+:up\":{\"bits\":8}}"),
         (gptq(), with(gptq_config(), "/quant_method", "auto-round".into()), "quant_method is \"auto-round\""),
         (
             compressed(),
             with(compressed_config(), "/format", "marlin-24".into()),
-            "format is \"marlin-24\", expected pack-quantized",
+            "format is \"marlin-24\"; expected pack-quantized",
         ),
         (
             compressed(),
             with(compressed_config(), &format!("{weights}/num_bits"), 8.into()),
-            "config_groups.group_0.weights.num_bits is 8, expected 4",
+            "config_groups.group_0.weights.num_bits is 8; expected 4",
         ),
         (
             compressed(),
             with(compressed_config(), &format!("{weights}/type"), "float".into()),
-            "weights.type is \"float\", expected int",
+            "weights.type is \"float\"; expected int",
         ),
         (
             compressed(),
             with(compressed_config(), &format!("{weights}/strategy"), "tensor".into()),
-            "weights.strategy is \"tensor\", expected group or channel",
+            "weights.strategy is \"tensor\"; expected group or channel",
         ),
         (
             compressed(),
             with(compressed_config(), "/config_groups/group_0/input_activations", json!({"num_bits": 8})),
-            "group_0.input_activations is {\"num_bits\":8}, expected null",
+            "group_0.input_activations is {\"num_bits\":8}; expected null",
         ),
         (
             compressed(),
             with(compressed_config(), "/config_groups", json!({})),
-            "config_groups is {}, expected a scheme",
+            "config_groups is {}; expected a scheme",
         ),
         (
             compressed(),
             with(compressed_config(), "/kv_cache_scheme", json!({"num_bits": 8})),
-            "kv_cache_scheme is {\"num_bits\":8}, expected null",
+            "kv_cache_scheme is {\"num_bits\":8}; expected null",
         ),
     ];
     for (tensors, config, expected) in cases {
@@ -246,54 +246,54 @@ fn tensors_that_do_not_fit_are_named() {
         (
             replaced(awq(), words("up.qweight", [63, 1])),
             awq_config(),
-            "`up.qweight` has shape [63, 1], expected [64, 1]",
+            "`up.qweight` has shape [63, 1]; expected [64, 1]",
         ),
-        (replaced(awq(), words("up.qzeros", [1, 1])), awq_config(), "`up.qzeros` has shape [1, 1], expected [2, 1]"),
+        (replaced(awq(), words("up.qzeros", [1, 1])), awq_config(), "`up.qzeros` has shape [1, 1]; expected [2, 1]"),
         (without(awq(), "up.scales"), awq_config(), "`up.scales` is missing"),
         (
             replaced(gptq(), words("up.qweight", [7, 8])),
             gptq_config(),
-            "`up.qweight` has shape [7, 8], expected [8, 8]",
+            "`up.qweight` has shape [7, 8]; expected [8, 8]",
         ),
-        (replaced(gptq(), scales("up.scales", [3, 8])), gptq_config(), "`up.scales` has shape [3, 8], expected [2, 8]"),
+        (replaced(gptq(), scales("up.scales", [3, 8])), gptq_config(), "`up.scales` has shape [3, 8]; expected [2, 8]"),
         (without(gptq(), "up.qzeros"), gptq_config(), "`up.qzeros` is missing"),
         (
             replaced(gptq(), tensor("up.qzeros", Dtype::F32, &[2, 1], vec![0; 8])),
             gptq_config(),
-            "`up.qzeros` is F32, expected I32",
+            "`up.qzeros` is F32; expected I32",
         ),
         (replaced(gptq(), infinite), gptq_config(), "int4 scales[0] is inf"),
         (gptq(), with(gptq_config(), "/desc_act", true.into()), "`up.g_idx` is missing"),
-        ([gptq(), vec![index(&[0; 63])]].concat(), gptq_config(), "`up.g_idx` has shape [63], expected [64]"),
+        ([gptq(), vec![index(&[0; 63])]].concat(), gptq_config(), "`up.g_idx` has shape [63]; expected [64]"),
         (
             [gptq(), vec![index(&[&[0; 40][..], &[2], &[1; 23]].concat())]].concat(),
             gptq_config(),
-            "`up.g_idx`[40] is 2, expected a group from 0 to 1",
+            "`up.g_idx`[40] is 2; expected a group from 0 to 1",
         ),
         (
             [gptq(), vec![index(&[&[-1][..], &[0; 31], &[1; 32]].concat())]].concat(),
             gptq_config(),
-            "`up.g_idx`[0] is -1, expected a group from 0 to 1",
+            "`up.g_idx`[0] is -1; expected a group from 0 to 1",
         ),
         (
             [gptq(), vec![index(&[&[0; 31][..], &[1; 33]].concat())]].concat(),
             gptq_config(),
-            "`up.g_idx` puts 31 inputs into group 0, expected 32",
+            "`up.g_idx` puts 31 inputs into group 0; expected 32",
         ),
         (
             [gptq(), vec![index(&[&[0; 33][..], &[1; 31]].concat())]].concat(),
             gptq_config(),
-            "`up.g_idx` puts 33 inputs into group 0, expected 32",
+            "`up.g_idx` puts 33 inputs into group 0; expected 32",
         ),
         (
             replaced(compressed(), words("up.weight_packed", [8, 7])),
             compressed_config(),
-            "`up.weight_packed` has shape [8, 7], expected [8, 8]",
+            "`up.weight_packed` has shape [8, 7]; expected [8, 8]",
         ),
         (
             replaced(compressed(), scales("up.weight_scale", [8, 1])),
             compressed_config(),
-            "`up.weight_scale` has shape [8, 1], expected [8, 2]",
+            "`up.weight_scale` has shape [8, 1]; expected [8, 2]",
         ),
         (
             replaced(compressed(), tensor("up.weight_shape", Dtype::I64, &[2], vec![0; 16])),
@@ -361,7 +361,7 @@ fn own_layout_round_trips() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let stored = checkpoint.stored("up.weight").unwrap();
     let error = checkpoint.input_order("up.weight", &stored, [8, 65]).unwrap_err().to_string();
-    assert!(error.contains("`up.weight.order`[1] is 0, expected each number below 65 once"), "{error}");
+    assert!(error.contains("`up.weight.order`[1] is 0; expected each number below 65 once"), "{error}");
 }
 
 proptest! {

@@ -482,7 +482,7 @@ mod tests {
             precision: Precision::Bf16,
             supported: vec![Precision::F32],
         };
-        assert_eq!(error.to_string(), "device vulkan:0: does not support bf16, only f32");
+        assert_eq!(error.to_string(), "device vulkan:0: does not support bf16; expected f32");
         for info in DeviceInfo::all() {
             let (choice, device) = info.device.open().unwrap();
             for precision in [Precision::F32, Precision::Bf16, Precision::F16] {

@@ -40,7 +40,7 @@ pub fn quantize_to_gguf(
     let config = ModelConfig::from_folder(source)?;
     let Some(config) = config.downcast_ref::<Idefics3Config>() else {
         let family = config.family().model_type();
-        return Err(refused(source, format!("its `model_type` is {family:?}, expected idefics3 or smolvlm")));
+        return Err(refused(source, format!("its `model_type` is {family:?}; expected idefics3 or smolvlm")));
     };
     let checkpoint = Checkpoint::open_with(source, pickles)?;
     let processor = load_processor(source)?;
@@ -115,7 +115,7 @@ fn new_text(source: &Path, config: &Idefics3Config) -> Result<NewText, Error> {
         return Err(refused(source, "the activation of its decoder is not silu".to_owned()));
     }
     let (theta, rope) = rope(text).map_err(|kind| {
-        let reason = format!("its rotary positions are scaled by {kind:?}, expected none, linear or llama3");
+        let reason = format!("its rotary positions are scaled by {kind:?}; expected none, linear or llama3");
         refused(source, reason)
     })?;
     Ok(NewText {

@@ -130,7 +130,7 @@ impl<'a> Avi<'a> {
     /// named by its index and offset; [`ImageError::Cancelled`] if the caller cancels.
     pub fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<(), ImageError> {
         if !self.is_motion_jpeg() {
-            let reason = format!("its frames are coded as {:?}, expected \"MJPG\" (Motion JPEG)", self.codec());
+            let reason = format!("its frames are coded as {:?}; expected \"MJPG\" (Motion JPEG)", self.codec());
             return Err(ImageError::Coding { image: self.name.to_owned(), format: "AVI", reason });
         }
         for &index in indices.iter().filter(|&&index| index < self.frames.len()) {

@@ -50,7 +50,7 @@ fn highest(value: &str) -> Result<usize, String> {
     }
     LEVELS.iter().position(|level| level.eq_ignore_ascii_case(value)).ok_or_else(|| {
         format!(
-            "{CAP}: {value:?} is not an instruction set of this architecture ({}), expected one of {}",
+            "{CAP}: {value:?} is not an instruction set of this architecture ({}); expected one of {}",
             env::consts::ARCH,
             LEVELS.join(", ")
         )

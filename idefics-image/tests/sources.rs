@@ -199,8 +199,8 @@ fn sends_user_agent_and_follows_allowed_redirects() {
     for (path, reason) in [
         ("/loop", "more than 3 redirects"),
         ("/file", "not http(s)"),
-        ("/nowhere", "status 302"),
-        ("/missing", "status 404"),
+        ("/nowhere", "HTTP 302"),
+        ("/missing", "HTTP 404"),
     ] {
         let error = fetch(&format!("{address}{path}"), &all).unwrap_err();
         assert!(error.kind() == ImageErrorKind::Network && error.to_string().contains(reason), "{path}: {error}");

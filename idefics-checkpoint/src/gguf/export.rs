@@ -272,7 +272,7 @@ impl<'a> GgufExport<'a> {
             return Err(failed(reason));
         }
         if stored.entry.shape != shape {
-            return Err(failed(format!("`{source}` has the shape {:?}, expected {shape:?}", stored.entry.shape)));
+            return Err(failed(format!("`{source}` has shape {:?}; expected {shape:?}", stored.entry.shape)));
         }
         Ok(stored.entry)
     }
