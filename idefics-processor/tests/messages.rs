@@ -221,7 +221,7 @@ fn errors_are_in_terms_of_json() {
             ".content[0].text` is a list of 2 items",
         ),
         (
-            json!({"messages": [user(json!([{"type": "video", "path": "a"}]))]}),
+            json!({"messages": [user(json!([{"type": "audio", "path": "a"}]))]}),
             "is of type `audio`, which is not supported",
         ),
         (

@@ -1,4 +1,4 @@
-//! Time limits, and which waiting requests start.
+//! Ends requests that are over a time limit, and starts waiting requests.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::policy::Micros;
 use super::sequence::{Answer, SeqId, Sequence, Tenant};
 
 impl Scheduler {
-    /// Ends the requests whose deadline or waiting time is over.
+    /// Ends the requests whose deadline or time in the queue is over.
     pub(super) fn end_late(&mut self, now: Micros) {
         let late = |sequence: &Sequence| {
             let ending = if sequence.ask.deadline.is_some_and(|deadline| deadline <= now) {
@@ -25,7 +25,7 @@ impl Scheduler {
         late.into_iter().for_each(|(id, ending)| self.end(id, ending));
     }
 
-    /// When the next request may be over.
+    /// The next time at which a request reaches a time limit.
     pub(super) fn next_limit(&self) -> Option<Micros> {
         let queued = self.sequences.values().filter(|sequence| sequence.is_queued());
         let deadlines = self.sequences.values().filter_map(|sequence| sequence.ask.deadline);
@@ -36,7 +36,8 @@ impl Scheduler {
         sequence.submitted.saturating_add(self.policy.queue_timeout)
     }
 
-    /// Starts waiting requests: the first as long as it fits; then others, as far as it may be passed.
+    /// Starts waiting requests: the first one again and again, as long as it fits. Then starts others that fit, as long
+    /// as the first may be passed.
     pub(super) fn admit(&mut self, now: Micros) {
         let mut order;
         let first = loop {
@@ -56,7 +57,8 @@ impl Scheduler {
         }
     }
 
-    /// Waiting requests in the order of their turns. Tenants that own more than their share of the pages give way.
+    /// Waiting requests in the order of their turns. Tenants whose requests take more than their share of the pages
+    /// come last.
     fn waiting_order(&self) -> Vec<SeqId> {
         let share = self.policy.tenant_share * f64::from(self.layout.pages);
         let mut owned: BTreeMap<Tenant, u64> = BTreeMap::new();
@@ -66,8 +68,8 @@ impl Scheduler {
         self.queue.order(|tenant| owned.get(&tenant).is_some_and(|pages| *pages as f64 > share))
     }
 
-    /// Reserves the worst case of a waiting request, less the chunks that the prefix cache has. `None` if it does not
-    /// fit.
+    /// Reserves the pages of a waiting request's worst case, except those of chunks that the prefix cache has. `None` if
+    /// the request does not fit.
     fn reserve(&mut self, id: SeqId) -> Option<(Vec<PageId>, Reservation)> {
         let sequence = self.sequences.get(&id)?;
         if sequence.ask.slabs > self.memory.slabs {
@@ -93,7 +95,7 @@ impl Scheduler {
         true
     }
 
-    /// A prompt begins to run: chunks that were computed since its admission replace pages that were reserved.
+    /// Begins a prompt. Chunks that other requests have computed since its admission replace reserved pages.
     pub(super) fn begin(&mut self, id: SeqId) {
         let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| !sequence.begun) else { return };
         sequence.begun = true;

@@ -1,4 +1,4 @@
-//! What steps and layers have cost, to say what the next ones will.
+//! Measures the time of steps and layers, to estimate the time of the next ones.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ const NEWEST: f64 = 0.25;
 /// What is measured: a decode step, or one layer of a slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// A decode step of so many rows.
+    /// A decode step.
     Step {
         /// Rows of the step.
         rows: u32,
@@ -37,7 +37,7 @@ pub struct CostModel {
 }
 
 impl CostModel {
-    /// Notes that `count` of `cost` took `micros` together.
+    /// Notes that `count` units of `cost` took `micros` together.
     pub fn note(&mut self, cost: Cost, count: u32, micros: u64) {
         let newest = micros as f64 / f64::from(count.max(1));
         let average = |old: f64| old + NEWEST * (newest - old);
@@ -53,9 +53,11 @@ impl CostModel {
         times.entry(size).and_modify(|old| *old = average(*old)).or_insert(newest);
     }
 
-    /// The expected time of one of `cost`, or `None` if nothing like it has run. Steps that have not run are as long as
-    /// those of the next larger number of rows, else of the next smaller one. Layers take their part of the time of
-    /// the next larger size; a smaller size says nothing, since its time may be that of reading the weights.
+    /// The expected time of one unit of `cost`. `None` if nothing comparable has run.
+    ///
+    /// A decode step takes the time of the next larger number of rows that has run, or else of the next smaller one. The
+    /// time of a layer is in proportion to that of the next larger size. Smaller sizes are not used, because their time
+    /// may be mostly that of reading the weights.
     pub fn expect(&self, cost: Cost) -> Option<f64> {
         match cost {
             Cost::Step { rows } => {
@@ -69,7 +71,8 @@ impl CostModel {
     }
 }
 
-/// Sizes that share an average: eight classes for each doubling, so that there are never many.
+/// The class of a size. Sizes of a class share an average. There are eight classes for each doubling, so there are
+/// never many.
 fn class(size: u32) -> u32 {
     let bits = u32::BITS - size.leading_zeros();
     let dropped = bits.saturating_sub(4);

@@ -1,4 +1,4 @@
-//! Pages, prefix index and context slabs together: what a sequence takes and gives back.
+//! The memory that a sequence takes and releases: pages, the prefix index and context slabs.
 
 use super::pages::{PageId, PagePool, Reservation};
 use super::prefix::{ChunkKey, PrefixIndex};
@@ -16,7 +16,7 @@ impl Memory {
         Self { pages: PagePool::new(pages), prefix: PrefixIndex::default(), slabs }
     }
 
-    /// Takes a promised page; the chunk of an idle page is forgotten.
+    /// Allocates a reserved page. If the page was idle, its chunk leaves the prefix index.
     pub(super) fn allocate(&mut self, reservation: &mut Reservation) -> Option<PageId> {
         let allocated = self.pages.allocate(reservation)?;
         if allocated.was_idle {
@@ -25,7 +25,7 @@ impl Memory {
         Some(allocated.page)
     }
 
-    /// Extends `table` to `pages` pages. `false` if not as many were promised.
+    /// Extends `table` to `pages` pages. `false` if too few pages were reserved.
     pub(super) fn extend(&mut self, table: &mut Vec<PageId>, reservation: &mut Reservation, pages: u64) -> bool {
         while (table.len() as u64) < pages {
             let Some(page) = self.allocate(reservation) else { return false };
@@ -34,7 +34,7 @@ impl Memory {
         true
     }
 
-    /// Enters the whole chunks of a prompt into the index.
+    /// Adds the whole chunks of a prompt to the index.
     pub(super) fn index(&mut self, keys: &[ChunkKey], table: &[PageId], pages_per_chunk: usize) {
         for (key, pages) in keys.iter().zip(table.chunks_exact(pages_per_chunk)) {
             self.prefix.insert(*key, pages, &mut self.pages);

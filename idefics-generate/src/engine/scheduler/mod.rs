@@ -1,46 +1,65 @@
 //! Decides what runs next: which rows decode, which layers of which prompt run between two decode steps, and which
-//! pages of the KV cache each request owns. It has no threads, no clock and no tensors.
+//! pages of the KV cache each request owns. The scheduler has no threads, no clock and no tensors.
 //!
 //! ```text
 //! submit ─ Preparing ─ prepared ─ Waiting ─ pages reserved ─ Encoding ─ Prefilling ─┬─ (Forking) ─ Decoding ─ ended
 //!                                                            pictures   chunks      └─ Solo ─ ended
 //! ```
 //!
-//! Its user calls [`Scheduler::plan`], runs the [`StepPlan`], reports with [`Scheduler::done`], and reads
-//! [`Scheduler::take_notices`]. One step runs at a time. [`Scheduler::end`] may be called at any time, also while a
-//! step runs.
+//! The executor calls [`Scheduler::plan`], runs the [`StepPlan`], reports the result with [`Scheduler::done`], and
+//! reads [`Scheduler::take_notices`]. One step runs at a time. [`Scheduler::end`] may be called at any time, even while
+//! a step runs.
+//!
+//! # Terms
+//!
+//! - **Page**: [`Layout::page_tokens`] slots of the KV cache, one slot for each token. The page table of an answer
+//!   lists its pages in order.
+//! - **Reserved** (or *promised*) **page**: a page that is set aside for an admitted request, but not yet chosen.
+//! - **Idle page**: a page that no request owns, but that the prefix cache still knows. It may be allocated again.
+//! - **Slab**: the space for the keys and values of one image for cross-attention (IDEFICS v1).
+//! - **Row**: one answer of a request in a decode step.
+//! - **Chunk**: the part of a prompt between two multiples of [`Layout::chunk_tokens`]. The last one may be shorter.
+//! - **Slice**: some layers of one chunk or one picture, run as one step.
+//! - **Cut**: the point before a chunk or a picture, where nothing is computed in part.
+//! - **Guest**: a prompt with one chunk and no picture left, which runs first at a cut of a longer prompt.
+//! - **Solo job**: a job that is not batched: beams, ranking or prompt log-probabilities.
+//! - **Fork**: the copies of the last, partial page of a prompt, so that several answers can continue it.
+//! - **Credit**: the time in microseconds that slices and steps of solo jobs may take. Decode steps earn it.
+//! - **Suspects**: the rows of a decode step that failed, which run again in smaller groups.
 //!
 //! # Rules
 //!
-//! - **Memory.** A request starts when the pages of its worst case, prompt and longest answers, are reserved. It never
-//!   waits for a page later, and is never thrown out for another.
-//! - **Order.** Tenants take turns; each one's requests start by arrival. If the first waiting request does not fit, at
-//!   most [`Policy::max_passes`] others start before it, and none after [`Policy::pass_window`].
-//! - **Prompts.** One at a time, by arrival, cut at multiples of [`Layout::chunk_tokens`]. At each cut, and before each
-//!   picture, one later prompt of a single chunk and without pictures may go first.
+//! - **Memory.** A request starts when the pages of its worst case (the prompt and its longest answers) are reserved.
+//!   It never waits for a page later, and is never preempted.
+//! - **Order.** Tenants take turns, and the requests of a tenant start in order of arrival. If the first waiting
+//!   request does not fit, at most [`Policy::max_passes`] others start before it, and none after
+//!   [`Policy::pass_window`].
+//! - **Prompts.** One prompt runs at a time, in order of arrival, in chunks. At each cut, one guest may run first.
 //! - **Credit.** Each decode step of `t` µs earns `t · (1 − s) / s` µs, where `s` is [`Policy::decode_share`]. A slice
-//!   of a prompt or a step of a solo job runs when its expected time is earned, or when no row decodes. Between two
-//!   decode steps there is at most one such piece of work, so a row never waits for longer than that and a step.
-//! - **Slices.** As many layers as fit into the longest of [`Policy::slice_floor`], a decode step, and what a decode
-//!   step earns; at least one.
-//! - **Rows.** If more rows decode than [`Policy::max_batch`], they take turns by [`Policy::turn_steps`] steps.
-//! - **Prefix cache.** The chunks of a prompt are found by others as soon as its first token is chosen. Their pages
-//!   outlive the request until pages are needed; the least recently used go first.
-//! - **Faults.** A row that fails ends its request alone. A decode step that fails counts for nothing, and its rows run
-//!   again in halves until those that fail are alone.
+//!   or a step of a solo job runs when the credit covers its expected time, or when no row decodes. At most one of
+//!   them runs between two decode steps.
+//! - **Slices.** A slice has as many layers as fit into the longest of three times: [`Policy::slice_floor`], the time
+//!   of a decode step, and the credit that a decode step earns. It has at least one layer.
+//! - **Rows.** If more rows decode than [`Policy::max_batch`], they take turns of [`Policy::turn_steps`] steps.
+//! - **Prefix cache.** Other requests find the chunks of a prompt as soon as its first token is chosen, or its solo job
+//!   has its result. The pages of these chunks stay after the request has ended, until they are needed. The least
+//!   recently used go first.
+//! - **Faults.** A row that fails ends only its own request. A decode step that fails has no effect. Its rows run again
+//!   in halves, until each row that fails is alone.
 //!
 //! # Reasons
 //!
-//! - A row of a decode step is an answer, not a request ([`RowId`]): the answers of a request decode side by side, and
-//!   each ends on its own. A fault of one ends the request, since no part of it can be delivered alone.
-//! - Tokens do not pass through the scheduler, so what it decides cannot depend on them.
-//! - The copies of a shared page are a step of their own ([`StepPlan::Fork`]) before any further answer writes. A
-//!   decode step that fails then never leaves a copy half done.
-//! - A fault of a whole step is an [`Outcome`], not a verdict: nothing of such a step counts.
-//! - Whether an image must be encoded is decided when its prompt begins, after the prefix cache was asked again:
-//!   requests that wait together share what the first of them computes.
-//! - The wait of a request ends by the queue's own limit, since its caller waits for a status until it starts.
-//!   A tenant over its share of pages only gives way; pages are never left unused for a tenant that is not there.
+//! - A row of a decode step is an answer, not a request ([`RowId`]). The answers of a request decode side by side, and
+//!   each ends on its own. A fault of one answer ends the whole request, because no part of it can be delivered alone.
+//! - Tokens do not pass through the scheduler, so its decisions cannot depend on them.
+//! - A shared page is copied in a step of its own ([`StepPlan::Fork`]), before any further answer writes. A decode step
+//!   that fails therefore never leaves a copy half done.
+//! - A fault of a whole step is an [`Outcome`], not a [`Verdict`], because nothing of such a step counts.
+//! - The scheduler decides whether to encode an image when its prompt begins, after a second look into the prefix
+//!   cache. Requests that wait together thus share what the first of them computes.
+//! - A request in the queue has a time limit of its own, because its caller gets no status before it starts.
+//! - A tenant over its share of the pages only goes behind the other tenants. Pages are never kept free for a tenant
+//!   without requests.
 
 mod admission;
 mod cost;
@@ -72,7 +91,7 @@ use memory::Memory;
 use queue::Queue;
 use steps::Turns;
 
-/// Incidents are counted for a minute.
+/// How long an incident is counted.
 const INCIDENT_WINDOW: Micros = 60 * SECOND;
 
 /// The scheduler; see the [module](self).
@@ -88,7 +107,7 @@ pub struct Scheduler {
     turns: Turns,
     /// The step that runs now.
     in_flight: Option<StepPlan>,
-    /// Groups of rows to run again after a failed step, the last first.
+    /// Groups of rows to run again after a failed step. The last group runs first.
     suspects: Vec<Vec<RowId>>,
     notices: Vec<Notice>,
     draining: bool,
@@ -100,13 +119,13 @@ pub struct Scheduler {
 /// Requests by state, and pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Requests that are being prepared.
+    /// Requests in preparation.
     pub preparing: usize,
     /// Requests that wait for pages.
     pub waiting: usize,
-    /// Prompt tokens of both.
+    /// Prompt tokens of the requests in preparation or waiting.
     pub queued_tokens: u64,
-    /// Requests whose prompt is at work or next.
+    /// Requests whose prompt is being computed or waits for its turn.
     pub prompts: usize,
     /// Rows that decode.
     pub rows: usize,
@@ -117,7 +136,7 @@ pub struct Counts {
 }
 
 impl Scheduler {
-    /// A scheduler with an empty queue and free pages.
+    /// Creates a scheduler with an empty queue and free pages.
     ///
     /// # Errors
     /// A size is 0, a chunk does not consist of whole pages, or a share is out of its range.
@@ -141,11 +160,11 @@ impl Scheduler {
         })
     }
 
-    /// Takes a request into the queue. It is to be prepared now; then [`prepared`](Self::prepared) is called, or
-    /// [`end`](Self::end) with [`Ending::BadInput`].
+    /// Takes a request into the queue. The caller prepares the prompt, and then calls [`prepared`](Self::prepared), or
+    /// [`end`](Self::end) with [`Ending::BadInput`] if it cannot be prepared.
     ///
     /// # Errors
-    /// The queue is full, the request would never fit into memory, or the server ends.
+    /// The queue is full, the request would never fit into memory, or the server is shutting down.
     pub fn submit(&mut self, ask: Ask, now: Micros) -> Result<SeqId, Refusal> {
         if self.draining {
             return Err(Refusal::Draining);
@@ -164,8 +183,8 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// The prompt of a request is prepared, and the request waits for pages from now on. Without effect unless it is
-    /// in preparation. A prompt of no tokens ends it, and so does one that never fits.
+    /// Notes that the prompt of a request is prepared. The request waits for pages from now on. Does nothing if the
+    /// request is not in preparation. Ends the request if the prompt has no tokens, or never fits into memory.
     pub fn prepared(&mut self, id: SeqId, prompt: PromptShape) {
         let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.state == State::Preparing) else {
             return;
@@ -181,8 +200,8 @@ impl Scheduler {
         }
     }
 
-    /// Ends a request in any state, at once: its pages and its reservation are back when this returns. Without effect
-    /// if it has ended.
+    /// Ends a request in any state, at once. Its pages and its reservation are released when this returns. Does nothing
+    /// if the request has ended.
     pub fn end(&mut self, id: SeqId, ending: Ending) {
         let Some(sequence) = self.sequences.remove(&id) else { return };
         if sequence.is_queued() {
@@ -191,7 +210,7 @@ impl Scheduler {
             self.memory.slabs += sequence.ask.slabs;
         }
         if ending == Ending::Failed(RowFault::NonFinite) {
-            // A page that others would find may hold what is not finite.
+            // The pages may hold values that are not finite, so other requests must not find them.
             self.memory.forget(&sequence.prompt.keys);
         }
         for answer in sequence.answers {
@@ -208,13 +227,13 @@ impl Scheduler {
         ids.into_iter().for_each(|id| self.end(id, ending));
     }
 
-    /// Refuses new requests from now on; those that are there go on.
+    /// Refuses new requests from now on. Requests that were submitted before continue.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// The contents of all pages are lost: all admitted requests fail with `fault`, and the prefix index is emptied.
-    /// Requests in the queue go on. The step that runs counts for nothing.
+    /// Notes that the contents of all pages are lost. All admitted requests fail with `fault`, and the prefix index is
+    /// emptied. Requests in the queue continue. The result of the running step is ignored.
     pub fn lose_pages(&mut self, fault: RowFault, now: Micros) {
         let admitted: Vec<SeqId> =
             self.sequences.values().filter(|sequence| !sequence.is_queued()).map(|sequence| sequence.id).collect();
@@ -225,9 +244,9 @@ impl Scheduler {
         self.note_incident(now);
     }
 
-    /// The next step. A second call before [`done`](Self::done) gives the same step.
+    /// The next step. A second call before [`done`](Self::done) returns the same step.
     ///
-    /// Requests whose time is over end, waiting ones that fit start, and then one step is chosen.
+    /// First ends the requests that are over a time limit, then starts waiting requests that fit, and then chooses a step.
     pub fn plan(&mut self, now: Micros) -> StepPlan {
         if let Some(step) = &self.in_flight {
             return step.clone();
@@ -242,7 +261,7 @@ impl Scheduler {
         step
     }
 
-    /// What has happened since the last call, in order.
+    /// The notices since the last call, in order.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
@@ -257,12 +276,12 @@ impl Scheduler {
         self.sequences.get(&row.id)?.answers.get(row.answer as usize)
     }
 
-    /// The sizes it was made with.
+    /// The sizes that the scheduler was created with.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The rules it was made with.
+    /// The rules that the scheduler was created with.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -282,8 +301,8 @@ impl Scheduler {
         }
     }
 
-    /// Steps that failed within the last minute, and losses of all pages. Running the rows of a failed step again
-    /// adds none.
+    /// Number of failed steps and losses of all pages within the last minute. A step of suspects that fails is not
+    /// counted again.
     pub fn incidents(&mut self, now: Micros) -> usize {
         while self.incidents.front().is_some_and(|time| time + INCIDENT_WINDOW < now) {
             self.incidents.pop_front();

@@ -1,4 +1,4 @@
-//! The pages of the KV cache: who owns them, what is promised, and what may be taken back.
+//! The pages of the KV cache: which are owned, reserved, idle or free.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,10 @@ impl PageId {
     }
 }
 
-/// Pages that a sequence may still take. They are promised, not yet chosen.
+/// Pages that a sequence may still allocate. They are reserved, but not yet chosen.
 ///
-/// It goes back with [`PagePool::give_back`]; dropping it loses the pages, which the invariants notice.
+/// A reservation must be returned with [`PagePool::give_back`]. If it is dropped, its pages stay reserved for ever. The
+/// invariants detect this.
 #[must_use]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Reservation {
@@ -23,12 +24,12 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Pages that may still be taken.
+    /// Number of pages that may still be allocated.
     pub fn pages(&self) -> u32 {
         self.pages
     }
 
-    /// Moves `pages` of it into a reservation of their own, or fewer if it has fewer.
+    /// Moves `pages` pages into a new reservation, or all pages if there are fewer.
     pub fn split(&mut self, pages: u32) -> Self {
         let pages = pages.min(self.pages);
         self.pages -= pages;
@@ -36,7 +37,7 @@ impl Reservation {
     }
 }
 
-/// How many pages are in which condition. Free, idle and owned pages add up to all.
+/// Number of pages in each condition. Free, idle and owned pages add up to all pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageCounts {
     /// Pages that hold nothing.
@@ -45,24 +46,24 @@ pub struct PageCounts {
     pub idle: u32,
     /// Pages that at least one sequence owns.
     pub owned: u32,
-    /// Free or idle pages that are promised to admitted sequences.
+    /// Free or idle pages that are reserved for admitted sequences.
     pub reserved: u32,
 }
 
 /// A page that was allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocated {
-    /// The page, owned once.
+    /// The page. It has one owner.
     pub page: PageId,
-    /// Whether it was idle: then the prefix index must forget its chunk.
+    /// Whether the page was idle. If so, the prefix index must forget its chunk.
     pub was_idle: bool,
 }
 
 /// All pages with their owners.
 ///
 /// A page is *free*, *idle* (no owner, but kept for the prefix index, least recently used first) or *owned* by one or
-/// more tables. A page with more than one owner, and a page in the prefix index, is never written: who wants to
-/// write takes a page of its own and copies.
+/// more tables. A page with more than one owner, or in the prefix index, is never written. A sequence that has to write
+/// to it first copies it to a page of its own.
 #[derive(Debug)]
 pub struct PagePool {
     free: Vec<PageId>,
@@ -107,13 +108,13 @@ impl PagePool {
         PageCounts { free, idle, owned: self.total() - free - idle, reserved: self.reserved }
     }
 
-    /// Promises `pages` pages, or none if they are not there.
+    /// Reserves `pages` pages. `None` if too few are available.
     pub fn reserve(&mut self, pages: u32) -> Option<Reservation> {
         self.reserve_and_share(pages, &[])
     }
 
-    /// Promises `pages` pages and makes the caller an owner of the pages `shared`, or does nothing if there are too
-    /// few. An idle page that gets an owner is one page less for reservations.
+    /// Reserves `pages` pages, and makes the caller an owner of the pages `shared`. Does nothing and returns `None` if
+    /// too few pages are available. Each idle page in `shared` leaves one page fewer to reserve.
     pub fn reserve_and_share(&mut self, pages: u32, shared: &[PageId]) -> Option<Reservation> {
         let revived = shared.iter().filter(|page| self.refs[page.index()] == 0).count() as u64;
         if u64::from(pages) + revived > u64::from(self.available()) {
@@ -124,8 +125,8 @@ impl PagePool {
         Some(Reservation { pages })
     }
 
-    /// Makes the caller an owner of `shared` in exchange for as many reserved pages. Does nothing if fewer are
-    /// reserved.
+    /// Makes the caller an owner of the pages `shared`, in exchange for as many reserved pages. Does nothing if fewer
+    /// pages are reserved.
     pub fn share_instead(&mut self, reservation: &mut Reservation, shared: &[PageId]) -> bool {
         let pages = shared.len() as u32;
         if pages > reservation.pages {
@@ -137,13 +138,13 @@ impl PagePool {
         true
     }
 
-    /// Takes back what is left of a reservation.
+    /// Returns the pages that are left in a reservation.
     pub fn give_back(&mut self, reservation: Reservation) {
         self.reserved -= reservation.pages;
     }
 
-    /// Takes a promised page: a free one, else the idle one that was released longest ago. `None` if the reservation
-    /// is used up.
+    /// Allocates a reserved page: a free one, or else the idle one that was released longest ago. `None` if the
+    /// reservation is used up.
     pub fn allocate(&mut self, reservation: &mut Reservation) -> Option<Allocated> {
         if reservation.pages == 0 {
             return None;
@@ -159,8 +160,8 @@ impl PagePool {
         Some(allocated)
     }
 
-    /// Adds an owner. Only [`reserve_and_share`](Self::reserve_and_share) and
-    /// [`share_instead`](Self::share_instead) may do so to an idle page, which others may count on.
+    /// Adds an owner. Only [`reserve_and_share`](Self::reserve_and_share) and [`share_instead`](Self::share_instead) may
+    /// add an owner to an idle page, because idle pages may be reserved for others.
     pub fn share(&mut self, page: PageId) {
         let refs = &mut self.refs[page.index()];
         if *refs == 0 {
@@ -186,7 +187,7 @@ impl PagePool {
         }
     }
 
-    /// Notes that the prefix index has the page, which has an owner.
+    /// Notes that the prefix index has the page. The page must have an owner.
     pub fn keep(&mut self, page: PageId) {
         debug_assert!(self.refs[page.index()] > 0, "page {} has no owner", page.0);
         self.kept[page.index()] = true;
@@ -200,7 +201,7 @@ impl PagePool {
         }
     }
 
-    /// Owners of a page.
+    /// Number of owners of a page.
     pub fn refs(&self, page: PageId) -> u32 {
         self.refs[page.index()]
     }
@@ -210,7 +211,7 @@ impl PagePool {
         self.refs[page.index()] == 1 && !self.kept[page.index()]
     }
 
-    /// What is wrong with the lists, given how many tables own each page.
+    /// Describes the first inconsistency of the lists. `owners` is the number of tables that own each page.
     pub(super) fn broken(&self, owners: &[u32]) -> Option<String> {
         if owners != self.refs {
             return Some(format!("tables own pages {owners:?} times, the pool counts {:?}", self.refs));

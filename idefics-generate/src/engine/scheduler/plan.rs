@@ -1,4 +1,4 @@
-//! What passes between the scheduler and those who use it: steps, their outcomes, ends and refusals.
+//! What the scheduler and its users exchange: steps, outcomes, endings and refusals.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::Micros;
 use super::pages::PageId;
 use super::sequence::SeqId;
 
-/// One answer of a request, a row of decode steps.
+/// One answer of a request, which is a row of decode steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId {
     /// The request.
@@ -20,31 +20,32 @@ pub struct RowId {
 /// What the executor runs next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StepPlan {
-    /// Nothing, until something is submitted or prepared, or until a request may time out.
+    /// Nothing runs until a request is submitted or prepared, or may time out.
     Idle {
-        /// When [`Scheduler::plan`](super::Scheduler::plan) is called at the latest.
+        /// Time at which [`Scheduler::plan`](super::Scheduler::plan) must be called at the latest.
         until: Option<Micros>,
     },
-    /// One token for each row. Each writes the slot `written` of its table. One verdict a row.
+    /// One token for each row. Each row writes the slot at position `written` of its page table. The outcome has one
+    /// verdict for each row.
     Decode(Vec<RowId>),
     /// Some layers of a picture or of a chunk of a prompt.
     Slice(Slice),
-    /// Copies of the last, partial page of a prompt for each further answer. One verdict, for answer 0.
+    /// Copies the last, partial page of a prompt for each further answer. The outcome has one verdict, for answer 0.
     Fork {
         /// The request.
         id: SeqId,
-        /// What to copy; the targets are new.
+        /// The pages to copy. The targets are newly allocated.
         copies: Vec<PageCopy>,
     },
-    /// A step of a solo job, which may write the slots after the prompt in the table of answer 0. One verdict, for
-    /// answer 0.
+    /// A step of a solo job. It may write any slot after the prompt in the page table of answer 0. The outcome has one
+    /// verdict, for answer 0.
     Solo(SeqId),
 }
 
 /// Some layers of one request's prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slice {
-    /// Layers of a picture; its vectors are there after the last. One verdict, for answer 0.
+    /// Layers of a picture. Its vectors are ready after the last layer. The outcome has one verdict, for answer 0.
     Vision {
         /// The request.
         id: SeqId,
@@ -53,8 +54,8 @@ pub enum Slice {
         /// The layers.
         layers: Range<u32>,
     },
-    /// Layers of a chunk. One verdict, for answer 0; but after the last layer of the last chunk of a prompt that
-    /// is to be answered, one for each answer, with its first token.
+    /// Layers of a chunk. The outcome has one verdict, for answer 0. After the last layer of the last chunk, it has one
+    /// verdict for each answer instead, for its first token (except for solo jobs).
     Chunk {
         /// The request.
         id: SeqId,
@@ -72,40 +73,40 @@ pub struct PageCopy {
     pub from: PageId,
     /// The target.
     pub to: PageId,
-    /// Slots that are written in the source, from the first.
+    /// Number of slots that are written in the source, from the first.
     pub slots: u32,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It ran. The verdicts that [`StepPlan`] asks for; a missing one fails its request.
+    /// The step ran, with the verdicts that [`StepPlan`] describes. A missing verdict fails its request.
     Rows(Vec<(RowId, Verdict)>),
-    /// It did not run to its end, and nothing of it counts.
+    /// The step did not complete, and nothing of it counts.
     Failed(RowFault),
 }
 
-/// What came of a row.
+/// The result of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// A token was chosen, and the answer goes on (unless it has reached its length).
+    /// A token was chosen, and the answer continues (unless it has reached its maximum length).
     Token,
-    /// The answer ended with this token; of a solo job: it has its result.
+    /// The answer ended with this token, or the solo job has its result.
     Ended(AnswerEnd),
     /// The layers, the copies or the step of a solo job are done.
     Done,
-    /// The whole picture's vectors are there, from the cache of image vectors.
+    /// All vectors of the picture came from the cache of image vectors, so no further layers are needed.
     ImageReady,
-    /// The row cannot go on. Its request ends, other rows do not.
+    /// The row cannot continue. Its request ends; other requests continue.
     Failed(RowFault),
 }
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AnswerEnd {
-    /// By an end token, a stop string, or the end of its grammar.
+    /// With an end token, a stop string, or the end of its grammar.
     Stop,
-    /// By its length.
+    /// At its maximum length.
     Length,
 }
 
@@ -115,7 +116,7 @@ pub enum RowFault {
     /// Its logits are not finite.
     #[error("the model computed a number that is not finite")]
     NonFinite,
-    /// Bias, forbidden words and grammar left no token.
+    /// Bias, forbidden words and grammar allow no token.
     #[error("no token is allowed at this place of the answer")]
     NoAllowedToken,
     /// The grammar failed.
@@ -127,54 +128,54 @@ pub enum RowFault {
     /// The step panicked.
     #[error("the step panicked")]
     Panic,
-    /// A verdict was missing or of the wrong kind, or a promised page was not there: a defect of this program.
+    /// A verdict was missing or of the wrong kind, or a reserved page was not available. This is a defect of the program.
     #[error("internal error: the step broke a rule of the scheduler")]
     Internal,
 }
 
-/// How a request ended. Every request that was submitted ends once.
+/// How a request ended. Every submitted request ends exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// All its answers ended, or its solo job has its result.
     Finished,
     /// Its caller no longer wants it.
     Cancelled,
-    /// Its reader has not read for too long.
+    /// Its client has not read its output for too long.
     SlowReader,
     /// Its deadline passed.
     Deadline,
-    /// It waited too long for its turn.
+    /// It was in the queue for too long.
     QueueTimeout,
     /// Its images or text could not be prepared.
     BadInput,
-    /// Its prepared prompt needs more than there is.
+    /// Its prepared prompt needs more pages than the KV cache has.
     NeverFits {
         /// Pages that it needs.
         pages: u64,
-        /// Pages that there are.
+        /// Pages of the KV cache.
         total: u32,
     },
-    /// The server ends.
+    /// The server is shutting down.
     Drained,
     /// It failed.
     Failed(RowFault),
 }
 
-/// Something that callers of a request want to know.
+/// An event that the caller of a request is told about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// It was admitted: it has all the pages that it will need.
+    /// The request was admitted. All pages that it can need are owned or reserved.
     Admitted {
         /// The request.
         id: SeqId,
-        /// How long it was prepared and waited.
+        /// How long it was in the queue, preparation included.
         queued: Micros,
     },
     /// Its prompt begins to run.
     Begun {
         /// The request.
         id: SeqId,
-        /// Tokens of the prompt that are not computed again.
+        /// Tokens of the prompt whose keys and values came from the prefix cache.
         cached_tokens: u32,
     },
     /// One of its answers ended.
@@ -184,7 +185,7 @@ pub enum Notice {
         /// How.
         end: AnswerEnd,
     },
-    /// It ended, and its pages are back. Nothing about it follows.
+    /// The request ended, and its pages are released. No further notice about it follows.
     Ended {
         /// The request.
         id: SeqId,
@@ -193,40 +194,40 @@ pub enum Notice {
     },
 }
 
-/// Why a request was not taken.
+/// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// The queue holds as many requests or prompt tokens as it may.
     #[error("the queue is full; try again in {} s", retry_after.div_ceil(1_000_000))]
     QueueFull {
-        /// When there will probably be room.
+        /// Time after which there will probably be room.
         retry_after: Micros,
     },
     /// The tenant fills its share of the queue.
     #[error("this key has as many waiting requests as it may; try again in {} s", retry_after.div_ceil(1_000_000))]
     TenantLimit {
-        /// When there will probably be room.
+        /// Time after which there will probably be room.
         retry_after: Micros,
     },
-    /// It needs more pages than there are.
+    /// The request needs more pages than the KV cache has.
     #[error(
         "prompt and answers need {pages} pages of the KV cache, which has {total}; ask for fewer tokens or answers"
     )]
     NeverFits {
         /// Pages that it needs.
         pages: u64,
-        /// Pages that there are.
+        /// Pages of the KV cache.
         total: u32,
     },
-    /// It needs more slabs of the context store than there are.
+    /// The request needs more slabs than the context store has.
     #[error("the images need {slabs} slabs of the context store, which has {total}; send fewer images")]
     TooManyImages {
         /// Slabs that it needs.
         slabs: u32,
-        /// Slabs that there are.
+        /// Slabs of the context store.
         total: u32,
     },
-    /// The server ends.
+    /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
 }

@@ -2,53 +2,56 @@
 
 use thiserror::Error;
 
-/// A time or a duration in microseconds. The scheduler has no clock: its caller gives the time, which never goes back.
+/// A time or a duration in microseconds. The scheduler has no clock. The caller passes the time, which never decreases.
 pub type Micros = u64;
 
 /// One second.
 pub const SECOND: Micros = 1_000_000;
 
-/// What the model and its memory look like to the scheduler.
+/// Sizes of the model and of its memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     /// Pages of the KV cache.
     pub pages: u32,
     /// Tokens of a page.
     pub page_tokens: u32,
-    /// Tokens of a chunk: prompts are cut at its multiples, whatever else runs. A multiple of `page_tokens`.
+    /// Tokens of a chunk, a multiple of `page_tokens`. Prompts are always cut at its multiples, whatever else runs.
     pub chunk_tokens: u32,
     /// Layers of the decoder.
     pub text_layers: u32,
     /// Layers that a picture goes through, those of the connector included.
     pub vision_layers: u32,
-    /// Slabs of the context store, which holds keys and values of pictures for cross-attention (IDEFICS v1); else 0.
+    /// Slabs of the context store, which holds the keys and values of images for cross-attention (IDEFICS v1). 0 for
+    /// other models.
     pub slabs: u32,
 }
 
 /// The rules of the scheduler that an option may change. [`Policy::default`] holds the documented values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// Rows of a decode step at most.
+    /// Maximum number of rows of a decode step.
     pub max_batch: usize,
-    /// Decode steps after which other rows take their turn, if more than `max_batch` rows decode.
+    /// Number of decode steps of a turn. After a turn, other rows take theirs, if more than `max_batch` rows decode.
     pub turn_steps: u32,
-    /// Share of the time that decode keeps while prompts and solo jobs want it too; between 0 and 1, both excluded.
+    /// Share of the time that decode steps keep while prompts or solo jobs also have to run; between 0 and 1, both
+    /// excluded.
     pub decode_share: f64,
-    /// A slice may take this long even if a decode step is shorter.
+    /// Time that a slice may take even if a decode step is shorter.
     pub slice_floor: Micros,
-    /// Requests that may be in preparation or wait.
+    /// Maximum number of requests in the queue, in preparation or waiting.
     pub max_queue: usize,
-    /// Prompt tokens that may be in preparation or wait. A request that would be alone in the queue is never refused
-    /// for this, or a long prompt could never be served.
+    /// Maximum number of prompt tokens in the queue. The limit does not apply to a request that would be alone in the
+    /// queue; otherwise, a long prompt could never be served.
     pub max_queue_tokens: u64,
-    /// Share of the queue that one tenant may fill, and share of the pages beyond which its requests go behind those
-    /// of other tenants; above 0, and 1 for a server with one tenant.
+    /// Share of the queue that one tenant may fill. It is also the share of the pages above which a tenant's requests go
+    /// behind those of other tenants. Above 0; 1 for a server with one tenant.
     pub tenant_share: f64,
-    /// How long a request may be prepared and wait before it ends with [`Ending::QueueTimeout`](super::Ending).
+    /// How long a request may stay in the queue, preparation included. After that, it ends with
+    /// [`Ending::QueueTimeout`](super::Ending).
     pub queue_timeout: Micros,
-    /// Requests that may start before the first waiting one, while that does not fit.
+    /// Maximum number of requests that start before the first waiting request while that does not fit.
     pub max_passes: u32,
-    /// How long others may start before the first waiting request, from the moment it became the first.
+    /// How long other requests may start before the first waiting request, from the time when it became the first.
     pub pass_window: Micros,
 }
 
@@ -69,7 +72,7 @@ impl Default for Policy {
     }
 }
 
-/// Why no scheduler can be made.
+/// Why a scheduler cannot be created.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum SettingError {
     /// A number is zero.
@@ -98,7 +101,7 @@ pub enum SettingError {
     },
 }
 
-/// Checks both for values that no scheduler can work with.
+/// Rejects values with which no scheduler can work.
 pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError> {
     let numbers = [
         ("pages", u64::from(layout.pages)),
@@ -128,12 +131,12 @@ pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError
 }
 
 impl Layout {
-    /// Pages that `tokens` tokens fill, the last one perhaps in part.
+    /// Number of pages for `tokens` tokens. The last page may be filled only in part.
     pub(super) fn pages_for(&self, tokens: u64) -> u64 {
         tokens.div_ceil(u64::from(self.page_tokens))
     }
 
-    /// Pages that a request takes at most: its answers share the full pages of the prompt.
+    /// Maximum number of pages of a request. Its answers share the full pages of the prompt.
     pub(super) fn worst_case(&self, prompt_tokens: u32, max_tokens: u32, answers: u32) -> u64 {
         let one = self.pages_for(u64::from(prompt_tokens) + u64::from(max_tokens));
         let own = one - u64::from(prompt_tokens / self.page_tokens);

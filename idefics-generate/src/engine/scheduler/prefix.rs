@@ -1,4 +1,4 @@
-//! Which pages hold which beginnings of prompts.
+//! The prefix cache: which pages hold which chunks of prompts.
 
 use std::collections::HashMap;
 
@@ -6,16 +6,16 @@ use sha2::{Digest, Sha256};
 
 use super::pages::{PageId, PagePool};
 
-/// The key of a chunk and of everything before it.
+/// The key of a chunk. It depends on everything before the chunk too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChunkKey([u8; 32]);
 
 /// The keys of all whole chunks of a prompt: SHA-256 of the salt, the key of the chunk before, the chunk's ids, and the
 /// keys of the images whose first token lies in it.
 ///
-/// - `salt`: a tenant's secret, so that nobody learns from times what others asked;
+/// - `salt`: a tenant's secret, so that response times do not reveal what other tenants asked;
 /// - `ids`: the tokens of the prompt;
-/// - `images`: position of the first token and key of each image, in the prompt's order;
+/// - `images`: for each image in the prompt's order, the position of its first token and its key;
 /// - `chunk_tokens`: [`Layout::chunk_tokens`](super::Layout::chunk_tokens).
 pub fn chunk_keys(salt: &[u8], ids: &[u32], images: &[(u32, [u8; 32])], chunk_tokens: u32) -> Vec<ChunkKey> {
     let mut before = [0; 32];
@@ -42,8 +42,8 @@ pub fn chunk_keys(salt: &[u8], ids: &[u32], images: &[(u32, [u8; 32])], chunk_to
 
 /// The pages of chunks whose keys and values are complete.
 ///
-/// A chunk is only found after the chunks before it. If one of these is evicted, later chunks stay until they are
-/// the least recently used, or are found again once the earlier one has been computed again.
+/// A chunk is found only if all chunks before it are found. If an earlier chunk is evicted, later chunks stay until
+/// they are the least recently used. They are found again once the earlier chunk has been computed again.
 #[derive(Debug, Default)]
 pub struct PrefixIndex {
     by_chunk: HashMap<ChunkKey, Box<[PageId]>>,
@@ -51,12 +51,13 @@ pub struct PrefixIndex {
 }
 
 impl PrefixIndex {
-    /// The pages of the longest known beginning.
+    /// The pages of the longest run of known chunks from the start.
     pub fn find(&self, keys: &[ChunkKey]) -> Vec<PageId> {
         keys.iter().map_while(|key| self.by_chunk.get(key)).flatten().copied().collect()
     }
 
-    /// Enters a chunk whose pages are all written, and asks the pool to keep them. Of equal chunks the first stays.
+    /// Adds a chunk whose pages are all written, and tells the pool to keep them. Does nothing if the index has the chunk
+    /// or one of the pages already.
     pub fn insert(&mut self, key: ChunkKey, pages: &[PageId], pool: &mut PagePool) {
         if self.by_chunk.contains_key(&key) || pages.iter().any(|page| self.by_page.contains_key(page)) {
             return;
@@ -68,7 +69,7 @@ impl PrefixIndex {
         self.by_chunk.insert(key, pages.into());
     }
 
-    /// Removes a chunk. Sequences that own its pages go on.
+    /// Removes a chunk. Sequences that own its pages keep them.
     pub fn remove(&mut self, key: &ChunkKey, pool: &mut PagePool) {
         for page in self.by_chunk.remove(key).unwrap_or_default() {
             self.by_page.remove(&page);
@@ -76,19 +77,19 @@ impl PrefixIndex {
         }
     }
 
-    /// Removes the chunk that a page belonged to.
+    /// Removes the chunk to which a page belongs.
     pub fn remove_page(&mut self, page: PageId, pool: &mut PagePool) {
         if let Some(key) = self.by_page.get(&page).copied() {
             self.remove(&key, pool);
         }
     }
 
-    /// Chunks in the index.
+    /// Number of chunks in the index.
     pub fn len(&self) -> usize {
         self.by_chunk.len()
     }
 
-    /// Whether it knows no chunk.
+    /// Whether the index has no chunk.
     pub fn is_empty(&self) -> bool {
         self.by_chunk.is_empty()
     }

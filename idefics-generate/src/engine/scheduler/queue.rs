@@ -1,4 +1,5 @@
-//! Requests that are prepared or wait: bounds, tenants in turn, and who may pass the first.
+//! The queue of requests in preparation or waiting: its bounds, the turns of tenants, and which requests may start
+//! before the first one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -6,16 +7,16 @@ use super::policy::{Policy, SECOND};
 use super::sequence::{SeqId, Tenant};
 use super::{Micros, Refusal};
 
-/// Over which time the rate of started prompts is measured.
+/// Time over which the rate of started prompts is measured.
 const MINUTE: Micros = 60 * SECOND;
 
-/// The waiting request that starts next, and what has passed it.
+/// The waiting request that starts next, and the number of requests that have started before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct First {
     pub(super) id: SeqId,
     /// When it became the first.
     pub(super) since: Micros,
-    /// Requests that have started before it since then.
+    /// Number of requests that have started before it since then.
     pub(super) passed: u32,
 }
 
@@ -26,16 +27,16 @@ impl First {
     }
 }
 
-/// One tenant's requests.
+/// The requests of one tenant.
 #[derive(Debug, Default)]
 struct Line {
     requests: usize,
     tokens: u64,
-    /// Those that are prepared.
+    /// Requests that are prepared and wait for pages.
     waiting: BTreeSet<SeqId>,
 }
 
-/// The queue. It knows ids and lengths; the sequences are the scheduler's.
+/// The queue. It knows only ids and lengths; the scheduler owns the sequences.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     lines: BTreeMap<Tenant, Line>,
@@ -49,7 +50,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Takes a place for a request in preparation.
+    /// Adds a request in preparation.
     pub(super) fn enter(&mut self, tenant: Tenant, tokens: u32, policy: &Policy, now: Micros) -> Result<(), Refusal> {
         let full = |requests: usize, queued: u64, share: f64| {
             let most = (policy.max_queue as f64 * share).ceil() as usize;
@@ -75,7 +76,7 @@ impl Queue {
         Ok(())
     }
 
-    /// A request is prepared: it waits from now on, and its length is known.
+    /// Notes that a request is prepared. It waits from now on, and its length is known.
     pub(super) fn prepared(&mut self, id: SeqId, tenant: Tenant, announced: u32, tokens: u32) {
         let Some(line) = self.lines.get_mut(&tenant) else { return };
         line.waiting.insert(id);
@@ -83,7 +84,7 @@ impl Queue {
         self.tokens = self.tokens - u64::from(announced) + u64::from(tokens);
     }
 
-    /// A request starts or ends.
+    /// Removes a request that starts or ends.
     pub(super) fn leave(&mut self, id: SeqId, tenant: Tenant, tokens: u32) {
         let Some(line) = self.lines.get_mut(&tenant) else { return };
         line.waiting.remove(&id);
@@ -100,7 +101,7 @@ impl Queue {
         }
     }
 
-    /// A request of `tenant` starts, so that other tenants' turns come first.
+    /// Notes that a request of `tenant` starts. The tenant's next turn comes after those of all others.
     pub(super) fn started(&mut self, tenant: Tenant, tokens: u32, now: Micros) {
         if let Some(place) = self.turns.iter().position(|other| *other == tenant) {
             self.turns.remove(place);
@@ -117,8 +118,8 @@ impl Queue {
         }
     }
 
-    /// Waiting requests in the order in which they start: tenants in turn, each one's own by arrival. Tenants
-    /// that give way come after the others.
+    /// Waiting requests in the order in which they start. Tenants take turns, and the requests of a tenant are in order
+    /// of arrival. Tenants for which `gives_way` is true come after the others.
     pub(super) fn order(&self, gives_way: impl Fn(Tenant) -> bool) -> Vec<SeqId> {
         let mut order = Vec::new();
         for later in [false, true] {
@@ -136,8 +137,8 @@ impl Queue {
         order
     }
 
-    /// The first waiting request: the one that was the first, or else the first of `order`. Once it is the first, it
-    /// stays so until it starts or ends.
+    /// The first waiting request. It stays the first until it starts or ends. If there is none, the first of `order`
+    /// becomes the first waiting request.
     pub(super) fn first(&mut self, order: &[SeqId], now: Micros) -> Option<First> {
         if self.first.is_none() {
             self.first = order.first().map(|id| First { id: *id, since: now, passed: 0 });
@@ -145,12 +146,12 @@ impl Queue {
         self.first
     }
 
-    /// The first waiting request of the last plan, if it still waits.
+    /// The first waiting request at the last plan, if it still waits.
     pub(super) fn known_first(&self) -> Option<First> {
         self.first
     }
 
-    /// Requests that are prepared or wait, and their prompt tokens.
+    /// Number of requests in the queue, and of their prompt tokens.
     pub(super) fn len(&self) -> (usize, u64) {
         (self.requests, self.tokens)
     }
@@ -160,7 +161,7 @@ impl Queue {
         self.lines.get(&tenant).is_some_and(|line| line.waiting.contains(&id))
     }
 
-    /// How long `tokens` prompt tokens will take at the rate at which prompts started in the last minute; 1 to 60 s.
+    /// Estimated time until `tokens` prompt tokens have started, at the rate of the last minute; from 1 to 60 s.
     fn retry_after(&mut self, tokens: u64, now: Micros) -> Micros {
         self.drop_old_starts(now);
         let started: u64 = self.starts.iter().map(|(_, tokens)| u64::from(*tokens)).sum();

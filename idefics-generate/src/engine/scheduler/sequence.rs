@@ -1,4 +1,4 @@
-//! A request inside the scheduler: what was asked, how far it is, and the pages of its answers.
+//! A request inside the scheduler: what was asked, its progress, and the pages of its answers.
 
 use super::Micros;
 use super::pages::{PageId, Reservation};
@@ -22,38 +22,39 @@ impl SeqId {
     }
 }
 
-/// Whose request it is: the number that the server gave the holder of a key.
+/// The owner of requests, as the number that the server gave to the holder of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tenant(pub u32);
 
 /// What runs after the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
-    /// So many answers, each a row of decode steps.
+    /// This number of answers. Each answer is a row of decode steps.
     Answers(u32),
-    /// Beams, ranking or prompt log-probabilities: a tree of tokens over the request's own pages, a step at a time.
+    /// A job that is not batched: beams, ranking or prompt log-probabilities. It runs a step at a time, on a tree of
+    /// tokens in the request's own pages.
     Solo,
 }
 
 /// What is known of a request when it is submitted, before its images are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// Whose request it is.
+    /// The owner of the request.
     pub tenant: Tenant,
     /// Tokens of the prompt, image tokens included.
     pub prompt_tokens: u32,
-    /// Tokens of an answer at most; of a solo job, the tokens of its tree.
+    /// Maximum number of tokens of an answer, or of the tree of a solo job.
     pub max_tokens: u32,
     /// What runs after the prompt.
     pub job: Job,
     /// Slabs of the context store, one for each image (IDEFICS v1); else 0.
     pub slabs: u32,
-    /// When it ends at the latest.
+    /// Time at which the request ends at the latest.
     pub deadline: Option<Micros>,
 }
 
 impl Ask {
-    /// Answers, 1 for a solo job.
+    /// Number of answers; 1 for a solo job.
     pub fn answers(&self) -> u32 {
         match self.job {
             Job::Answers(answers) => answers.max(1),
@@ -65,8 +66,9 @@ impl Ask {
 /// An image of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageShape {
-    /// The position after the last token that reads the image's vectors: if the prefix cache has the keys and values up
-    /// to here, the image is not encoded. `u32::MAX` if answers read it too (cross-attention of IDEFICS v1).
+    /// The position after the last token that reads the image's vectors. If the prefix cache has the keys and values up
+    /// to this position, the image is not encoded. `u32::MAX` if answers read the image too (cross-attention of IDEFICS
+    /// v1).
     pub needed_until: u32,
     /// Patches, the measure of its cost.
     pub patches: u32,
@@ -83,7 +85,7 @@ pub struct PromptShape {
     pub keys: Vec<ChunkKey>,
 }
 
-/// Where a request is. [`State::Preparing`] and [`State::Waiting`] own no pages.
+/// The state of a request. In [`State::Preparing`] and [`State::Waiting`], it owns no pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Its images and text are being prepared.
@@ -92,16 +94,16 @@ pub enum State {
     Waiting,
     /// Its images are being encoded.
     Encoding {
-        /// The image at work.
+        /// The image that is being encoded.
         image: u32,
-        /// Layers of it that are done.
+        /// Number of its layers that are done.
         layer: u32,
     },
     /// Its prompt is being computed.
     Prefilling {
-        /// The position where the chunk at work begins.
+        /// The position where the current chunk begins.
         first: u32,
-        /// Layers of it that are done.
+        /// Number of its layers that are done.
         layer: u32,
     },
     /// The last, partial page of its prompt is copied for each further answer.
@@ -115,7 +117,7 @@ pub enum State {
     },
 }
 
-/// One answer of a request; while the prompt runs there is one.
+/// One answer of a request. While the prompt runs, there is only one.
 #[derive(Debug, Default)]
 pub struct Answer {
     pub(super) table: Vec<PageId>,
@@ -126,22 +128,22 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Its pages in order: position `p` lies in page `p / page_tokens`.
+    /// The page table: position `p` lies in page `p / page_tokens` of the table.
     pub fn table(&self) -> &[PageId] {
         &self.table
     }
 
-    /// Positions whose keys and values are written; the next token is written at this position.
+    /// Number of positions whose keys and values are written. The next token is written at this position.
     pub fn written(&self) -> u32 {
         self.written
     }
 
-    /// Tokens of the answer so far. The last one is not yet written.
+    /// Number of tokens of the answer so far. The keys and values of the last one are not yet written.
     pub fn generated(&self) -> u32 {
         self.generated
     }
 
-    /// How it ended, if it has.
+    /// How the answer ended, if it has.
     pub fn ended(&self) -> Option<AnswerEnd> {
         self.ended
     }
@@ -173,17 +175,17 @@ impl Sequence {
         self.id
     }
 
-    /// What was asked.
+    /// What was known at submission.
     pub fn ask(&self) -> &Ask {
         &self.ask
     }
 
-    /// Where it is.
+    /// Its state.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Its prompt; only the length that was announced until it is prepared.
+    /// Its prompt. Before it is prepared, only the announced length is known.
     pub fn prompt(&self) -> &PromptShape {
         &self.prompt
     }
@@ -193,22 +195,22 @@ impl Sequence {
         self.cached
     }
 
-    /// Its answers: none before it is admitted, one until the prompt is computed, then all.
+    /// Its answers: none before admission, one until the prompt is computed, and then all.
     pub fn answers(&self) -> &[Answer] {
         &self.answers
     }
 
-    /// Whether it is prepared or waits, and so takes a place in the queue.
+    /// Whether it is in the queue: in preparation or waiting.
     pub(super) fn is_queued(&self) -> bool {
         matches!(self.state, State::Preparing | State::Waiting)
     }
 
-    /// Whether its prompt is at work or next.
+    /// Whether its prompt is being computed or waits for its turn.
     pub(super) fn in_prompt(&self) -> bool {
         matches!(self.state, State::Encoding { .. } | State::Prefilling { .. })
     }
 
-    /// Whether no layer of a picture or chunk has begun that is not complete.
+    /// Whether its prompt is at a cut: no picture or chunk has been computed in part.
     pub(super) fn at_cut(&self) -> bool {
         matches!(self.state, State::Encoding { layer: 0, .. } | State::Prefilling { layer: 0, .. })
     }
@@ -217,13 +219,13 @@ impl Sequence {
         layout.worst_case(self.prompt.tokens, self.ask.max_tokens, self.ask.answers())
     }
 
-    /// Keys of the chunks that the prefix cache may replace: the last token's chunk is always computed.
+    /// Keys of the chunks that may come from the prefix cache. The chunk of the last token is always computed.
     pub(super) fn sharable_keys(&self, layout: &Layout) -> &[ChunkKey] {
         let chunks = (self.prompt.tokens.saturating_sub(1) / layout.chunk_tokens) as usize;
         &self.prompt.keys[..chunks.min(self.prompt.keys.len())]
     }
 
-    /// The state in which its prompt goes on, from image `image`.
+    /// The state in which its prompt continues when the images before `image` are done.
     pub(super) fn next_image(&self, image: u32) -> State {
         let needed = |(index, shape): (usize, &ImageShape)| {
             (index >= image as usize && shape.needed_until > self.cached).then_some(index as u32)
@@ -234,7 +236,7 @@ impl Sequence {
         }
     }
 
-    /// Whether one chunk is left and no picture, so that it may go before a longer prompt.
+    /// Whether one chunk and no picture is left, so that the prompt may be a guest.
     pub(super) fn is_short(&self, layout: &Layout) -> bool {
         let State::Prefilling { first, .. } = self.state else { return false };
         self.prompt.tokens - first <= layout.chunk_tokens
