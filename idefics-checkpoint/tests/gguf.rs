@@ -269,7 +269,7 @@ fn split_files_are_read_together() {
     std::fs::write(path(3), part(3, 3).f32s("t1", &[1], |_| 0.0).bytes()).unwrap();
     refused(&path(1), "have 4 tensors");
     std::fs::remove_file(path(3)).unwrap();
-    refused(&path(1), "part 3 of 3 is not there");
+    refused(&path(1), "part 3 of 3 is missing");
 }
 
 /// What every reader of a header does.

@@ -55,6 +55,17 @@ pub enum BatchError {
         /// Row of the batch, from 0.
         row: usize,
     },
+    /// Gradient checkpointing of a model whose norms or biases are not f32.
+    #[error(
+        "gradient checkpointing needs norms and biases in f32, but `{name}` is {dtype}; load the model in f32 or with \
+         quantised weights, or compute the gradients without checkpointing"
+    )]
+    Checkpointed16Bit {
+        /// Name of the parameter.
+        name: String,
+        /// Its dtype.
+        dtype: String,
+    },
     /// A label that is not a token.
     #[error(
         "row {row}, slot {slot}: label {label} is neither -100 nor a token id below the model's vocabulary size \

@@ -68,8 +68,8 @@ impl Scheduler {
         self.queue.order(|tenant| owned.get(&tenant).is_some_and(|pages| *pages as f64 > share))
     }
 
-    /// Reserves the pages of a waiting request's worst case, except those of chunks that the prefix cache has. `None` if
-    /// the request does not fit.
+    /// Reserves the pages of a waiting request's worst case, except those of chunks that the prefix cache has. `None`
+    /// if the request does not fit.
     fn reserve(&mut self, id: SeqId) -> Option<(Vec<PageId>, Reservation)> {
         let sequence = self.sequences.get(&id)?;
         if sequence.ask.slabs > self.memory.slabs {

@@ -55,9 +55,9 @@ impl CostModel {
 
     /// The expected time of one unit of `cost`. `None` if nothing comparable has run.
     ///
-    /// A decode step takes the time of the next larger number of rows that has run, or else of the next smaller one. The
-    /// time of a layer is in proportion to that of the next larger size. Smaller sizes are not used, because their time
-    /// may be mostly that of reading the weights.
+    /// A decode step takes the time of the next larger number of rows that has run, or else of the next smaller one.
+    /// The time of a layer is in proportion to that of the next larger size. Smaller sizes are not used, because their
+    /// time may be mostly that of reading the weights.
     pub fn expect(&self, cost: Cost) -> Option<f64> {
         match cost {
             Cost::Step { rows } => {

@@ -1,21 +1,23 @@
-//! What holds between any two calls.
+//! The invariants that hold between any two calls.
 
 use super::Scheduler;
 use super::sequence::{Answer, Sequence, State};
 
 impl Scheduler {
-    /// Asserts, in debug builds, what holds between any two calls:
+    /// Asserts, in debug builds, the invariants that hold between any two calls:
     ///
-    /// 1. Free, idle and owned pages are all pages; where a sequence writes next, it is the only owner.
-    /// 2. Promised pages are there: the sum of the reservations is at most the free and idle pages.
-    /// 3. A sequence has written at most its prompt and its longest answer, and only into its own table.
-    /// 4. Each request that was submitted has ended once or is in one state; whoever has a turn has not ended.
-    /// 5. Chunks begin at multiples of the chunk length, and a prefix hit ends before the last token's chunk: what is
-    ///    computed follows from the prompt alone.
-    /// 6. The queue is within its bounds, and few have passed the first waiting request.
+    /// 1. Free, idle and owned pages add up to all pages. The page that an answer writes next has no other owner.
+    /// 2. Reserved pages are available: the sum of the reservations is at most the number of free and idle pages.
+    /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables.
+    /// 4. Each submitted request has either ended once or is in one state. Rows, jobs and prompts with a turn have not
+    ///    ended.
+    /// 5. Chunks begin at multiples of the chunk length, and a prefix hit ends before the chunk of the last token. The
+    ///    chunks therefore depend on the prompt alone.
+    /// 6. The queue is within its bounds, and at most [`Policy::max_passes`](super::Policy::max_passes) requests have
+    ///    started before the first waiting one.
     ///
     /// # Panics
-    /// In debug builds, if one does not hold.
+    /// In debug builds, if an invariant does not hold.
     pub fn check_invariants(&self) {
         if cfg!(debug_assertions)
             && let Some(broken) = self.broken_invariant()
@@ -78,12 +80,12 @@ impl Scheduler {
         Some(format!("request {id} of {tokens} tokens in state {:?}: {answer:?}", sequence.state))
     }
 
-    /// Whether the partial page of the prompt has not yet been copied for this answer.
+    /// Whether the answer may still wait for its copy of the prompt's partial page.
     fn may_lack_a_page(&self, sequence: &Sequence, answer: &Answer) -> bool {
         sequence.state == State::Forking && answer.generated == 1
     }
 
-    /// Whether a page from the position that is written next onwards has another owner or is in the index.
+    /// Whether the answer could write to a page that has another owner or is in the prefix index.
     fn writes_shared(&self, sequence: &Sequence, answer: &Answer) -> bool {
         let next = (answer.written / self.layout.page_tokens) as usize;
         let pages = answer.table.get(next..).unwrap_or_default();

@@ -246,7 +246,7 @@ impl Scheduler {
 
     /// The next step. A second call before [`done`](Self::done) returns the same step.
     ///
-    /// First ends the requests that are over a time limit, then starts waiting requests that fit, and then chooses a step.
+    /// Ends the requests that are over a time limit, then starts waiting requests that fit, and then chooses a step.
     pub fn plan(&mut self, now: Micros) -> StepPlan {
         if let Some(step) = &self.in_flight {
             return step.clone();

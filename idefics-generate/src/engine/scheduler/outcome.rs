@@ -1,4 +1,4 @@
-//! What the outcome of a step changes.
+//! Applies the outcome of a step.
 
 use std::ops::Range;
 
@@ -11,14 +11,14 @@ use super::{Micros, Scheduler};
 struct Verdicts(Vec<(RowId, Verdict)>);
 
 impl Verdicts {
-    /// The verdict of a row; a missing one is a failure.
+    /// The verdict of a row. A missing verdict is a failure.
     fn of(&self, row: RowId) -> Verdict {
         let verdict = self.0.iter().find(|(other, _)| *other == row);
         verdict.map_or(Verdict::Failed(RowFault::Internal), |(_, verdict)| *verdict)
     }
 }
 
-/// The fault of a verdict that does not belong to its step.
+/// The fault of a verdict with which the request cannot continue. A verdict of the wrong kind is an internal fault.
 fn fault_of(verdict: Verdict) -> RowFault {
     match verdict {
         Verdict::Failed(fault) => fault,
@@ -27,9 +27,9 @@ fn fault_of(verdict: Verdict) -> RowFault {
 }
 
 impl Scheduler {
-    /// The step that [`plan`](Self::plan) gave has run for `took` µs. Without effect if none was given.
+    /// Reports that the step from [`plan`](Self::plan) has run for `took` µs. Does nothing if no step is running.
     ///
-    /// Verdicts of requests that ended while it ran are ignored.
+    /// Verdicts of requests that ended while the step ran are ignored.
     pub fn done(&mut self, outcome: Outcome, took: Micros, now: Micros) {
         let Some(step) = self.in_flight.take() else { return };
         let suspects = matches!(step, StepPlan::Decode(_)) && self.suspects.pop().is_some();
@@ -79,8 +79,8 @@ impl Scheduler {
         }
     }
 
-    /// Rows of a failed decode step run again in halves. Any other step belongs to one request, which fails; so does a
-    /// row that was alone.
+    /// The rows of a failed decode step run again in halves; a single row fails its request. Any other step belongs to
+    /// one request, which fails.
     fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
         if !suspects {
             self.note_incident(now);
@@ -116,7 +116,7 @@ impl Scheduler {
         }
     }
 
-    /// An answer ends and gives back its pages; with the last answer, its request.
+    /// Ends an answer and releases its pages. The request ends with its last answer.
     fn end_answer(&mut self, row: RowId, end: AnswerEnd) {
         let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
         let Some(answer) = sequence.answers.get_mut(row.answer as usize) else { return };
@@ -169,7 +169,7 @@ impl Scheduler {
         if prompt_complete {
             sequence.state = State::Solo { step: 0 };
             self.turns.add_solo(id);
-            // The job's tree may lie anywhere behind the prompt.
+            // The job's tree may use any slot after the prompt.
             let all = u64::from(sequence.prompt.tokens) + u64::from(sequence.ask.max_tokens);
             self.extend(id.answer(0), all);
         }
@@ -187,7 +187,7 @@ impl Scheduler {
         }
     }
 
-    /// Enters the chunks of a prompt whose logits were finite into the prefix index.
+    /// Adds the whole chunks of a prompt to the prefix index. The logits of the prompt must have been finite.
     fn index_prompt(&mut self, id: SeqId) {
         let Some(sequence) = self.sequences.get(&id) else { return };
         let pages_per_chunk = (self.layout.chunk_tokens / self.layout.page_tokens) as usize;
@@ -196,8 +196,8 @@ impl Scheduler {
         self.memory.index(keys, &sequence.answers[0].table, pages_per_chunk);
     }
 
-    /// A prompt is complete, and each of its answers has its first token. The answers that go on share the full
-    /// pages of the prompt, and divide what is reserved.
+    /// Completes a prompt whose answers have their first tokens. The answers that continue share the full pages of the
+    /// prompt, and divide the reserved pages among them.
     fn first_tokens(&mut self, id: SeqId, verdicts: &Verdicts) {
         let Some(sequence) = self.sequences.get(&id) else { return };
         let count = sequence.ask.answers();
@@ -216,7 +216,7 @@ impl Scheduler {
         let whole = (tokens / self.layout.page_tokens) as usize;
         let longest = self.layout.worst_case(tokens, sequence.ask.max_tokens, 1) as u32;
         let mut reserved = prompt.reservation;
-        // The first answer that goes on keeps the partial page; the others own the full pages only.
+        // The first answer that continues keeps the partial page. The others own only the full pages.
         let mut keeper = Some(prompt.table);
         let shared = keeper.iter().flatten().take(whole).copied().collect::<Vec<_>>();
         for end in &ends {
@@ -245,7 +245,7 @@ impl Scheduler {
         }
     }
 
-    /// The answers of a request decode from now on.
+    /// Starts to decode the answers of a request.
     fn decode_answers(&mut self, id: SeqId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         sequence.state = State::Decoding;

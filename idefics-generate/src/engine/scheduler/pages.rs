@@ -160,8 +160,8 @@ impl PagePool {
         Some(allocated)
     }
 
-    /// Adds an owner. Only [`reserve_and_share`](Self::reserve_and_share) and [`share_instead`](Self::share_instead) may
-    /// add an owner to an idle page, because idle pages may be reserved for others.
+    /// Adds an owner. Only [`reserve_and_share`](Self::reserve_and_share) and [`share_instead`](Self::share_instead)
+    /// may add an owner to an idle page, because idle pages may be reserved for others.
     pub fn share(&mut self, page: PageId) {
         let refs = &mut self.refs[page.index()];
         if *refs == 0 {

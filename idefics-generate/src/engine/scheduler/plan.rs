@@ -128,7 +128,8 @@ pub enum RowFault {
     /// The step panicked.
     #[error("the step panicked")]
     Panic,
-    /// A verdict was missing or of the wrong kind, or a reserved page was not available. This is a defect of the program.
+    /// A verdict was missing or of the wrong kind, or a reserved page was not available. This is a defect of the
+    /// program.
     #[error("internal error: the step broke a rule of the scheduler")]
     Internal,
 }

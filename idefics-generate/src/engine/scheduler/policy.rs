@@ -43,8 +43,8 @@ pub struct Policy {
     /// Maximum number of prompt tokens in the queue. The limit does not apply to a request that would be alone in the
     /// queue; otherwise, a long prompt could never be served.
     pub max_queue_tokens: u64,
-    /// Share of the queue that one tenant may fill. It is also the share of the pages above which a tenant's requests go
-    /// behind those of other tenants. Above 0; 1 for a server with one tenant.
+    /// Share of the queue that one tenant may fill. It is also the share of the pages above which a tenant's requests
+    /// go behind those of other tenants. Above 0; 1 for a server with one tenant.
     pub tenant_share: f64,
     /// How long a request may stay in the queue, preparation included. After that, it ends with
     /// [`Ending::QueueTimeout`](super::Ending).

@@ -56,8 +56,8 @@ impl PrefixIndex {
         keys.iter().map_while(|key| self.by_chunk.get(key)).flatten().copied().collect()
     }
 
-    /// Adds a chunk whose pages are all written, and tells the pool to keep them. Does nothing if the index has the chunk
-    /// or one of the pages already.
+    /// Adds a chunk whose pages are all written, and tells the pool to keep them. Does nothing if the index has the
+    /// chunk or one of the pages already.
     pub fn insert(&mut self, key: ChunkKey, pages: &[PageId], pool: &mut PagePool) {
         if self.by_chunk.contains_key(&key) || pages.iter().any(|page| self.by_page.contains_key(page)) {
             return;

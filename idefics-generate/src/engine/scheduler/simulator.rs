@@ -1,5 +1,5 @@
-//! Runs the scheduler against a [stub executor](stub) through drawn [scenarios](scenario), and checks that nothing
-//! leaks between requests, that each ends once and in time, and that nobody starves.
+//! Runs the scheduler with a [stub executor](stub) in random [scenarios](scenario). Checks that requests do not affect
+//! each other's tokens, that each request ends once and in time, and that none starves.
 //!
 //! `SIMULATOR_SEEDS` sets the number of scenarios, `SIMULATOR_FIRST` the first seed.
 
@@ -14,7 +14,7 @@ use checks::{Admissions, Fairness};
 use scenario::{Outside, Random, Request, Scenario};
 use stub::Stub;
 
-/// What happens outside the scheduler.
+/// An event outside the scheduler.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Arrival(usize),
@@ -24,7 +24,7 @@ enum Event {
     Drain,
 }
 
-/// How often what was tested has happened.
+/// How often each kind of step, ending and refusal has occurred.
 type Seen = BTreeMap<String, u64>;
 
 struct Simulation {
@@ -33,11 +33,11 @@ struct Simulation {
     scheduler: Scheduler,
     stub: Stub,
     now: Micros,
-    /// By time, and then by the order of their making.
+    /// Events in order of time. Events of the same time are in order of creation.
     events: BTreeMap<(Micros, usize), Event>,
     made: usize,
     requests: HashMap<SeqId, Request>,
-    /// Requests that an event has ended, and how.
+    /// How events have ended requests.
     outside: HashMap<SeqId, Outside>,
     lost: Vec<SeqId>,
     ended: HashMap<SeqId, Ending>,
@@ -128,7 +128,7 @@ impl Simulation {
         });
         self.now += took;
         if self.random.chance(4) {
-            // Some is heard while the step runs.
+            // Some events happen while the step runs.
             let before = self.now - took / 2;
             self.happen(before);
             self.scheduler.check_invariants();
@@ -138,7 +138,7 @@ impl Simulation {
         self.read_notices(false);
     }
 
-    /// Time of a step, with some noise. Layers cost in proportion to tokens or patches.
+    /// The time of a step, with some noise. The time of layers is in proportion to their tokens or patches.
     fn cost(&mut self, step: &StepPlan) -> Micros {
         let micros = match step {
             StepPlan::Idle { .. } => 0,
@@ -155,7 +155,7 @@ impl Simulation {
         Micros::from(micros) * Micros::from(self.random.from(80..121)) / 100
     }
 
-    /// All events up to `now`.
+    /// Handles all events up to `now`.
     fn happen(&mut self, now: Micros) {
         while let Some(((at, number), event)) = self.events.first_key_value().map(|(key, event)| (*key, *event)) {
             if at > now {
@@ -246,7 +246,7 @@ impl Simulation {
         }
     }
 
-    /// What a request has got, and why it ended.
+    /// Checks the tokens that an ended request has received, and the reason for its ending.
     fn check_ended(&mut self, id: SeqId, ending: Ending) {
         let request = &self.requests[&id];
         let alone: Vec<_> = (0..request.answers).map(|answer| request.alone(answer)).collect();
@@ -294,7 +294,7 @@ impl Simulation {
         self.note(format!("{ending:?}").split(' ').next().unwrap_or_default());
     }
 
-    /// Who is over time has ended.
+    /// Checks that all requests over a time limit have ended.
     fn check_limits(&self) {
         let requests = self.requests.keys().filter_map(|id| self.scheduler.sequence(*id));
         for sequence in requests {

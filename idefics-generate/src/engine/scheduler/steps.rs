@@ -1,4 +1,4 @@
-//! Which step runs next.
+//! Chooses the next step.
 
 use std::collections::VecDeque;
 
@@ -8,34 +8,35 @@ use super::policy::Policy;
 use super::sequence::{SeqId, State};
 use super::{Micros, Scheduler};
 
-/// A slice that took much longer than expected delays the next ones by at most this.
+/// Maximum debt (negative credit), in microseconds. It limits how long a slice that took much longer than expected
+/// delays the next ones.
 const DEBT: f64 = 1e6;
 
-/// Whose turn it is.
+/// The turns of rows, solo jobs, forks and prompts.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// Rows that decode. Those in front, up to the largest batch, have their turn.
+    /// Rows that decode. The rows at the front, at most [`Policy::max_batch`], have their turn.
     rows: VecDeque<RowId>,
-    /// Steps of this turn.
+    /// Number of decode steps in this turn.
     steps: u32,
-    /// Rows in front that ran in the last step. Only these go to the back: who has taken the place of an ended row
-    /// keeps it.
+    /// Number of rows at the front that ran in the last step. Only these go to the back after the turn. A row that has
+    /// taken the place of an ended row stays at the front.
     ran: usize,
-    /// Solo jobs; the one in front is next.
+    /// Solo jobs. The one at the front runs next.
     solo: VecDeque<SeqId>,
-    /// Whether a solo job comes before a slice.
+    /// Whether a solo job runs before the next slice.
     solo_first: bool,
-    /// Requests whose last shared page must be copied.
+    /// Requests that wait for a fork.
     forks: VecDeque<SeqId>,
-    /// The prompt at work.
+    /// The prompt that is being computed.
     prompt: Option<SeqId>,
-    /// A short prompt that goes before it.
+    /// The guest that runs before it.
     guest: Option<SeqId>,
-    /// The prompt and its state at the cut at which a guest went first.
+    /// The prompt and its state at the last cut where a guest ran first. There is no second guest at the same cut.
     guest_at: Option<(SeqId, State)>,
-    /// Microseconds that slices and solo steps may take.
+    /// Time in microseconds that slices and steps of solo jobs may take.
     credit: f64,
-    /// Whether the last step was no decode step.
+    /// Whether the last step was not a decode step.
     other_ran: bool,
 }
 
@@ -52,7 +53,7 @@ impl Turns {
         &self.forks
     }
 
-    /// The prompt at work and the one that goes before it.
+    /// The prompt that is being computed, and the guest.
     pub(super) fn prompts(&self) -> impl Iterator<Item = SeqId> {
         self.prompt.into_iter().chain(self.guest)
     }
@@ -80,7 +81,7 @@ impl Turns {
         self.forks.retain(|other| *other != id);
     }
 
-    /// A request has ended.
+    /// Removes a request that has ended.
     pub(super) fn remove(&mut self, id: SeqId) {
         while let Some(row) = self.rows.iter().find(|row| row.id == id).copied() {
             self.remove_row(row);
@@ -91,7 +92,7 @@ impl Turns {
         self.guest = self.guest.filter(|guest| *guest != id);
     }
 
-    /// A decode step of the rows in front ran, or of rows that run again (`suspects`).
+    /// A decode step ran: of suspects if `suspects`, otherwise of the rows at the front.
     pub(super) fn decoded(&mut self, rows: &[RowId], took: Micros, policy: &Policy, suspects: bool) {
         self.other_ran = false;
         self.credit += took as f64 * (1.0 - policy.decode_share) / policy.decode_share;
@@ -101,7 +102,7 @@ impl Turns {
         }
     }
 
-    /// A slice, copies or a step of a solo job ran.
+    /// A slice, a fork or a step of a solo job ran.
     pub(super) fn other_ran(&mut self, took: Micros) {
         self.other_ran = true;
         if !self.rows.is_empty() {
@@ -109,13 +110,13 @@ impl Turns {
         }
     }
 
-    /// A slice ran, so that a solo job is next.
+    /// A slice ran. A solo job is next.
     pub(super) fn slice_ran(&mut self, took: Micros) {
         self.other_ran(took);
         self.solo_first = true;
     }
 
-    /// A step of a solo job ran, so that a slice is next, and then another solo job.
+    /// A step of a solo job ran. A slice is next, and then another solo job.
     pub(super) fn solo_ran(&mut self, took: Micros, id: SeqId) {
         self.other_ran(took);
         self.solo_first = false;
@@ -124,7 +125,7 @@ impl Turns {
         }
     }
 
-    /// Rows of the next step.
+    /// The rows of the next decode step.
     fn batch(&mut self, max_batch: usize, turn_steps: u32) -> Vec<RowId> {
         if self.steps >= turn_steps {
             self.steps = 0;
@@ -137,7 +138,7 @@ impl Turns {
     }
 }
 
-/// Work between decode steps.
+/// A piece of work between decode steps.
 #[derive(Debug, Clone, Copy)]
 enum Other {
     Fork(SeqId),
@@ -155,7 +156,7 @@ impl Scheduler {
         }
     }
 
-    /// `None` if a request that was chosen lacks a page that it was promised, and so failed.
+    /// `None` if a chosen request lacked a page that was reserved for it. That request has failed.
     fn try_to_choose(&mut self) -> Option<StepPlan> {
         while let Some(mut rows) = self.suspects.pop() {
             rows.retain(|row| self.turns.rows.contains(row));
@@ -173,7 +174,7 @@ impl Scheduler {
             return self.decode(rows);
         };
         if !rows.is_empty() {
-            // What is not used by the piece that waits is not saved for a burst of later ones.
+            // Credit beyond what the next piece of work needs is not saved, so that later pieces cannot run in a burst.
             self.turns.credit = self.turns.credit.min(cost.max(self.earning(rows.len() as u32)));
             if self.turns.other_ran || cost > self.turns.credit {
                 return self.decode(rows);
@@ -201,7 +202,8 @@ impl Scheduler {
         Some(StepPlan::Decode(rows))
     }
 
-    /// Extends the table of an answer to `tokens` positions. A request without a page that it was promised fails.
+    /// Extends the page table of an answer to `tokens` positions. If a reserved page is not available, the request
+    /// fails.
     pub(super) fn extend(&mut self, row: RowId, tokens: u64) -> bool {
         let pages = self.layout.pages_for(tokens);
         let answers = self.sequences.get_mut(&row.id).map(|sequence| &mut sequence.answers);
@@ -214,12 +216,12 @@ impl Scheduler {
         extended
     }
 
-    /// Time of a decode step, as far as it is known.
+    /// Expected time of a decode step; 0 if unknown.
     fn step_time(&self, rows: u32) -> f64 {
         self.costs.expect(Cost::Step { rows: rows.max(1) }).unwrap_or(0.0)
     }
 
-    /// What a decode step earns.
+    /// Credit that a decode step is expected to earn.
     fn earning(&self, rows: u32) -> f64 {
         self.step_time(rows) * (1.0 - self.policy.decode_share) / self.policy.decode_share
     }
@@ -243,7 +245,7 @@ impl Scheduler {
         solo.map(|id| (Other::Solo(id), self.costs.expect(Cost::SoloStep).unwrap_or(unknown)))
     }
 
-    /// The prompt that runs next: the one at work, except that one short prompt may go first at each of its cuts.
+    /// The prompt that runs next: the current one, or a guest at one of its cuts.
     fn next_prompt(&mut self) -> Option<SeqId> {
         let running = |id: Option<SeqId>| id.filter(|id| self.sequence(*id).is_some_and(|prompt| prompt.in_prompt()));
         if let Some(guest) = running(self.turns.guest) {
@@ -265,7 +267,7 @@ impl Scheduler {
         self.turns.guest.or(self.turns.prompt)
     }
 
-    /// Layers that are left of the picture or chunk at work.
+    /// The number of layers left of the current picture or chunk, and the cost of each.
     fn layers_left(&self, id: SeqId) -> Option<(Cost, u32)> {
         let sequence = self.sequence(id)?;
         match sequence.state {
@@ -295,7 +297,7 @@ impl Scheduler {
         }
     }
 
-    /// The copies of the last, partial page of a prompt. The first answer that goes on keeps the page itself.
+    /// The copies of the last, partial page of a prompt. The first answer that has not ended keeps the page itself.
     fn fork(&mut self, id: SeqId) -> Option<StepPlan> {
         let sequence = self.sequence(id)?;
         let whole = (sequence.prompt.tokens / self.layout.page_tokens) as usize;

@@ -1,4 +1,4 @@
-//! Single rules, each with the numbers that it is about. What holds for all inputs is in the simulator.
+//! Tests of single rules, with concrete numbers. The simulator tests what holds for all inputs.
 
 mod memory;
 
@@ -28,7 +28,7 @@ fn add(scheduler: &mut Scheduler, ask: Ask, now: Micros) -> SeqId {
     id
 }
 
-/// The verdicts with which all goes on; the last layers of a prompt give a token.
+/// An outcome without faults. The last layers of a prompt give one token for each answer.
 fn good(scheduler: &Scheduler, step: &StepPlan) -> Outcome {
     let verdicts = match step {
         StepPlan::Idle { .. } => Vec::new(),
@@ -103,7 +103,7 @@ fn sizes_that_cannot_work_are_refused() {
 #[test]
 fn the_queue_is_bounded_in_requests_and_prompt_tokens() {
     let mut scheduler = scheduler(Policy { max_queue: 3, max_queue_tokens: 50, ..Policy::default() });
-    // A prompt above the bound is taken if it is alone.
+    // A prompt above the bound is accepted if it is alone in the queue.
     let long = scheduler.submit(ask(100, 1), 0).unwrap();
     assert!(matches!(scheduler.submit(ask(1, 1), 0), Err(Refusal::QueueFull { retry_after: 60_000_000 })));
     scheduler.end(long, Ending::BadInput);
@@ -121,7 +121,7 @@ fn the_queue_is_bounded_in_requests_and_prompt_tokens() {
 fn a_full_queue_says_when_to_try_again() {
     let mut scheduler = scheduler(Policy { max_queue: 2, ..Policy::default() });
     let mut now = 0;
-    // 16 tokens a request and 10 s between starts: 1.6 tokens a second and a little more.
+    // 16 tokens per request and 10 s between starts: slightly more than 1.6 tokens per second.
     for _ in 0..3 {
         let id = add(&mut scheduler, ask(16, 1), now);
         until_idle(&mut scheduler, &mut now);
@@ -189,7 +189,7 @@ fn few_pass_the_first_waiting_request_and_none_after_a_while() {
     }
 }
 
-/// Runs until `first` starts, and checks that no other starts before.
+/// Runs until `first` starts, and checks that no other request starts before it.
 fn until_waiting_is_over(scheduler: &mut Scheduler, now: &mut Micros, first: SeqId) {
     loop {
         step(scheduler, now);
@@ -216,7 +216,8 @@ fn slices_have_as_many_layers_as_their_time_allows() {
         scheduler.done(outcome, 1_000 * layers.len() as u64, 0);
         (tokens, layers)
     };
-    // Nothing is known of the first; then 3 layers of 1 ms fit into 3.5 ms. The last chunk is half as long.
+    // The time of the first layer is unknown. After it, 3 layers of 1 ms fit into 3.5 ms. The last chunk is half as
+    // long.
     let expected = [(0..8, 0..1), (0..8, 1..4), (8..16, 0..3), (8..16, 3..4), (16..20, 0..4)];
     assert_eq!(std::array::from_fn(|_| run(&mut scheduler)), expected);
     assert_eq!(endings(&mut scheduler), [(id, Ending::Finished)]);
@@ -240,7 +241,7 @@ fn decode_keeps_its_share_of_the_time() {
                 StepPlan::Slice(Slice::Chunk { layers, .. }) => (&mut slices, 990 * layers.len() as u64),
                 step => panic!("{step:?}"),
             };
-            // It counts from the first slice on, before which nothing is known of its time.
+            // Time is counted after the first slice, because the time of a slice is unknown before.
             if known {
                 *time += micros as f64;
             }
@@ -358,7 +359,7 @@ fn solo_jobs_and_prompts_take_turns_between_decode_steps() {
 fn one_short_prompt_goes_first_at_each_cut() {
     let mut scheduler = scheduler(Policy { slice_floor: 100_000, ..Policy::default() });
     let mut now = 0;
-    // Costs are known: each slice is a whole chunk.
+    // This prompt makes the costs known, so that each later slice is a whole chunk.
     add(&mut scheduler, ask(16, 1), now);
     until_idle(&mut scheduler, &mut now);
     let long = add(&mut scheduler, ask(24, 1), now);
@@ -366,7 +367,7 @@ fn one_short_prompt_goes_first_at_each_cut() {
     let id =
         |step: &StepPlan| if let StepPlan::Slice(Slice::Chunk { id, .. }) = step { *id } else { panic!("{step:?}") };
     let order: Vec<_> = steps(&mut scheduler, &mut now, 7).iter().map(id).collect();
-    // The last chunk of the long prompt is short itself.
+    // No guest runs before the last chunk of the long prompt, which is itself short.
     assert_eq!(order, [short[0], long, short[1], long, long, short[2], short[3]]);
 }
 

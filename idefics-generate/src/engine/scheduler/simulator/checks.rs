@@ -1,11 +1,11 @@
-//! What the simulator knows of order and turns, by itself.
+//! Checks of order and turns that do not rely on the scheduler's own records.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::super::{Micros, RowId, Scheduler, SeqId, State, StepPlan};
 use super::scenario::{Request, Scenario};
 
-/// Follows who waits and who passes whom.
+/// Tracks which requests wait, and how many start before the first.
 #[derive(Debug, Default)]
 pub(super) struct Admissions {
     waiting: BTreeSet<SeqId>,
@@ -22,7 +22,7 @@ impl Admissions {
         self.first = self.first.filter(|(first, ..)| *first != id);
     }
 
-    /// With one tenant: a request starts that is the first, or one that may pass it.
+    /// A request starts. With one tenant, it must be the first waiting request, or one that may start before the first.
     pub(super) fn admit(&mut self, id: SeqId, now: Micros, scenario: &Scenario) {
         if scenario.tenants == 1 {
             let (first, since, passed) = self.known_first(now).expect("a waiting request");
@@ -44,7 +44,8 @@ impl Admissions {
         self.first
     }
 
-    /// After a plan, the first waiting request does not fit, even if no page were shared.
+    /// Checks after a plan that the worst cases of the admitted requests and of the first waiting request do not fit
+    /// together. If they did, the first would have started.
     pub(super) fn check_first(
         &mut self,
         scheduler: &Scheduler,
@@ -71,12 +72,12 @@ impl Admissions {
     }
 }
 
-/// Follows turns: of decode and other work, of rows, and of prompts.
+/// Tracks the turns of decode steps and other steps, and those of rows.
 #[derive(Debug, Default)]
 pub(super) struct Fairness {
-    /// Other steps since the last decode step, while rows decode.
+    /// Number of other steps since the last decode step, counted while rows decode.
     others: u32,
-    /// Decode steps since other work ran, while there is some.
+    /// Number of decode steps since the last other step, counted while there is other work.
     decodes: u32,
     steps: u32,
     /// The step at which each row decoded last.
@@ -116,20 +117,20 @@ impl Fairness {
                 let layers = match slice {
                     super::Slice::Vision { layers, .. } | super::Slice::Chunk { layers, .. } => layers,
                 };
-                // Times vary by a fifth, and sizes of one class by an eighth.
+                // Times vary by up to a fifth, and the sizes of a class by up to an eighth.
                 let most = 1.7 * self.budget(scheduler);
                 assert!(layers.len() == 1 || took as f64 <= most, "{slice:?} took {took}, more than {most}");
             }
         }
     }
 
-    /// How long a slice of several layers may be.
+    /// Maximum time of a slice of several layers.
     fn budget(&self, scheduler: &Scheduler) -> f64 {
         let share = scheduler.policy().decode_share;
         (scheduler.policy().slice_floor as f64).max(self.longest_step * ((1.0 - share) / share).max(1.0))
     }
 
-    /// A row decodes at least once while all others have their turns.
+    /// Checks that each row decodes at least once while all others have their turns.
     fn check_rows(&mut self, rows: &[RowId], scheduler: &Scheduler) {
         self.steps += 1;
         rows.iter().for_each(|row| _ = self.last.insert(*row, self.steps));

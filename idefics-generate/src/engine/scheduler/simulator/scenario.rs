@@ -1,11 +1,11 @@
-//! What happens in one simulation, drawn from a seed.
+//! The random scenario of one simulation, which depends only on the seed.
 
 use std::ops::Range;
 
 use super::super::{Ask, ImageShape, Job, Layout, Micros, Policy, PromptShape, RowFault, SECOND, Tenant, chunk_keys};
 use super::stub::mix;
 
-/// SplitMix64.
+/// Pseudo-random numbers in the manner of SplitMix64.
 #[derive(Debug)]
 pub(super) struct Random(pub(super) u64);
 
@@ -15,12 +15,12 @@ impl Random {
         mix(self.0, 0x5851_f42d_4c95_7f2d)
     }
 
-    /// A number of the range.
+    /// A random number in the range.
     pub(super) fn from(&mut self, range: Range<u32>) -> u32 {
         range.start + (self.next() % u64::from(range.end - range.start)) as u32
     }
 
-    /// True once in `times`.
+    /// True with a probability of 1 / `times`.
     pub(super) fn chance(&mut self, times: u32) -> bool {
         self.from(0..times) == 0
     }
@@ -43,14 +43,14 @@ impl Image {
     }
 }
 
-/// What goes wrong with a request.
+/// A fault that a request is made to have.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
-    /// A row gets this verdict after so many tokens.
+    /// An answer fails with `fault` after `after` tokens.
     Row { answer: u32, after: u32, fault: RowFault },
-    /// Each step with this row panics after so many tokens.
+    /// Every step with this answer panics once the answer has `after` tokens.
     Panics { answer: u32, after: u32 },
-    /// The slice with this position panics.
+    /// Every slice of the chunk with position `at` panics.
     PromptPanics { at: u32 },
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Request {
     pub(super) seed: u64,
     pub(super) deadline: Option<Micros>,
     pub(super) fault: Option<Fault>,
-    /// More tokens than were announced.
+    /// By how many tokens the announced prompt is shorter than the prepared one.
     pub(super) announced_less: u32,
 }
 
@@ -112,7 +112,7 @@ impl Request {
     }
 }
 
-/// How a request ends from outside.
+/// How a request is ended from outside the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outside {
     Cancelled,
@@ -120,7 +120,7 @@ pub(super) enum Outside {
     BadInput,
 }
 
-/// A request's life outside the scheduler.
+/// What happens to a request outside the scheduler.
 #[derive(Debug, Clone)]
 pub(super) struct Arrival {
     pub(super) at: Micros,
@@ -134,7 +134,7 @@ pub(super) struct Scenario {
     pub(super) layout: Layout,
     pub(super) policy: Policy,
     pub(super) arrivals: Vec<Arrival>,
-    /// A step fails without a reason once in so many; 0 for never.
+    /// One step in this many fails without a reason; 0 if none does.
     pub(super) transient: u32,
     pub(super) loses_pages_at: Option<Micros>,
     pub(super) drains_at: Option<Micros>,

@@ -1,5 +1,5 @@
-//! An executor without a model: what it writes into a slot and which token it chooses are hashes of all slots before,
-//! read through the page table. Whatever reaches a wrong page changes a token.
+//! An executor without a model. What it writes into a slot and which token it chooses are hashes of all slots before,
+//! read through the page table. A write to a wrong page therefore changes a token.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::super::{AnswerEnd, Layout, Outcome, PageId, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
 use super::scenario::{Fault, Random, Request};
 
-/// One in so many tokens ends an answer.
+/// One token in this many ends an answer.
 const END: u32 = 29;
 
 pub(super) fn mix(a: u64, b: u64) -> u64 {
@@ -17,18 +17,18 @@ pub(super) fn mix(a: u64, b: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What is written at `position`, if `before` is the hash of all slots before.
+/// What is written at `position`. `before` is the hash of all slots before it.
 fn content(before: u64, position: u32, input: u64) -> u64 {
     mix(mix(before, input), u64::from(position))
 }
 
-/// The token after `position`, if `all` is the hash of all slots up to it.
+/// The token after `position`. `all` is the hash of all slots up to it.
 fn token(all: u64, position: u32, seed: u64, answer: u32) -> u32 {
     (mix(mix(all, u64::from(position)), mix(seed, u64::from(answer))) % 997) as u32
 }
 
 impl Request {
-    /// What goes into the model at a position of the prompt.
+    /// The input of the model at a position of the prompt.
     fn input(&self, position: u32) -> u64 {
         let image = self.images.iter().find(|image| image.tokens().contains(&position));
         mix(
@@ -37,7 +37,7 @@ impl Request {
         )
     }
 
-    /// The tokens of an answer if nothing else runs.
+    /// The tokens of an answer if no other request runs.
     pub(super) fn alone(&self, answer: u32) -> (Vec<u32>, AnswerEnd) {
         let mut all = 0;
         let tokens = self.ids.len() as u32;
@@ -70,11 +70,12 @@ pub(super) struct Stub {
     vision_layers: u32,
     slots: Vec<u64>,
     pub(super) tokens: HashMap<RowId, Vec<u32>>,
-    /// Images of a request whose vectors are there.
+    /// Images of requests whose vectors are ready.
     vectors: HashSet<(SeqId, u32)>,
     /// The cache of image vectors.
     features: HashSet<u64>,
-    /// The picture or chunk at work: its request, its first token or image, and layers done.
+    /// The current picture or chunk: its request, whether it is a picture, its image or first token, and the number of
+    /// layers that are done.
     at_work: Option<(SeqId, bool, u32, u32)>,
     /// Requests that were alone in a step that failed.
     pub(super) failed_alone: HashSet<SeqId>,
@@ -101,13 +102,13 @@ impl Stub {
         (0..count).fold(0, |all, position| mix(all, self.slots[self.slot(table, position)]))
     }
 
-    /// All slots hold something else now.
+    /// Overwrites all slots.
     pub(super) fn lose_pages(&mut self, random: &mut Random) {
         self.slots.iter_mut().for_each(|slot| *slot = random.next());
         self.at_work = None;
     }
 
-    /// Runs a step. `transient` fails it for no reason of its own.
+    /// Runs a step. If `transient`, the step fails without a cause in its requests.
     pub(super) fn run(
         &mut self,
         step: &StepPlan,
@@ -191,7 +192,8 @@ impl Stub {
             self.slots[slot] = content(before, written, u64::from(last));
             written_rows.push((*row, (written, fault(row))));
         }
-        // Tokens are chosen after all rows have written, so that a row that writes into another's page is noticed.
+        // Tokens are chosen after all rows have written, so that a row that writes into a page of another row is
+        // noticed.
         let choose = |(row, (written, fault)): (RowId, (u32, Option<Fault>))| {
             let answer = scheduler.answer(row).expect("a row of the plan");
             let chosen = token(self.read(answer.table(), written + 1), written, requests[&row.id].seed, row.answer);
@@ -277,7 +279,7 @@ impl Stub {
         if step + 1 == request.solo_steps { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Done }
     }
 
-    /// Layers run in order, and one picture or chunk is at work at a time.
+    /// Checks that layers run in order, and that only one picture or chunk is computed in part at a time.
     fn go_on(&mut self, scheduler: &Scheduler, (id, vision, place): (SeqId, bool, u32), layers: &Range<u32>, all: u32) {
         assert!(layers.start < layers.end && layers.end <= all, "layers {layers:?} of {all}");
         match self.at_work.take().filter(|(other, ..)| scheduler.sequence(*other).is_some()) {

@@ -1,4 +1,4 @@
-//! Pages, the prefix index, and the pages of several answers.
+//! Tests of pages, of the prefix index, and of the pages of several answers.
 
 use proptest::prelude::*;
 
@@ -87,7 +87,7 @@ fn pages_of_the_index_are_taken_back_when_they_are_needed() {
     assert_eq!(scheduler.counts().pages, PageCounts { free: 32, idle: 8, owned: 0, reserved: 0 });
     add(&mut scheduler, ask(120, 26), now);
     until_idle(&mut scheduler, &mut now);
-    // 37 pages were used: the last three chunks of the index are gone.
+    // The request used 37 pages, so the last three chunks left the index.
     assert_eq!(scheduler.counts().pages, PageCounts { free: 38, idle: 2, owned: 0, reserved: 0 });
     scheduler.take_notices();
     with_keys(&mut scheduler, ask(32, 1), Vec::new(), now);
@@ -120,7 +120,7 @@ fn answers_share_full_pages_and_copy_the_partial_one() {
         let mut now = 0;
         let id = add(&mut scheduler, Ask { job: Job::Answers(3), ..ask(tokens, 6) }, now);
         let worst = scheduler.layout().worst_case(tokens, 6, 3);
-        // Two full pages, and two pages an answer.
+        // Two full pages, and two pages per answer.
         assert_eq!(worst, 2 + 3 * 2);
         let mut copies = Vec::new();
         until_decode_noting(&mut scheduler, &mut now, &mut copies);
