@@ -37,7 +37,7 @@ impl Int4Layout {
         }
     }
 
-    /// The number of inputs that codes of this shape have at most; 0 if the shape is wrong.
+    /// Maximum number of inputs of a weight whose codes have this shape; 0 if the shape is wrong.
     fn inputs(self, shape: &[usize]) -> usize {
         match (self, shape) {
             (Self::Awq, [inputs, _]) => *inputs,
@@ -76,7 +76,7 @@ impl Checkpoint {
         Some(format!("{layer}.weight"))
     }
 
-    /// Whether `name` is a bias of zeros beside packed codes: GPTQ stores one for layers that have none.
+    /// Whether `name` is a bias of zeros beside packed codes. GPTQ stores such a bias for layers that have none.
     pub fn is_empty_bias(&self, name: &str) -> bool {
         let layer = name.strip_suffix(".bias").zip(self.int4);
         let is_packed = layer.is_some_and(|(layer, packing)| {
@@ -118,8 +118,8 @@ impl Checkpoint {
         order.map_err(|source| stored.error(name, source))
     }
 
-    /// How an int4 weight in our own layout is stored; `group` is the name of the tensor with the group size. A size
-    /// that is not positive is read as 1, so that the number of scales does not fit.
+    /// How an int4 weight in our own layout is stored. `group` is the name of the tensor with the group size. A size
+    /// that is not positive is read as 1, so that the check of the number of scales fails.
     pub(crate) fn stored_own_int4<'a>(&'a self, name: &str, entry: &'a TensorEntry, group: String) -> StoredWeight<'a> {
         let size = self.tensor(&group).and_then(|entry| entry.bytes().first_chunk().copied()).map(i64::from_le_bytes);
         let size = size.and_then(|size| usize::try_from(size).ok()).and_then(NonZeroUsize::new);
@@ -230,7 +230,8 @@ impl Checkpoint {
         Ok(entry)
     }
 
-    /// The inputs sorted by their group, which the tensor `name` holds. `None` if they already are.
+    /// The inputs in order of their group. The tensor `name` holds the group of each input. `None` if the inputs are
+    /// already in this order.
     fn order(&self, name: &str, group: NonZeroUsize, d_in: usize) -> Result<Option<Vec<u32>>, StoredWeightError> {
         let is_needed = self.int4.is_some_and(|packing| packing.needs_index);
         let entry = match self.tensor(name) {

@@ -200,7 +200,7 @@ pub(crate) fn group_name(name: &str) -> String {
     format!("{name}.group")
 }
 
-/// Name of the tensor with the order of the inputs of an int4 weight in our own layout.
+/// Name of the tensor with the input order of an int4 weight in our own layout.
 pub(crate) fn order_name(name: &str) -> String {
     format!("{name}.order")
 }

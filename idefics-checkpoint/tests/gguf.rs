@@ -265,7 +265,7 @@ fn split_files_are_read_together() {
     std::fs::copy(path(1), folder.path().join("renamed.gguf")).unwrap();
     refused(&folder.path().join("renamed.gguf"), "keep the file names");
     std::fs::write(path(3), part(2, 3).bytes()).unwrap();
-    refused(&path(1), "it does not say that it is part 3 of 3");
+    refused(&path(1), "does not say that it is part 3 of 3");
     std::fs::write(path(3), part(3, 3).f32s("t1", &[1], |_| 0.0).bytes()).unwrap();
     refused(&path(1), "have 4 tensors");
     std::fs::remove_file(path(3)).unwrap();

@@ -128,7 +128,7 @@ fn models_that_cannot_be_written_are_named() {
     let source = source();
     let refused = |text: NewText| export(source.path(), &text, GgufMix::F32).unwrap_err().to_string();
     assert!(refused(NewText { layers: 2, ..new_text() }).contains("it has no `model.text_model.layers.1."));
-    assert!(refused(NewText { intermediate: 13, ..new_text() }).contains("has the shape [12, 8], expected [13, 8]"));
+    assert!(refused(NewText { intermediate: 13, ..new_text() }).contains("has shape [12, 8]; expected [13, 8]"));
     assert!(refused(NewText { is_tied: false, ..new_text() }).contains("it has no `lm_head.weight`"));
     assert!(refused(NewText { vocab: 5, ..new_text() }).contains("there are 5 embeddings"));
 

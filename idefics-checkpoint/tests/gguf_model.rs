@@ -254,7 +254,7 @@ fn files_that_do_not_make_one_model_are_named() {
 
     let towers = ["mmproj-a.gguf", "b-mmproj.gguf"].map(|name| (name, mmproj(false, 1e-6).bytes()));
     let towers = folder(&[towers[0].clone(), towers[1].clone(), ("m.gguf", text().bytes())]);
-    assert!(message(towers.path()).contains("say which with --mmproj"));
+    assert!(message(towers.path()).contains("choose one with --mmproj"));
     let paths = GgufPaths { text: towers.path().join("m.gguf"), mmproj: Some(towers.path().join("mmproj-a.gguf")) };
     assert!(GgufModel::open(paths).is_ok());
 

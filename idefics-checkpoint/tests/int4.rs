@@ -361,7 +361,7 @@ fn own_layout_round_trips() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let stored = checkpoint.stored("up.weight").unwrap();
     let error = checkpoint.input_order("up.weight", &stored, [8, 65]).unwrap_err().to_string();
-    assert!(error.contains("`up.weight.order`[1] is 0; expected each number below 65 once"), "{error}");
+    assert!(error.contains("`up.weight.order`[1] is 0; expected each number from 0 to 65 - 1 exactly once"), "{error}");
 }
 
 proptest! {

@@ -131,8 +131,8 @@ fn unsupported_packings_are_named() {
     let path = folder.path().join("config.json");
     let config = fs::read_to_string(&path).unwrap();
     for (from, to, expected) in [
-        ("\"gemm\"", "\"gemv\"", "quantization_config.version is \"gemv\", expected gemm"),
-        ("\"bits\": 4", "\"bits\": 3", "quantization_config.bits is 3, expected 4"),
+        ("\"gemm\"", "\"gemv\"", "quantization_config.version is \"gemv\"; expected gemm"),
+        ("\"bits\": 4", "\"bits\": 3", "quantization_config.bits is 3; expected 4"),
         ("\"awq\"", "\"aqlm\"", "quantization_config.quant_method"),
     ] {
         fs::write(&path, config.replace(from, to)).unwrap();

@@ -284,7 +284,7 @@ fn listed(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(named))
 }
 
-/// Like [`listed`], with the position of each shape in tenths of the picture, and the grade of its size.
+/// Like [`listed`], but each shape also has its position, in tenths of the picture, and its size, as a grade.
 pub(crate) fn listed_in_detail(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(|shape| {
         let [x, y] = scene.tenths(shape);

@@ -353,7 +353,7 @@ impl Prompts {
     }
 }
 
-/// Uploads a `[batch, seq]` block of ids after checking them, because GPU backends do not.
+/// Checks and uploads a `[batch, seq]` block of ids. GPU backends do not check ids themselves.
 pub(crate) fn upload_ids(
     ids: &[u32],
     [batch, seq]: [usize; 2],

@@ -14,7 +14,7 @@ use crate::{gif, png, webp};
 /// Maximum number of frames of a file.
 pub(crate) const MAX_FRAMES: usize = 1 << 20;
 
-/// The frames that are decoded may have together this many times the pixels of the largest picture.
+/// Limit for the pixels of all decoded frames together, as a multiple of the limit for one picture.
 const MAX_PICTURES: u64 = 64;
 
 /// An animated GIF, WebP or PNG file, of which no pixel has been decoded.
@@ -88,7 +88,7 @@ pub(crate) enum Blend {
     Replace,
     /// Its pixels replace those of the canvas where they are not fully transparent.
     Mask,
-    /// Its pixels are blended with the arithmetic of libwebp.
+    /// Its pixels are blended as in libwebp, with the same rounding.
     WebP,
     /// Its pixels are blended with rounding to the nearest level.
     Over,
@@ -132,12 +132,12 @@ impl<'a> Animation<'a> {
         self.frames.infos.len()
     }
 
-    /// Time that all frames are shown together.
+    /// Total time for which the frames are shown.
     pub fn duration(&self) -> Duration {
         self.frames.infos.iter().map(|info| info.duration).sum()
     }
 
-    /// Time that each frame is shown.
+    /// Time for which each frame is shown.
     pub fn durations(&self) -> impl ExactSizeIterator<Item = Duration> {
         self.frames.infos.iter().map(|info| info.duration)
     }

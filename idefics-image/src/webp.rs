@@ -131,7 +131,8 @@ fn body(bytes: &[u8]) -> Option<&[u8]> {
 struct File<'a> {
     /// Canvas width and height of an extended file (`VP8X`), in pixels.
     canvas: Option<(u32, u32)>,
-    /// Whether the image has alpha, by the flags of an animation. `None` if the frame decides.
+    /// Whether the image has alpha, from the flags in the header of an animation. `None` for a still picture: there,
+    /// the frame itself says so.
     has_alpha: Option<bool>,
     frame: Frame<'a>,
     exif: Option<&'a [u8]>,

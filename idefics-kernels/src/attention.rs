@@ -44,7 +44,8 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
     attend_rows(isa, attention, out);
 }
 
-/// Like [`decode_attention`], over a cache in pages. A row gives the same bits in any company of rows.
+/// Like [`decode_attention`], over a cache that consists of pages. The other rows do not change the bits of a row's
+/// result.
 ///
 /// # Shapes
 /// - `out`: `[rows, heads, head_dim]`, overwritten
@@ -65,7 +66,7 @@ pub fn paged_attention_on(isa: Isa, attention: &PagedAttention<'_>, out: &mut [f
     attend_rows(isa, attention, out);
 }
 
-/// A cache in which the slots of a row lie in runs.
+/// A cache in which the slots of a row form runs of adjacent slots.
 trait RowCache: Sync {
     /// Number of rows.
     fn n_rows(&self) -> usize;

@@ -1,4 +1,4 @@
-//! Writing keys and values into a cache in pages.
+//! Writes keys and values into a cache that consists of pages.
 
 use crate::attention_inputs::StridedView;
 use crate::shared::count;

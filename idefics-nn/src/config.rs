@@ -19,9 +19,9 @@ pub enum ConfigError {
     /// A number that is not a multiple of another.
     #[error("`{field}` is {value}; expected a multiple of `{divisor_field}`, {divisor}")]
     Divisibility {
-        /// Key of the number that must be a multiple.
+        /// Key of the number that must be a multiple of the divisor.
         field: &'static str,
-        /// Value of that number.
+        /// Value of `field` in the file.
         value: usize,
         /// Key of the divisor.
         divisor_field: &'static str,

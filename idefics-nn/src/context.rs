@@ -48,7 +48,7 @@ impl ContextView {
         &self.seen
     }
 
-    /// Whether no token may attend to any part.
+    /// Whether every part is hidden from every token.
     pub fn sees_nothing(&self) -> bool {
         !self.seen.contains(&true)
     }
@@ -109,15 +109,15 @@ pub struct ContextCache {
     /// Keys and values of each layer with cross-attention, `[batch, n_heads, n_parts · part_len, head_dim]`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,
     part_len: usize,
-    /// Parts that the tokens from slot `first_slot` on see. Later tokens see the same as the last token of the
-    /// view.
+    /// The parts that each token sees, beginning with the token in slot `first_slot`. Tokens after the view see the
+    /// same parts as its last token.
     view: ContextView,
     first_slot: usize,
 }
 
 impl ContextCache {
-    /// Creates a context from the keys and values of each layer. `view` says which parts the tokens from slot
-    /// `first_slot` of the cache on may see; later tokens see the same as the last token of the view.
+    /// Creates a context from the keys and values of each layer. `view` says which parts each token may see, beginning
+    /// with the token in slot `first_slot` of the cache. Tokens after the view see the same parts as its last token.
     pub fn new(layers: Vec<(Tensor<4>, Tensor<4>)>, part_len: usize, view: ContextView, first_slot: usize) -> Self {
         Self { layers, part_len, view, first_slot }
     }

@@ -35,7 +35,7 @@ impl Embedding {
             Weight::Packed(table) => table.rows(ids),
         };
         // CPU activations are f32 whatever the dtype of the table.
-        let vectors = if ops::computes_on(&vectors.device()) { vectors.cast(DType::F32) } else { vectors };
+        let vectors = if ops::is_cpu(&vectors.device()) { vectors.cast(DType::F32) } else { vectors };
         vectors.reshape([batch, seq, hidden_size])
     }
 

@@ -84,7 +84,7 @@ impl Linear {
             return activations;
         }
         let activations = activations.to_device(&device);
-        if ops::computes_on(&device) { activations.cast(DType::F32) } else { activations }
+        if ops::is_cpu(&device) { activations.cast(DType::F32) } else { activations }
     }
 
     /// The format to which activations are rounded for the product. Attention over the layer's output uses it too.

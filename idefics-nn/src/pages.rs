@@ -1,8 +1,8 @@
-//! Keys and values of many sequences in pages, so that sequences of any length can join, leave and share what they
-//! have in common.
+//! A cache that stores the keys and values of many sequences in pages. Sequences of any length can join and leave a
+//! batch, and can share the pages of a common prefix.
 //!
-//! Source: <https://arxiv.org/abs/2309.06180>. A sequence has a table of pages; its token at position `p` lies in slot
-//! `p % PAGE_LEN` of page `table[p / PAGE_LEN]`. There is no padding.
+//! Each sequence has a page table: its token at position `p` lies in slot `p % PAGE_LEN` of page
+//! `table[p / PAGE_LEN]`. There is no padding. Source: <https://arxiv.org/abs/2309.06180>.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl PageStore {
         self.layers.first().map_or(0, |(keys, _)| keys.dims()[0])
     }
 
-    /// Copies page `from` to page `to` in every layer, for a sequence that parts from another one within a page.
+    /// Copies page `from` to page `to` in every layer, for two sequences whose common prefix ends within a page.
     ///
     /// # Panics
     /// If a page does not exist.
@@ -53,7 +53,7 @@ impl PageStore {
         }
     }
 
-    /// The cache of one step in which each sequence of `rows` gets one new token.
+    /// The cache for one step in which each sequence of `rows` has one new token.
     ///
     /// # Panics
     /// If a row has no page for its new token.
@@ -62,7 +62,7 @@ impl PageStore {
         PagedKeyValues { store: self, slots, tokens: 1, rows: rows.into() }
     }
 
-    /// The cache of one step in which a single sequence gets the tokens at `positions`.
+    /// The cache for one step in which a single sequence has several new tokens, at `positions`.
     ///
     /// # Panics
     /// If `pages` has no page for a position.
@@ -85,7 +85,7 @@ fn slot(pages: &[u32], position: usize) -> u32 {
 pub struct PagedRow {
     /// Pages of the sequence, in order.
     pub pages: Vec<u32>,
-    /// Positions that the newest token sees; its own is the last.
+    /// Positions that the newest token sees. The last one is its own.
     pub seen: Range<usize>,
     /// For each position of `seen`, whether the newest token sees it; `None` if it sees all of them.
     pub attention_mask: Option<Vec<bool>>,
@@ -121,8 +121,8 @@ impl PagedKeyValues<'_> {
     }
 }
 
-/// With one new token per row, the rows' `seen` and `attention_mask` say what is visible, and `mask` must be
-/// `None`. With several new tokens, there is a single row.
+/// With one new token per row, `seen` and `attention_mask` of each row say what is visible, and `mask` must be `None`.
+/// With several new tokens, there must be a single row.
 impl KeyValues for PagedKeyValues<'_> {
     fn attend(
         &mut self,

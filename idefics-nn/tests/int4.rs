@@ -213,10 +213,10 @@ fn faulty_files_are_rejected_before_anything_is_read() {
     };
     let truncated = folder("gptq", |tensors| tensors[0] = tensor("up.qweight", Dtype::I32, &[7, D_OUT], vec![0; 672]));
     let error = load(&truncated).unwrap_err().to_string();
-    assert!(error.contains("tensor `up.weight`: `up.qweight` has shape [7, 24], expected [8, 24]"), "{error}");
+    assert!(error.contains("tensor `up.weight`: `up.qweight` has shape [7, 24]; expected [8, 24]"), "{error}");
     let index = folder("gptq-act-order", |tensors| tensors[4].bytes = [5, 0, 0, 0].repeat(D_IN).into());
     let error = load(&index).unwrap_err().to_string();
-    assert!(error.contains("`up.g_idx`[0] is 5, expected a group from 0 to 1"), "{error}");
+    assert!(error.contains("`up.g_idx`[0] is 5; expected a group from 0 to 1"), "{error}");
     let missing = folder("awq", |tensors| drop(tensors.remove(1)));
     let error = load(&missing).unwrap_err().to_string();
     assert!(error.contains("`up.qzeros` is missing"), "{error}");

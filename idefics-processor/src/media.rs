@@ -12,7 +12,7 @@ use crate::video::{Medium, SampledVideo, VIDEO_TOKEN, VideoReader, VideoSampling
 /// The media of a row: what the text says about each, and its tiles.
 pub(crate) type Loaded<T> = Vec<(T, Vec<ImageTile>)>;
 
-/// What the processor of a family with videos has besides.
+/// What the processor of a family with videos needs in addition.
 #[derive(Debug, Clone)]
 pub(crate) struct VideoProcessor {
     /// Makes one tile of a frame.

@@ -315,7 +315,7 @@ fn assigns_loop(stmt: &Stmt) -> bool {
         StmtKind::Set(target, _) => writes_loop(target),
         StmtKind::SetBlock(target, _, body) => writes_loop(target) || any(body),
         StmtKind::If(branches, otherwise) => branches.iter().any(|(_, body)| any(body)) || any(otherwise),
-        // The targets of `with` are parameters of a new scope, which may be named `loop`.
+        // `with` declares its targets in a new scope, so they may be named `loop`.
         StmtKind::With(_, body) => any(body),
         StmtKind::Block(block, _) => any(&block.body),
         StmtKind::Filter(_, body) | StmtKind::Autoescape(_, body) | StmtKind::Generation(body, _) => any(body),

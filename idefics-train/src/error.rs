@@ -47,24 +47,13 @@ pub enum BatchError {
         /// Its parent.
         parent: usize,
     },
-    /// A row with left padding in a batch whose rows branch.
+    /// A row with left padding in a batch of rows with branches (texts that share a prefix).
     #[error(
         "row {row}: a row that branches is padded on the left; pad it on the right, with tokens whose label is -100"
     )]
     LeftPadding {
         /// Row of the batch, from 0.
         row: usize,
-    },
-    /// Gradient checkpointing of a model whose norms or biases are not f32.
-    #[error(
-        "gradient checkpointing needs norms and biases in f32, but `{name}` is {dtype}; load the model in f32 or with \
-         quantised weights, or compute the gradients without checkpointing"
-    )]
-    Checkpointed16Bit {
-        /// Name of the parameter.
-        name: String,
-        /// Its dtype.
-        dtype: String,
     },
     /// A label that is not a token.
     #[error(

@@ -4,9 +4,7 @@
 //! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. Segments without a trained
 //! parameter in or before them have no backward pass.
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor};
-use idefics_nn::{ParameterVisitor, visit_parameters};
+use burn::tensor::Tensor;
 
 use crate::segments::Segment;
 use crate::trainable::targets;
@@ -16,7 +14,7 @@ use crate::{BatchError, Gradients, LossGradients, Segments, TrainingBatch};
 /// the activations of only one segment at a time.
 ///
 /// # Errors
-/// As [`Trainable::training_gradients`](crate::Trainable::training_gradients), and [`BatchError::Checkpointed16Bit`].
+/// As [`Trainable::training_gradients`](crate::Trainable::training_gradients).
 ///
 /// # Panics
 /// As [`Trainable::training_gradients`](crate::Trainable::training_gradients).
@@ -24,7 +22,6 @@ pub fn training_gradients_checkpointed<M: Segments>(
     model: &M,
     batch: &TrainingBatch,
 ) -> Result<LossGradients, BatchError> {
-    check_dtypes(model)?;
     let n_labels = targets(model, batch)?.len();
     if n_labels == 0 {
         return Ok(LossGradients::default());
@@ -96,22 +93,6 @@ pub fn training_gradients_checkpointed<M: Segments>(
         }
     }
     Ok(LossGradients { loss, n_labels, gradients })
-}
-
-/// Rejects models with norms, biases or convolutions in 16 bits: without autodiff, the CPU kernels take only f32 ones.
-fn check_dtypes<M: Module>(model: &M) -> Result<(), BatchError> {
-    struct Not32Bit(Option<BatchError>);
-    impl ParameterVisitor for Not32Bit {
-        fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-            let dtype = param.val().dtype();
-            if D != 2 && dtype != DType::F32 && self.0.is_none() {
-                self.0 = Some(BatchError::Checkpointed16Bit { name: name.to_owned(), dtype: format!("{dtype:?}") });
-            }
-        }
-    }
-    let mut found = Not32Bit(None);
-    visit_parameters(model, &mut found);
-    found.0.map_or(Ok(()), Err)
 }
 
 /// For each segment, whether it or a segment before it has a trained parameter.

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 use idefics_generate::{Idefics1, Idefics2, Idefics3, WeightFormat, WeightOptions};
 use idefics_nn::{PackedFormat, PackedWeight, ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 use idefics_train::{
-    BatchError, Gradients, Segments, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_checkpointed,
+    Gradients, Segments, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_checkpointed,
 };
 
 use crate::training::{assert_close_gradients, batch, config, folder, run, run_config, weights};
@@ -49,15 +49,17 @@ fn cosine(one: &Gradients, other: &Gradients) -> f64 {
 /// Trains a model in a 16-bit dtype for a few steps.
 fn train_in_16_bits<M: Segments + Sync>(name: &str, dtype: DType, model: M, exact: &M, batch: &TrainingBatch) {
     let before = formats(&model);
-    assert!(before.iter().all(|(_, format)| *format == format!("{dtype:?}")), "{name}");
+    // On the CPU, only matrices are in 16 bits.
+    let is_held = |(_, held): &&(String, String)| *held == format!("{dtype:?}");
+    assert!(before.iter().filter(is_held).count() > 10, "{name}: {before:?}");
     let expected = exact.training_gradients(batch).unwrap();
-    let found = model.training_gradients(batch).unwrap();
-    assert!(found.gradients.iter().all(|(_, gradient)| gradient.dtype() == DType::F32));
-    assert!((found.loss / expected.loss - 1.0).abs() < 0.02, "{name} {}, {}", found.loss, expected.loss);
-    let cosine = cosine(&found.gradients, &expected.gradients);
-    assert!(cosine > 0.99, "{name} in {dtype:?}: the cosine of the gradients is {cosine}");
-    let refused = training_gradients_checkpointed(&model, batch).unwrap_err();
-    assert!(matches!(refused, BatchError::Checkpointed16Bit { .. }), "{refused}");
+    for found in [model.training_gradients(batch), training_gradients_checkpointed(&model, batch)] {
+        let found = found.unwrap();
+        assert!(found.gradients.iter().all(|(_, gradient)| gradient.dtype() == DType::F32));
+        assert!((found.loss / expected.loss - 1.0).abs() < 0.02, "{name} {}, {}", found.loss, expected.loss);
+        let cosine = cosine(&found.gradients, &expected.gradients);
+        assert!(cosine > 0.99, "{name} in {dtype:?}: the cosine of the gradients is {cosine}");
+    }
     let mut trainer = Trainer::new(model, run_config(8)).unwrap();
     let losses: Vec<f64> = (0..8)
         .map(|_| {

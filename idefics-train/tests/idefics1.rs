@@ -16,7 +16,8 @@ pub(crate) fn model(name: &str) -> Idefics1 {
     Idefics1::from_folder(&folder, &Device::flex().autodiff(), DType::F32, |_| ()).unwrap()
 }
 
-/// Texts about one and two images: as a batch of two branching rows, and as a batch with one row per text.
+/// Texts about one and two images: as a batch of two rows with branches (texts that share a prefix), and as a batch
+/// with one row per text.
 pub(crate) fn batches(model: &Idefics1) -> [TrainingBatch; 2] {
     let side = model.config().vision_config.image_size;
     let picture = |seed: usize| {

@@ -90,7 +90,7 @@ fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
 }
 
 /// Asserts that the gradients are equal up to rounding, and that every tensor of the model has one.
-pub(crate) fn assert_same_gradients<M: Module>(name: &str, model: &M, kept: &LossGradients, other: &LossGradients) {
+fn assert_same_gradients<M: Module>(name: &str, model: &M, kept: &LossGradients, other: &LossGradients) {
     assert_eq!(kept.gradients.iter().count(), weights(model).len(), "{name}: every tensor has a gradient");
     assert_close_gradients(name, kept, other);
 }

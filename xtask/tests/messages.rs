@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The kind of the strings in a call of a macro.
+    /// The kind of the strings in a call of the macro `name`. `None` for macros without messages.
     fn of_macro(name: &str) -> Option<Self> {
         match name {
             "anyhow" | "bail" | "ensure" => Some(Self::Error),
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// The kind of the strings in the arguments of a method.
+    /// The kind of the strings in the arguments of the method `name`. `None` for methods without messages.
     fn of_method(name: &str) -> Option<Self> {
         match name {
             "context" | "with_context" => Some(Self::Error),

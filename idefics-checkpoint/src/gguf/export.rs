@@ -297,7 +297,7 @@ impl<'a> GgufExport<'a> {
         self.tensor(name, source, entry, self.mix.kind(part, dims[1]), None)
     }
 
-    /// A matrix whose rows are rotary pairs.
+    /// A matrix whose rows form rotary pairs.
     fn rotary(&self, name: &str, source: &str, dims: [usize; 2]) -> Result<NewTensor<'a>, CheckpointError> {
         let entry = self.entry(source, &dims)?;
         self.tensor(name, source, entry, self.mix.kind(Part::Other, dims[1]), Some(self.text.head_dim))
@@ -352,7 +352,7 @@ fn floats(entry: &TensorEntry) -> Vec<f32> {
     }
 }
 
-/// Rows of the checkpoint with rotary pairs side by side: the inverse of the order that the reader puts back.
+/// The rows of the checkpoint, with the two rows of each rotary pair adjacent. The reader undoes this order.
 ///
 /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
 fn paired(values: &[f32], row_len: usize, head_dim: usize) -> Vec<f32> {

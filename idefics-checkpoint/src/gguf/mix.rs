@@ -1,10 +1,10 @@
-//! Which type each tensor of a new file gets.
+//! Chooses the type of each tensor of a new file.
 
 use std::str::FromStr;
 
 use idefics_kernels::formats::GgufType;
 
-/// What a file is quantised to, as llama.cpp names files. The letters S and M tell how many tensors get more bits.
+/// The quantisation of a file, by llama.cpp's names. The letters S and M say how many tensors get more bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names that GGUF files and programs use")]
 pub enum GgufMix {
@@ -36,7 +36,7 @@ pub enum GgufMix {
     Q6_K,
 }
 
-/// The name of no mix.
+/// A name that no mix has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("GGUF type {name:?}: expected {}", GgufMix::ALL.map(GgufMix::name).join(", "))]
 pub struct UnknownGgufMix {
@@ -100,7 +100,8 @@ impl GgufMix {
         }
     }
 
-    /// The mix of the vision tower beside a text model: at least eight bits, because four lose too much of a picture.
+    /// The mix of the vision tower that belongs to a text model. It has at least eight bits, because four lose too much
+    /// of a picture.
     #[must_use]
     pub fn of_vision(self) -> Self {
         match self {
@@ -175,7 +176,7 @@ impl Layer {
     }
 }
 
-/// The type itself, or the nearest one whose blocks make whole rows.
+/// The type itself if its blocks fit the rows, or else a similar type that fits.
 fn fitting(kind: GgufType, row_len: usize) -> GgufType {
     if row_len.is_multiple_of(kind.block_len()) {
         return kind;

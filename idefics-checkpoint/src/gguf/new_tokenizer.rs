@@ -15,7 +15,7 @@ pub struct NewTokenizer {
     pub(super) keys: Vec<(String, NewValue)>,
 }
 
-/// The files that a tokenizer is described by.
+/// The files that describe a tokenizer.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenizerFiles<'a> {
     /// Their folder, for messages.
@@ -34,8 +34,8 @@ impl TokenizerFiles<'_> {
     /// The metadata for a model with `vocab` rows of embeddings.
     ///
     /// # Errors
-    /// [`GgufFault::Export`] for a tokenizer that llama.cpp has no name for: others than byte-level BPE with the words of
-    /// SmolLM or Llama 3.
+    /// [`GgufFault::Export`] for a tokenizer that llama.cpp has no name for, which is any except byte-level BPE with
+    /// the words of SmolLM or Llama 3.
     pub fn metadata(&self, vocab: usize) -> Result<NewTokenizer, GgufError> {
         let model = &self.tokenizer["model"];
         if model["type"] != "BPE" || model["byte_fallback"] == true {
@@ -127,7 +127,7 @@ impl TokenizerFiles<'_> {
         Ok((tokens, types))
     }
 
-    /// A second token that ends an answer.
+    /// A second token that ends an answer, if there is one.
     fn other_end(&self, eos: Option<usize>, n_tokens: usize) -> Option<usize> {
         let ends = &self.generation_config["eos_token_id"];
         let ends = ends.as_array().map_or_else(|| vec![ends], |ends| ends.iter().collect());

@@ -6,13 +6,13 @@ use std::ops::Range;
 use idefics_kernels::formats::GgufType;
 use safetensors::Dtype;
 
-/// How rows are stored that are not plain numbers in the checkpoint's order.
+/// How the rows of a tensor are stored, if they are not plain numbers in the checkpoint's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GgufRows {
     pub(crate) kind: GgufType,
     /// Values of a row, a whole number of blocks.
     pub(crate) row_len: usize,
-    /// Rows of a head if rotary pairs are stored side by side.
+    /// Number of rows of a head, if the two rows of each rotary pair are adjacent in the file; otherwise `None`.
     pub(crate) head_dim: Option<usize>,
 }
 
@@ -49,8 +49,8 @@ impl GgufRows {
         Cow::Owned(rows.flat_map(|row| &bytes[self.stored_row(row) * row_bytes..][..row_bytes]).copied().collect())
     }
 
-    /// Index in the file of a row of the checkpoint. llama.cpp rotates neighbouring values; the reference rotates the
-    /// values of the two halves of a head.
+    /// Index in the file of a row of the checkpoint. In llama.cpp, a rotary pair consists of adjacent rows; in the
+    /// reference, of a row from each half of a head.
     ///
     /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
     fn stored_row(&self, row: usize) -> usize {

@@ -32,7 +32,7 @@ pub enum NewValue {
     Texts(Vec<String>),
 }
 
-/// A tensor to be written. Its values are made when they are written, so that only one tensor is in memory.
+/// A tensor to be written. Its blocks are computed when they are written, so that only one tensor is in memory.
 pub struct NewTensor<'a> {
     /// Name in the file.
     pub name: String,
@@ -70,14 +70,14 @@ impl NewTensor<'_> {
     }
 }
 
-/// Writes a file atomically. `done` is called after each tensor with its bytes; if it returns an error, the file does not
-/// appear.
+/// Writes a file atomically. After each tensor, `done` is called with the number of its bytes. If `done` returns an
+/// error, no file is created.
 ///
 /// # Errors
 /// [`CheckpointError::Write`], and the errors of [`NewTensor::blocks`] and `done`.
 ///
 /// # Panics
-/// If a tensor has no dimensions, rows that are not whole blocks, or blocks of another size than these say.
+/// If a tensor has no dimensions, rows that are not whole blocks, or blocks whose size does not match its dimensions.
 pub fn write<E: From<CheckpointError>>(
     path: &Path,
     metadata: &[(String, NewValue)],
@@ -106,7 +106,7 @@ pub fn write<E: From<CheckpointError>>(
     }
 }
 
-/// Everything up to the data.
+/// All bytes before the data of the tensors.
 fn header(metadata: &[(String, NewValue)], tensors: &[NewTensor<'_>]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());

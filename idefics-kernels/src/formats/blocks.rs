@@ -1,4 +1,4 @@
-//! Weights in the blocks of GGUF files, as stored.
+//! Weights in the blocks of GGUF files, kept as they are stored.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use super::{FormatError, GgufType};
 
 /// A row-major `[d_out, d_in]` weight in blocks of a GGUF file. Borrowed bytes may be memory-mapped.
 ///
-/// Each row is a whole number of blocks ([`GgufType`] describes them). Scales are not checked: one that is not finite
-/// gives values that are not.
+/// Each row is a whole number of blocks ([`GgufType`] describes them). Scales are not checked. A scale that is not
+/// finite gives values that are not finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blocks<'a> {
     kind: GgufType,

@@ -1,7 +1,7 @@
-//! Quantisers of GGUF blocks with sub-blocks, which search the scale and the minimum of each.
+//! Quantisers of GGUF blocks with sub-blocks, which search for the best scale and minimum of each sub-block.
 //!
 //! Source: `make_qkx2_quants`, `make_qx_quants` and `quantize_row_q{4,5,6}_K_ref` of ggml (`ggml-quants.c`). Sums are
-//! added in another order, so that codes may differ where two candidates are as good.
+//! added in another order, so codes may differ where two candidates are equally good.
 
 #![allow(unsafe_code)] // runs code compiled for an instruction set
 
@@ -18,7 +18,7 @@ const SUB: usize = 32;
 const SUB_6: usize = 16;
 /// Number of partial sums. Fixed, so that every instruction set adds in the same order.
 const LANES: usize = 8;
-/// Sub-blocks of smaller values are zero.
+/// Sub-blocks whose values are all smaller become zero.
 const SMALLEST: f32 = 1e-15;
 
 /// Quantises a block to Q4_K.
@@ -126,12 +126,12 @@ fn total(lanes: &[f32; LANES]) -> f32 {
     total
 }
 
-/// Searches scale and minimum of a sub-block: values become `scale · code − minimum`.
+/// Searches for the scale and the minimum of a sub-block: values become `scale · code − minimum`.
 struct SearchBoth<'a> {
     values: &'a [f32; SUB],
     /// The largest code.
     largest: f32,
-    /// Candidates divide the range into `largest` + this many steps, and tenths more, so many times.
+    /// The pair `(from, n)`: candidate `i`, from 0 to `n`, divides the range into `largest + from + i / 10` steps.
     candidates: (f32, u32),
 }
 
@@ -149,7 +149,7 @@ impl SearchBoth<'_> {
         if max == min {
             return (0.0, -min);
         }
-        // Large values weigh more.
+        // Large values have a larger weight.
         let mean = (total(&squares) / SUB as f32).sqrt();
         let mut weights = [0f32; SUB];
         for (weight, value) in weights.iter_mut().zip(values) {
@@ -171,7 +171,7 @@ impl SearchBoth<'_> {
         (scale, -min)
     }
 
-    /// The code of a value where the range is divided by `steps`.
+    /// The code of a value, with `steps` codes per unit.
     #[inline(always)]
     fn code(&self, value: f32, steps: f32, min: f32) -> f32 {
         let code = (steps * (value - min)).round_ties_even();
@@ -230,7 +230,7 @@ impl Work for SearchBoth<'_> {
     }
 }
 
-/// Searches the scale of a sub-block of Q6_K.
+/// Searches for the scale of a sub-block of Q6_K.
 struct SearchScale<'a>(&'a [f32; SUB_6]);
 
 impl Work for SearchScale<'_> {

@@ -1,7 +1,7 @@
 //! Quantisers of GGUF blocks with one scale for all 32 values, and of plain numbers.
 //!
-//! Bit for bit those of gguf-py 0.19 (`gguf/quants.py`), which are llama.cpp's reference quantisers. Types with
-//! sub-blocks: [`super::gguf_k_quantize`].
+//! The results are bit for bit those of gguf-py 0.19 (`gguf/quants.py`), which has llama.cpp's reference quantisers.
+//! [`super::gguf_k_quantize`] has the types with sub-blocks.
 
 use half::{bf16, f16};
 
@@ -47,7 +47,7 @@ impl GgufType {
     }
 }
 
-/// Runs over blocks of `N` values and their `B` bytes.
+/// Calls `encode` with the `N` values and the `B` bytes of each block.
 fn each<const N: usize, const B: usize>(values: &[f32], blocks: &mut [u8], encode: impl Fn(&[f32; N], &mut [u8; B])) {
     let (values, _) = values.as_chunks::<N>();
     let (blocks, _) = blocks.as_chunks_mut::<B>();
@@ -61,7 +61,7 @@ fn reciprocal(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// The value of largest magnitude; the first of several.
+/// The value of largest magnitude, or the first of them if there are several.
 fn extreme(values: &[f32; PLAIN]) -> f32 {
     values.iter().fold(0.0, |extreme: f32, value| if value.abs() > extreme.abs() { *value } else { extreme })
 }

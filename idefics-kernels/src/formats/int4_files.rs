@@ -19,7 +19,7 @@ const LINE: usize = 16;
 /// The column of each code of a word, from the lowest bits, in AutoAWQ's layout "gemm".
 const AWQ_COLUMNS: [usize; PER_WORD] = [0, 2, 4, 6, 1, 3, 5, 7];
 
-/// The four low halves of the bytes of a word.
+/// Mask for the low half of each byte of a word.
 const LOW_HALVES: u32 = 0x0f0f_0f0f;
 
 impl Int4<'static> {
@@ -55,7 +55,8 @@ impl Int4<'static> {
                         let place = LINE * line + at;
                         let first = word(qweight, column * words + place);
                         let second = if column + 1 < d_in { word(qweight, (column + 1) * words + place) } else { 0 };
-                        // Bytes with the codes of both columns, for codes 0, 2, 4, 6 and 1, 3, 5, 7 of the words.
+                        // Each byte combines codes of both columns: `even` has codes 0, 2, 4, 6 of the words, `odd` has
+                        // codes 1, 3, 5, 7.
                         let even = (first & LOW_HALVES | (second & LOW_HALVES) << 4).to_le_bytes();
                         let odd = ((first >> 4) & LOW_HALVES | second & !LOW_HALVES).to_le_bytes();
                         for index in 0..PER_WORD {
@@ -119,7 +120,7 @@ impl Int4<'static> {
                                 let second = order.get(2 * at + 1).map_or(0, |input| code(*input as usize));
                                 (code(order[2 * at] as usize) | second << 4) as u8
                             }
-                            // Both codes of a byte are neighbours in the file too.
+                            // The two codes of a byte are adjacent in the file too.
                             None => (word(qweight, at / 4 * d_out + row) >> (8 * (at % 4))) as u8,
                         };
                     }

@@ -1,4 +1,4 @@
-//! Searches the best scale of a block, for [`super::Q4::quantize`].
+//! Finds the best scale for a block, for [`super::Q4::quantize`].
 
 #![allow(unsafe_code)] // runs code compiled for an instruction set
 

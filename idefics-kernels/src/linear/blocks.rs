@@ -1,11 +1,11 @@
 //! Few rows of activations times a weight in GGUF blocks, and the expansion of such weights.
 //!
-//! The types that files use most have AVX2 loops ([`avx2`]), which AVX-512 and AMX machines run too. The other types
-//! and instruction sets dequantise row after row ([`super::plain`]).
+//! The most common types have AVX2 loops ([`avx2`]), which AVX-512 and AMX machines run too. For other types and
+//! instruction sets, one row after another is dequantised ([`super::plain`]).
 //!
-//! Activations stay f32. Codes are multiplied as numbers of eight bits, and every 32 columns the sum is multiplied by
-//! their scale: that is the product with the dequantised weight in another order. Minima (`q4_1`, `q4_k`) multiply
-//! the sum of the 32 activations instead of each of them.
+//! Activations stay f32. Codes are multiplied as numbers of eight bits. After every 32 columns, the sum is multiplied
+//! by their scale. This is the product with the dequantised weight, in another order of operations. A minimum (`q4_1`,
+//! `q4_k`) multiplies the sum of the 32 activations instead of each activation.
 
 #![allow(unsafe_code)] // calls code compiled for an instruction set
 

@@ -310,7 +310,7 @@ impl Format for Q5K {
     }
 }
 
-/// Moves bit `P` of each byte to bit 4. The other bits are not kept apart.
+/// Moves bit `P` of each byte to bit 4. The other bits of the result have no meaning.
 #[inline(always)]
 unsafe fn shift_to_bit_four<const P: usize>(bytes: __m256i) -> __m256i {
     // SAFETY: the caller guarantees CPU support.

@@ -87,8 +87,8 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
     }
 }
 
-/// Computes the initial value of each sum over `together` groups, −128 times the sum of its weights. Stores these
-/// values after the `groups` groups of the panel.
+/// Computes the initial value of each sum, which covers `together` groups: −128 times the sum of the weights in these
+/// groups. Stores the initial values after the `groups` groups of the panel.
 ///
 /// # Safety
 /// As [`expand_int8`].

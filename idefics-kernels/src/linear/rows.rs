@@ -241,7 +241,8 @@ impl<const R: usize> Group<R> {
         Self { features, starts }
     }
 
-    /// Number of full steps that can be read in place. A format with overread must not do so at the end of the weight.
+    /// Number of full steps that can be read in place. In the last row of the weight, a format with overread must not
+    /// read its last full step in place.
     #[inline(always)]
     fn steps_in_place<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> usize {
         let is_last = self.features[R - 1] + 1 >= rows.bytes.len() / rows.row_bytes.max(1);

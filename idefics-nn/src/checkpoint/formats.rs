@@ -45,14 +45,13 @@ impl LoadOptions<'_> {
     /// The dtype of an unquantised tensor (a matrix or anything else) on `device`. `stored` is its dtype in the
     /// checkpoint; without a checkpoint, BF16 is assumed.
     pub(super) fn dtype_of(&self, name: &str, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
-        let on_cpu = ops::computes_on(device);
         let as_stored = stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32);
         match self.dtype {
             // CPU activations are f32 whatever the dtype of the matrices.
-            _ if on_cpu && matrix.is_none() => DType::F32,
+            _ if ops::is_cpu(device) && matrix.is_none() => DType::F32,
             _ if self.is_as_stored(name) => as_stored,
             Some(dtype) => dtype,
-            None if on_cpu => as_stored,
+            None if ops::computes_on(device) => as_stored,
             None => DType::F32,
         }
     }

@@ -14,7 +14,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Shape;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::PackedShape;
+use super::{PackedShape, is_cpu};
 
 /// Products with a frozen weight, and their transposes. Dense weights may be F32, BF16 or F16; scales have the
 /// dtype of their format.
@@ -56,10 +56,6 @@ pub(crate) trait FrozenLinear: Backend {
 /// kernels.
 pub(super) fn applies_to(rows: &Tensor<2>) -> bool {
     rows.is_autodiff() && (is_cpu(&rows.device()) || is_gpu(&rows.device()))
-}
-
-fn is_cpu(device: &Device) -> bool {
-    super::computes_on(&device.clone().without_autodiff())
 }
 
 fn is_gpu(device: &Device) -> bool {

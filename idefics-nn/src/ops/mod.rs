@@ -182,14 +182,14 @@ pub(crate) fn shares_memory(device: &Device) -> bool {
     is_gpu
 }
 
+/// Whether tensors of the device are in host memory, inside an autodiff graph or not.
+pub(crate) fn is_cpu(device: &Device) -> bool {
+    computes_on(&device.clone().without_autodiff())
+}
+
 /// Whether the device can hold tensors of one-byte elements. GPUs may not support them.
-#[cfg_attr(not(feature = "flex"), expect(unused_variables))]
 pub(crate) fn reads_bytes(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    let is_cpu = matches!(device.clone().without_autodiff().as_dispatch(), burn::backend::DispatchDevice::Flex(_));
-    #[cfg(not(feature = "flex"))]
-    let is_cpu = false;
-    is_cpu
+    is_cpu(device)
 }
 
 /// Whether the CPU kernels take these activations.

@@ -141,7 +141,7 @@ impl Line {
         characters.chars().for_each(|character| self.settled.push(character, self.emitted));
     }
 
-    /// Settles the open bytes, because a token follows that does not continue them.
+    /// Settles the open bytes, because the next token does not continue them.
     fn settle(&mut self) {
         match std::mem::replace(&mut self.open, Open::None) {
             Open::None => {}

@@ -10,10 +10,10 @@ use crate::video::{VideoRules, VideoSampling};
 /// applied before the shorter side is made even.
 const MAX_SIDE: u32 = 4096;
 
-/// How frames become tiles, and which frames.
+/// Which frames of a video are sampled, and how they become tiles.
 #[derive(Debug, Clone)]
 pub(crate) struct VideoSettings {
-    /// Never splits.
+    /// Settings for a single frame, which is never split.
     pub(crate) images: ImageProcessorConfig,
     pub(crate) sampling: VideoSampling,
 }

@@ -11,8 +11,8 @@ use crate::video::VideoError;
 pub(super) struct Container {
     /// Name for messages.
     pub(super) name: &'static str,
-    /// Name of FFmpeg's demultiplexer. It is given by name, so that no file is taken for a playlist, which could name
-    /// other files.
+    /// Name of FFmpeg's demultiplexer. FFmpeg is told the name, so that it takes no file for a playlist, which could
+    /// name other files.
     pub(super) demuxer: &'static str,
 }
 

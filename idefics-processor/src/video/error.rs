@@ -12,7 +12,7 @@ use crate::image::{ImageError, TileError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VideoError {
-    /// The model family has no videos.
+    /// The model family does not support videos.
     #[error(
         "models with `model_type` {family} cannot read videos; use a SmolVLM2 model (`model_type` smolvlm), or give \
          single frames as images"

@@ -30,7 +30,7 @@ const MAX_LINE: u64 = 4096;
 /// Maximum length of the message of a program that is kept, in bytes.
 const MAX_MESSAGE: usize = 400;
 
-/// How often a running program is looked after.
+/// Interval at which a running program is checked.
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// A video file that FFmpeg decodes.
@@ -67,7 +67,7 @@ impl<'a> Clip<'a> {
         Ok(clip)
     }
 
-    /// Counts the frames by decoding them: some formats have packets without a frame of their own.
+    /// Counts the frames by decoding them, because some formats have packets without a frame of their own.
     pub(super) fn count_frames(&mut self) -> Result<(), VideoError> {
         let found = self.probe(&["-count_frames"], "stream=nb_read_frames")?;
         self.n_frames = found.n_decoded.unwrap_or(0).min(self.n_frames);
@@ -97,10 +97,10 @@ impl<'a> Clip<'a> {
         Ok(found)
     }
 
-    /// Decodes the frames at `indices`, which ascend, and calls `take` with each of them. Returns how many there were;
-    /// fewer than `indices` if the file has fewer frames than packets.
+    /// Decodes the frames at `indices`, which ascend, and calls `take` with each of them. Returns the number of frames,
+    /// which is smaller than that of `indices` if the file has fewer frames than packets.
     pub(super) fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<usize, VideoError> {
-        // Conversion to RGB is the same on every processor.
+        // With these flags, the conversion to RGB is the same on every processor.
         let scale = "scale=flags=bicubic+accurate_rnd+full_chroma_int+bitexact,format=rgb24";
         let filter = format!("select={},{scale}", chosen(indices));
         let mut arguments: Vec<OsString> =
@@ -125,7 +125,7 @@ impl<'a> Clip<'a> {
         Ok(n_frames)
     }
 
-    /// The file as an argument: no name is taken for an option or a protocol.
+    /// The file as an argument, in a form that is never taken for an option or another protocol.
     fn input(&self) -> OsString {
         let mut input = OsString::from("file:");
         input.push(&self.path);
@@ -156,7 +156,7 @@ impl<'a> Clip<'a> {
             let remedy = "scale it down or raise the limit (--max-image-pixels N, or none)";
             return Err(Trouble::Limit(format!("a frame has {width}x{height} pixels, more than {limit}; {remedy}")));
         }
-        // Grows with what is read.
+        // The buffer grows with the bytes that are read. It is not allocated from the size in the header.
         let mut data = Vec::new();
         output.by_ref().take(3 * pixels).read_to_end(&mut data).map_err(Trouble::Read)?;
         match RgbImage::new(width, height, data) {
@@ -319,7 +319,7 @@ impl Running {
                     Ok(n) => kept += n,
                 }
             }
-            // The program must not wait for a reader.
+            // Reads and drops the rest. Otherwise, the program would wait for a reader.
             while matches!(errors.read(&mut rest), Ok(1..)) {}
             one_line(&String::from_utf8_lossy(&message[..kept]))
         });
@@ -346,7 +346,7 @@ impl Running {
         Ok(Self { output, child, done: Some(done), watch, message, why })
     }
 
-    /// Waits for the end of the program. With `kill_it`, it is killed first.
+    /// Waits until the program has ended. If `kill_it`, kills it first.
     fn end(mut self, kill_it: bool) -> Ended {
         let is_success = self.wait(kill_it);
         let message = self.message.take().and_then(|message| message.join().ok()).unwrap_or_default();
@@ -354,7 +354,8 @@ impl Running {
         Ended { is_success, message, why }
     }
 
-    /// The program is watched until it has ended, because it may close its output long before.
+    /// Waits until the program has ended. The watch runs until then, because the program may close its output long
+    /// before it ends.
     fn wait(&mut self, kill_it: bool) -> bool {
         if kill_it {
             kill(self.child.id());
@@ -396,7 +397,7 @@ fn kill(id: u32) {
     }
 }
 
-/// Elsewhere the watch cannot reach the child; it ends when its output is closed.
+/// On other systems, the watch cannot kill the child. The child ends when its output is closed.
 #[cfg(not(unix))]
 fn kill(_id: u32) {}
 

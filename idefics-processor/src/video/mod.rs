@@ -1,12 +1,11 @@
 //! Videos: from a sample to frames, and from frames to tiles and text.
 //!
 //! [`VideoSource`] says where the frames are. [`VideoReader`] finds the number of frames and their rate, chooses
-//! frames ([`VideoSampling`]) and decodes only as far as the last one. Each chosen frame becomes a tile at once, so
-//! that a single decoded frame is in memory. `text` writes the part of the prompt that stands for a video.
+//! frames ([`VideoSampling`]) and decodes up to the last chosen one. Each chosen frame becomes a tile at once, so that
+//! only one decoded frame is in memory. `text` writes the part of the prompt that stands for a video.
 //!
-//! Source: `SmolVLMProcessor` and `SmolVLMVideoProcessor` of transformers 5.23. Its class for videos exists with
-//! torchvision only; the pixels here are those of the processor for images, `SmolVLMImageProcessorPil`, without
-//! splitting.
+//! Source: `SmolVLMProcessor` and `SmolVLMVideoProcessor` of transformers 5.23. The latter requires torchvision. The
+//! pixels here are those of the image processor `SmolVLMImageProcessorPil`, without splitting.
 
 mod config;
 mod container;

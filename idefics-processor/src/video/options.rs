@@ -1,4 +1,4 @@
-//! Options of a call, and what a family says about videos.
+//! Options of a call, and the rules of a family for videos.
 
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -36,13 +36,13 @@ impl Default for VideoOptions {
     }
 }
 
-/// How the models of a family are shown videos.
+/// How videos are shown to the models of a family.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct VideoRules {
-    /// Sampling, if the checkpoint does not state it.
+    /// Sampling for checkpoints that do not state it.
     pub sampling: VideoSampling,
-    /// The chat template for conversations with videos, whatever template the checkpoint has.
+    /// The chat template for conversations with videos. It replaces the template of the checkpoint.
     pub chat_template: &'static str,
 }
 

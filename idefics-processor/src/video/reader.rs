@@ -26,7 +26,7 @@ pub(crate) struct VideoReader<'a> {
 /// What a file states about its video.
 #[derive(Debug, Clone, Copy)]
 struct Stated {
-    /// Whether the frames are pictures of their own.
+    /// Whether each frame is a separate picture.
     is_list: bool,
     n_frames: usize,
     fps: Option<f64>,
@@ -89,7 +89,7 @@ impl VideoReader<'_> {
             if let Some(container) = container::sniff(&head) {
                 return self.load_clip(video, path, container);
             }
-            // A file that is too large to be read as a whole.
+            // FFmpeg reads AVI files that are too large to be read as a whole.
             let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             if Avi::is_avi(&head) && bytes > self.read.limits.max_bytes {
                 return self.load_clip(video, path, container::AVI);
@@ -190,7 +190,7 @@ impl VideoReader<'_> {
             return Err(field("duration", seconds, "a number of seconds"));
         }
         let n_frames = match (video.total_num_frames, &video.frames_indices) {
-            // The frames that were not chosen are not in the list.
+            // The list has only the chosen frames, so its length is not the number of frames.
             (Some(total), Some(_)) if stated.is_list => total,
             (None, Some(_)) if stated.is_list => usize::MAX,
             (Some(total), None) if total != stated.n_frames => {

@@ -79,7 +79,7 @@ impl VideoSource {
     }
 }
 
-/// What a source looks like.
+/// The kind of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MediumKind {
@@ -92,8 +92,8 @@ pub enum MediumKind {
 }
 
 impl MediumKind {
-    /// Looks at the content of a local file or folder. Other sources are taken for pictures. Errors are left to the
-    /// decoder.
+    /// Detects the kind of a local file or folder from its content. Other sources count as pictures. A source that
+    /// cannot be read counts as a picture too, so that the decoder reports the error.
     pub fn of(source: &ImageSource, read: &ReadOptions) -> Self {
         let path = match source {
             ImageSource::Path(path) => path.clone(),

@@ -45,7 +45,7 @@ enum Labels {
 }
 
 impl TrainSettings {
-    /// The rule for which labels count. The labels in the case already exclude what the rule excludes, so both must
+    /// The rule that decides which labels count. The labels in the test case already follow the same rule, so both must
     /// agree.
     fn recipe(&self) -> LabelRecipe {
         match self.labels {

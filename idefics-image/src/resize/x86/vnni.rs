@@ -203,12 +203,13 @@ fn one_row(groups: &[&[u8]], weights: &[[i32; 3]], out: &mut [u8]) {
         if column + COLUMNS == width {
             break;
         }
-        // The last step may make some bytes again.
+        // The last step may compute some bytes a second time.
         column = (column + COLUMNS).min(width - COLUMNS);
     }
 }
 
-/// The values that three sums of digits give. Partial sums may wrap; the whole is below 2^31, so it comes out right.
+/// Combines the sums of the three digits into the output values. Partial sums may wrap around. The result is still
+/// correct, because the full sum is below 2^31.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn value([low, middle, high]: [__m512i; 3]) -> __m512i {
