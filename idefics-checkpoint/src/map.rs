@@ -26,7 +26,7 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
     }
     // SAFETY: the map is only read, through bounds-checked slices of plain bytes. A process cannot prevent others from
     // changing the file; the README tells users not to do so while a checkpoint is in use.
-    #[allow(unsafe_code)] // another process may change a mapped file
+    #[allow(unsafe_code, reason = "another process may change a mapped file")]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     Ok(Arc::new(map))
 }

@@ -103,7 +103,7 @@ impl TensorEntry {
     /// Releases the tensor's pages of the memory map, for use once the tensor has been converted: pages that were read
     /// count as memory of the process. Reading the tensor again loads the pages from the file. Does nothing for a copy
     /// in anonymous memory, which would read as zeros afterwards.
-    #[allow(unsafe_code)] // advice about pages of the map takes a raw address range
+    #[allow(unsafe_code, reason = "advice about pages of the map takes a raw address range")]
     pub fn release(&self) {
         if !self.is_mapped_file {
             return;

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         let message = format!("{} ({place})", info.payload_as_str().unwrap_or("no message"));
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
-    #[allow(unsafe_code)] // the contract is about the program's threads
+    #[allow(unsafe_code, reason = "the contract is about the program's threads")]
     // SAFETY: only this thread, which runs the command, uses devices; other threads read files and decode images.
     let lease = (!cli.global.no_replay).then(|| unsafe { DeviceLease::for_this_thread() });
     cli.global.lease = lease;

@@ -99,7 +99,7 @@ impl Subject {
 }
 
 /// A lease for the test's thread.
-#[allow(unsafe_code)] // a promise about all other threads
+#[allow(unsafe_code, reason = "a promise about all other threads")]
 fn lease() -> DeviceLease {
     // SAFETY: GPU tests run one at a time, with `--test-threads=1`.
     unsafe { DeviceLease::for_this_thread() }
@@ -223,7 +223,7 @@ impl Model for Faulty<'_> {
                 let step = move || step.run() + Tensor::<2>::from_data([[0.0]], &device);
                 // SAFETY: uploads are not allowed in a step, but the devices that get this fault (not CUDA) refuse
                 // to capture them, so nothing is replayed.
-                #[allow(unsafe_code)] // the step is one that the device must refuse
+                #[allow(unsafe_code, reason = "the step is one that the device must refuse")]
                 Some(unsafe { Step::new(step) })
             }
         }

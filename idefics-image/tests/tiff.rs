@@ -405,7 +405,7 @@ fn count(bytes: isize) {
 
 // SAFETY: every call is forwarded unchanged to the system allocator. The counters are plain cells without
 // destructors.
-#[allow(unsafe_code)] // an allocator is unsafe to implement
+#[allow(unsafe_code, reason = "an allocator is unsafe to implement")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size().cast_signed());

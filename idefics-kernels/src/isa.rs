@@ -83,7 +83,7 @@ impl Isa {
     ///
     /// # Panics
     /// If the CPU does not support this instruction set.
-    #[allow(unsafe_code)] // the only place where elementwise kernels call code compiled for an instruction set
+    #[allow(unsafe_code, reason = "the only place where elementwise kernels call code compiled for an instruction set")]
     pub(crate) fn run<W: Work>(self, work: W, plain: impl FnOnce(W) -> W::Output) -> W::Output {
         self.assert_available();
         match self {

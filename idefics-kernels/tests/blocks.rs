@@ -90,12 +90,12 @@ fn check(kind: GgufType, d_out: usize, blocks_per_row: usize, n_rows: usize, see
     let x = normal(n_rows * d_in, seed + 2, true);
     let (mut sums, mut sizes) = (Vec::new(), Vec::new());
     for x in x.chunks_exact(d_in) {
-        for feature in 0..d_out {
+        for (feature, bias) in bias.iter().enumerate() {
             let columns = feature * d_in..(feature + 1) * d_in;
             let terms = x.iter().zip(&values[columns.clone()]).map(|(x, value)| f64::from(*x) * f64::from(*value));
-            sums.push(terms.sum::<f64>() + f64::from(bias[feature]));
+            sums.push(terms.sum::<f64>() + f64::from(*bias));
             let reaches = x.iter().zip(&reach[columns]).map(|(x, reach)| f64::from(x.abs()) * reach);
-            sizes.push(reaches.sum::<f64>() + f64::from(bias[feature].abs()));
+            sizes.push(reaches.sum::<f64>() + f64::from(bias.abs()));
         }
     }
     let gradient = normal(n_rows * d_out, seed + 3, true);

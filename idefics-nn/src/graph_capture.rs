@@ -75,7 +75,7 @@ impl DeviceLease {
     ///   device: its commands could become part of the capture, which would then refer to memory that is freed.
     /// - While a captured step is replayed ([`CapturedGraph::run`]), no other thread uses the tensors that the step
     ///   reads or writes, except to read what the step only reads.
-    #[allow(unsafe_code)] // a promise about all other threads
+    #[allow(unsafe_code, reason = "a promise about all other threads")]
     pub unsafe fn for_this_thread() -> Self {
         Self { thread: PhantomData }
     }
@@ -91,7 +91,7 @@ impl<'a> Step<'a> {
     /// - `run` must hold every tensor that it reads or writes, or borrow it for `'a`: a replay uses their memory
     ///   without checking whether it is still allocated.
     /// - Every call must do the same operations on the same tensors, and must neither upload nor read back data.
-    #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
+    #[allow(unsafe_code, reason = "nothing tracks the memory that a replay uses")]
     pub unsafe fn new(run: impl FnMut() -> Tensor<2> + 'a) -> Self {
         Self(Box::new(run))
     }
@@ -159,7 +159,7 @@ impl<'a, const N: usize> CapturedGraph<'a, N> {
     ///
     /// # Panics
     /// If the length of an input differs.
-    #[allow(unsafe_code)] // nothing tracks the memory that a replay uses
+    #[allow(unsafe_code, reason = "nothing tracks the memory that a replay uses")]
     pub fn run(&mut self, inputs: [&[i32]; N]) -> Result<Tensor<2>, ExecutionError> {
         for (known, values) in self.inputs.iter_mut().zip(inputs) {
             let new = upload(values, &self.device);

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Bool, DType, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor, s};
 
 use crate::{Activations, KeyValues, QueryKeyValue, attention, attention_weights, ops};
 
@@ -45,7 +45,7 @@ impl PageStore {
     pub fn copy_page(&mut self, from: u32, to: u32) {
         let copy = |states: &mut Tensor<4>| {
             let page = ops::gather_pages(states, &[from], 1); // [1, kv_heads, PAGE_LEN, head_dim]
-            states.inplace(|states| states.slice_assign([to as usize..to as usize + 1], page));
+            states.inplace(|states| states.slice_assign(s![to as usize, .., .., ..], page));
         };
         for (keys, values) in &mut self.layers {
             copy(keys);

@@ -100,7 +100,7 @@ impl Model for Idefics1 {
 
 // SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
 // state, and their forward passes depend on shapes only, without uploads or read-backs.
-#[allow(unsafe_code)] // the promise of `Capturable`
+#[allow(unsafe_code, reason = "the promise of `Capturable`")]
 unsafe impl Capturable for Idefics1 {}
 
 impl Idefics1 {

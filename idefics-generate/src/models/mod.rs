@@ -259,7 +259,7 @@ pub trait Model: Debug + Send + Sync {
     /// The caller must make sure that ids are less than `vocab_size` and slots less than the cache's capacity,
     /// because GPUs do not check. `None` if the model is not [`Self::capturable`], its devices do not support graph
     /// capture, or the cache is empty.
-    #[allow(unsafe_code)] // the step can be replayed, see `Step::new`
+    #[allow(unsafe_code, reason = "the step can be replayed, see `Step::new`")]
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
         let model = self.capturable()?;
         if !model.is_on_one_device() {
@@ -334,5 +334,5 @@ pub trait Model: Debug + Send + Sync {
 ///   is borrowed.
 /// - Calls with arguments of the same shapes do the same operations on the same tensors of the model.
 /// - `embed`, `forward_at` and `logits` neither upload nor read back data.
-#[allow(unsafe_code)] // implementors promise what the compiler cannot check
+#[allow(unsafe_code, reason = "implementors promise what the compiler cannot check")]
 pub unsafe trait Capturable: Model {}

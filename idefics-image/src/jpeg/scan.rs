@@ -243,7 +243,7 @@ fn table(is_needed: bool, tables: &[Option<Codes>; 4], slot: u8, is_dc: bool) ->
 
 /// The inner loop shifts by variable numbers of bits, and BMI2 has faster instructions for that.
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)] // calls a function that needs BMI
+#[allow(unsafe_code, reason = "calls a function that needs BMI")]
 mod bmi {
     use super::*;
 

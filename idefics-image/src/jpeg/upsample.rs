@@ -146,7 +146,7 @@ mod kernels {
     /// Defines a function that calls the plain function, compiled for AVX2 if the CPU has it.
     macro_rules! compiled_twice {
         ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) $(, $shift:ident)?) => {
-            #[allow(unsafe_code)] // the call of a function that needs AVX2
+            #[allow(unsafe_code, reason = "the call of a function that needs AVX2")]
             pub(super) fn $name$(<const $shift: u32>)?($($argument: $kind),*) {
                 #[cfg(target_arch = "x86_64")]
                 {

@@ -247,7 +247,7 @@ unsafe fn nibbles_of_part<const P: usize>(codes: *const u8) -> __m256i {
     // SAFETY: the caller guarantees CPU support and the bytes.
     unsafe {
         let bytes = _mm256_loadu_si256(codes.add(P / 2 * 32).cast());
-        let bytes = if P % 2 == 0 { bytes } else { _mm256_srli_epi16::<4>(bytes) };
+        let bytes = if P.is_multiple_of(2) { bytes } else { _mm256_srli_epi16::<4>(bytes) };
         _mm256_and_si256(bytes, _mm256_set1_epi8(15))
     }
 }

@@ -1,6 +1,6 @@
 //! Videos: from a sample to frames, and from frames to tiles and text.
 //!
-//! [`VideoSource`] says where the frames are. [`VideoReader`] finds the number of frames and their rate, chooses
+//! [`VideoSource`] says where the frames are. `VideoReader` finds the number of frames and their rate, chooses
 //! frames ([`VideoSampling`]) and decodes up to the last chosen one. Each chosen frame becomes a tile at once, so that
 //! only one decoded frame is in memory. `text` writes the part of the prompt that stands for a video.
 //!

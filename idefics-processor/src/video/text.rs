@@ -45,7 +45,7 @@ pub(crate) fn write_video(text: &mut String, video: &SampledVideo, frame: &str) 
     let count = number_words(video.frames_indices.len());
     let duration = video.duration.or(video.timestamps().next_back()).unwrap_or(0.0);
     let length = length(duration as u64);
-    write!(text, "You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n")
+    writeln!(text, "You are provided the following series of {count} frames from a {length} [H:MM:SS] video.")
         .expect(WRITES);
     for second in video.timestamps() {
         let second = second as u64;
@@ -93,9 +93,9 @@ const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty",
 fn number_words(number: usize) -> String {
     match number {
         0..20 => SMALL[number].to_owned(),
-        20..100 if number % 10 == 0 => TENS[number / 10].to_owned(),
+        20..100 if number.is_multiple_of(10) => TENS[number / 10].to_owned(),
         20..100 => format!("{}-{}", TENS[number / 10], SMALL[number % 10]),
-        100..1000 if number % 100 == 0 => format!("{} hundred", SMALL[number / 100]),
+        100..1000 if number.is_multiple_of(100) => format!("{} hundred", SMALL[number / 100]),
         100..1000 => format!("{} hundred and {}", SMALL[number / 100], number_words(number % 100)),
         1000..1_000_000 => {
             let thousands = number_words(number / 1000);

@@ -11,6 +11,9 @@ use super::compare::Comparison;
 use super::margins::{NMSE, nmse};
 use super::stages::{Stages, floats};
 
+/// The loss of logits, `[batch, seq, vocab_size]`, and labels.
+type LossFunction<'a> = dyn Fn(Tensor<3>, &[i64]) -> Result<Tensor<1>, BatchError> + 'a;
+
 impl Stages<'_> {
     /// The expected ids or mask, or ours if the case has none.
     fn ids_or_ours(&self, name: &str, shape: [usize; 2], ours: &[i64]) -> Result<([usize; 2], Vec<i64>)> {
@@ -45,7 +48,7 @@ impl Stages<'_> {
         n_layers: usize,
         (prompts, real): (&Prompts, &[bool]),
         image_hidden_states: Option<ImageVectors>,
-        loss: &dyn Fn(Tensor<3>, &[i64]) -> Result<Tensor<1>, BatchError>,
+        loss: &LossFunction<'_>,
     ) -> Result<()> {
         let wanted = |name: &String| {
             ["hidden_states.", "attentions."].iter().any(|prefix| name.starts_with(prefix))

@@ -33,7 +33,7 @@ impl Stages<'_> {
         let prompts = config.family().see_images(prompts, tokenizer);
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
-        #[allow(unsafe_code)] // the contract is about the program's threads
+        #[allow(unsafe_code, reason = "the contract is about the program's threads")]
         // SAFETY: only this thread uses devices.
         let lease = &unsafe { DeviceLease::for_this_thread() };
         for (name, options) in &self.case.file.generate {

@@ -134,7 +134,7 @@ impl Columns {
         let half = block.len() / 2;
         let (upper, lower) = block.split_at_mut(half);
         // SAFETY: `new` made these weights, so the machine has AVX2.
-        #[allow(unsafe_code)] // calls a function that needs AVX2
+        #[allow(unsafe_code, reason = "calls a function that needs AVX2")]
         unsafe {
             let mut pixels = vec![[_mm256_setzero_si256(); 3]; 4 * chunks];
             for strip in &self.strips {
@@ -206,7 +206,7 @@ impl<'a> SameLength<'a> {
         assert!(at < self.length && N <= self.length - at, "the bytes are there");
         self.rows.map(|row| {
             // SAFETY: every row has `length` bytes, and these end before that.
-            #[allow(unsafe_code)] // reads without a bounds check in the inner loop
+            #[allow(unsafe_code, reason = "reads without a bounds check in the inner loop")]
             unsafe {
                 &*row.as_ptr().add(at).cast::<[u8; N]>()
             }
@@ -285,7 +285,7 @@ fn put([first, second, third]: [__m256i; 3], groups: [&mut [u8]; 2], output: usi
 #[target_feature(enable = "avx2")]
 fn store(target: &mut [u8; 16], value: __m128i) {
     // SAFETY: 16 bytes are there.
-    #[allow(unsafe_code)] // a vector store takes a pointer
+    #[allow(unsafe_code, reason = "a vector store takes a pointer")]
     unsafe {
         _mm_storeu_si128(target.as_mut_ptr().cast(), value);
     }
@@ -308,7 +308,7 @@ impl Rows {
     /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
         // SAFETY: `new` made these weights, so the machine has AVX2.
-        #[allow(unsafe_code)] // calls a function that needs AVX2
+        #[allow(unsafe_code, reason = "calls a function that needs AVX2")]
         unsafe {
             one_row(groups, self.0.at(position), out);
         }
@@ -330,7 +330,7 @@ fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
             let weights = broadcast(weights);
             for (quarter, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: column + COLUMNS <= width, and every group has at least LANES * width bytes, asserted above.
-                #[allow(unsafe_code)] // a vector load takes a pointer
+                #[allow(unsafe_code, reason = "a vector load takes a pointer")]
                 let bytes = unsafe { _mm256_loadu_si256(group.as_ptr().add(LANES * column + 32 * quarter).cast()) };
                 sums.add(bytes, weights);
             }
@@ -339,7 +339,7 @@ fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
         let words = [_mm256_packs_epi32(first, second), _mm256_packs_epi32(third, fourth)];
         let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words[0], words[1]), order);
         // SAFETY: column + COLUMNS <= width, the length of `out`.
-        #[allow(unsafe_code)] // a vector store takes a pointer
+        #[allow(unsafe_code, reason = "a vector store takes a pointer")]
         unsafe {
             _mm256_storeu_si256(out.as_mut_ptr().add(column).cast(), bytes);
         }

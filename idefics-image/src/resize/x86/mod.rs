@@ -168,7 +168,7 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
 #[inline(always)]
 fn prefetch(row: &[u8], at: usize) {
     // SAFETY: a prefetch reads nothing, wherever it points to.
-    #[allow(unsafe_code)] // a prefetch takes a pointer
+    #[allow(unsafe_code, reason = "a prefetch takes a pointer")]
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at + 3 * Strip::INPUTS).cast());
     }
@@ -179,7 +179,7 @@ fn prefetch(row: &[u8], at: usize) {
 fn load(bytes: &[u8], at: usize) -> __m128i {
     let bytes = &bytes[at..at + 16];
     // SAFETY: 16 bytes are there.
-    #[allow(unsafe_code)] // a vector load takes a pointer
+    #[allow(unsafe_code, reason = "a vector load takes a pointer")]
     unsafe {
         _mm_loadu_si128(bytes.as_ptr().cast())
     }

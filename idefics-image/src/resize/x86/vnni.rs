@@ -56,7 +56,7 @@ impl Columns {
         let halves = rows.as_chunks::<LANES>().0.iter().zip(block.chunks_exact_mut(half));
         for (rows, group) in halves.take(used.end.div_ceil(LANES)).skip(used.start / LANES) {
             // SAFETY: `new` made these weights, so the machine has the instructions.
-            #[allow(unsafe_code)] // calls a function that needs AVX-512
+            #[allow(unsafe_code, reason = "calls a function that needs AVX-512")]
             unsafe {
                 self.four_rows(rows, group);
             }
@@ -142,7 +142,7 @@ impl Columns {
 #[target_feature(enable = "avx512f")]
 fn store(target: &mut [u8; 64], value: __m512i) {
     // SAFETY: 64 bytes are there.
-    #[allow(unsafe_code)] // a vector store takes a pointer
+    #[allow(unsafe_code, reason = "a vector store takes a pointer")]
     unsafe {
         _mm512_storeu_si512(target.as_mut_ptr().cast(), value);
     }
@@ -165,7 +165,7 @@ impl Rows {
     /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
         // SAFETY: `new` made these weights, so the machine has the instructions.
-        #[allow(unsafe_code)] // calls a function that needs AVX-512
+        #[allow(unsafe_code, reason = "calls a function that needs AVX-512")]
         unsafe {
             one_row(groups, self.0.at(position), out);
         }
@@ -188,7 +188,7 @@ fn one_row(groups: &[&[u8]], weights: &[[i32; 3]], out: &mut [u8]) {
         for (group, digits) in groups.iter().zip(weights) {
             for (quarter, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: column + COLUMNS <= width, and every group has at least LANES * width bytes, asserted above.
-                #[allow(unsafe_code)] // a vector load takes a pointer
+                #[allow(unsafe_code, reason = "a vector load takes a pointer")]
                 let pixels = unsafe { _mm512_loadu_si512(group.as_ptr().add(LANES * column + 64 * quarter).cast()) };
                 for (sum, &digit) in sums.iter_mut().zip(digits) {
                     *sum = _mm512_dpbusd_epi32(*sum, pixels, _mm512_set1_epi32(digit));
