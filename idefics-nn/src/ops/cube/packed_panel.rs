@@ -76,6 +76,13 @@ fn expand<F: Float>(
                 let shift = (4 * ((flat % 8) ^ 1)) as u32;
                 decode(codes[flat / 8], shift, &table, format) * scales[flat / comptime!(BLOCK)]
             }
+            PackedFormat::Int4 { group } => {
+                let byte = row * d_in.div_ceil(2) + column / 2;
+                let shift = (8 * (byte % 4) + 4 * (column % 2)) as u32;
+                let group = comptime!(group.get());
+                let pair = 2 * (row * d_in.div_ceil(group) + column / group);
+                (decode(codes[byte / 4], shift, &table, format) - scales[pair + 1]) * scales[pair]
+            }
             // Q4; blocks of GGUF files do not reach these kernels.
             _ => {
                 let blocks = d_in.div_ceil(comptime!(Q4_BLOCK));
@@ -84,13 +91,6 @@ fn expand<F: Float>(
                 let word = (tile * 4 + within % 16 / 4) * comptime!(Q4_PANEL) + lane;
                 let shift = (8 * (within % 4) + 4 * (within / 16)) as u32;
                 decode(codes[word], shift, &table, format) * scales[tile * comptime!(Q4_PANEL) + lane]
-            }
-            PackedFormat::Int4 { group } => {
-                let byte = row * d_in.div_ceil(2) + column / 2;
-                let shift = (8 * (byte % 4) + 4 * (column % 2)) as u32;
-                let group = comptime!(group.get());
-                let pair = 2 * (row * d_in.div_ceil(group) + column / group);
-                (decode(codes[byte / 4], shift, &table, format) - scales[pair + 1]) * scales[pair]
             }
         };
         panel[at] = F::cast_from(value);
