@@ -3,8 +3,8 @@
 
 usage: xtask/draw_prose.py [--seed N] [--comments N] [--messages N] [--commit COMMIT]
 
-A comment is a run of comment lines without code between them. A message is a string literal of at least three words outside
-of tests. The output is numbered: file, line, text.
+A comment is a run of comment lines without code between them. A message is a string literal of at least three words,
+outside of tests. The output is numbered. Each entry has a file, a line and a text.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TOKEN = re.compile(
 
 
 def git(*arguments: str) -> str:
-    """Output of a git command."""
+    """Returns the output of a git command."""
     return subprocess.run(["git", *arguments], capture_output=True, check=True, text=True).stdout
 
 
 def prose(source: str) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """Comments and messages of a file, each with its line."""
+    """Returns the comments and the messages of a file, each with its line."""
     comments: list[tuple[int, str]] = []
     messages: list[tuple[int, str]] = []
     line, last_comment, code_on_line = 1, -2, False

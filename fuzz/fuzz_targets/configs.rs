@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(mut options) = GenerationConfig::from_folder(folder.path()) {
         let _ = options.warnings();
         options.drop_unsupported(vocab_size);
-        options.check_vocab(vocab_size).expect("other tokens were dropped");
+        options.check_vocab(vocab_size).expect("token ids outside the vocabulary were removed");
         let _ = options.validate();
     }
 });

@@ -1,5 +1,5 @@
-//! Responses of a hub: each part of the input, up to a NUL byte, answers one request as it is. After the last part the
-//! download is cancelled.
+//! Responses of a hub. The input is split at NUL bytes, and each part is sent unchanged as the response to one request.
+//! After the last part, the download is cancelled.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -34,6 +34,6 @@ fuzz_target!(|data: &[u8]| {
         });
         let _ = fetch_with(&options, "org/name", Some("main"), &mut |_| ());
         is_over.store(true, Ordering::Release);
-        let _ = std::net::TcpStream::connect(address); // wakes the server
+        let _ = std::net::TcpStream::connect(address); // ends the server's wait for a connection
     });
 });

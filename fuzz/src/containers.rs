@@ -1,6 +1,7 @@
 //! Builds small valid image files that contain a block of metadata.
 
-/// Files with the data as EXIF and as XMP in JPEG, PNG and WebP, and as a raw EXIF profile in PNG text chunks.
+/// Returns files that contain `data` as EXIF and as XMP in JPEG, PNG and WebP, and as a raw EXIF profile in PNG text
+/// chunks.
 pub fn with_metadata(data: &[u8]) -> Vec<Vec<u8>> {
     let exif = [b"Exif\0\0", data].concat();
     let xmp = [b"http://ns.adobe.com/xap/1.0/\0", data].concat();
@@ -18,7 +19,7 @@ pub fn with_metadata(data: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
-/// A greyscale JPEG of 8×8 pixels with an APP1 segment.
+/// Builds a greyscale JPEG of 8×8 pixels with an APP1 segment.
 fn jpeg(app1: &[u8]) -> Vec<u8> {
     let app1 = &app1[..app1.len().min(65_533)];
     let length = (app1.len() as u16 + 2).to_be_bytes();
@@ -34,7 +35,7 @@ fn jpeg(app1: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A greyscale PNG of one pixel, with a chunk before the image data.
+/// Builds a greyscale PNG of one pixel, with a chunk before the image data.
 fn png(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let header = [0, 0, 0, 1, 0, 0, 0, 1, 8, 0, 0, 0, 0];
     // A zlib stream with one stored block: a filter byte and a pixel.
@@ -52,7 +53,7 @@ fn png(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A lossless WebP of one pixel, with a chunk after the image data.
+/// Builds a lossless WebP of one pixel, with a chunk after the image data.
 fn webp(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let flags = if kind == b"EXIF" { 8 } else { 4 };
     let extended = [flags, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -7,19 +7,20 @@ use std::path::Path;
 
 use idefics_image::{Alpha, Crop, Filter, Format, ImageError, Limits, ResizeTarget, decode, decode_resized, resize_view};
 
-/// The decoding limits of all targets: 64 MiB per picture. Decoders that use more memory than they declare then
-/// exceed the fuzzer's memory limit.
+/// Returns the decoding limits of all targets: 64 MiB per picture. A decoder that uses much more memory than it
+/// declares then exceeds the fuzzer's memory limit.
 pub fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_decoded_bytes = 64 << 20;
     limits
 }
 
-/// Decodes a file completely, and again with resizing during decoding. Ignores files of other formats, which belong
-/// to other targets.
+/// Decodes a file completely, and then again with resizing during decoding. Files of other formats are ignored, because
+/// they belong to other targets.
 ///
 /// # Panics
-/// If the decoder panicked, the pixel data has the wrong size, or the results of both ways differ.
+/// If the decoder panicked, the pixel data has the wrong size, or resizing during decoding gives another picture than
+/// resizing afterwards.
 pub fn picture(format: Format, data: &[u8]) {
     if Format::sniff(data) != Ok(format) {
         return;
@@ -50,7 +51,7 @@ pub fn picture(format: Format, data: &[u8]) {
             }
             (Err(ImageError::DecoderPanic { .. }), _) => panic!("the decoder panicked"),
             (Err(error), Some(_)) => panic!("decoding with resizing failed: {error}"),
-            // The whole picture may be too large, while its rows can still be resized.
+            // The whole picture may be too large to decode, even if resizing it row by row is possible.
             (_, None) => {}
         }
     }
@@ -63,7 +64,8 @@ impl Folder {
     /// Creates an empty folder.
     ///
     /// # Panics
-    /// If that fails. The same holds for the other functions: a fault of the machine is not a finding.
+    /// If the folder cannot be created. The other functions panic too if the file system fails, because such an error
+    /// is not caused by the code under test.
     #[expect(clippy::new_without_default, reason = "it creates a folder")]
     pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder can be created"))

@@ -1,4 +1,4 @@
-//! Errors, reported as one line on standard error and an exit code.
+//! Errors of the program. Each is reported as one line on standard error and an exit code.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -18,15 +18,15 @@ const NETWORK: u8 = 7;
 const NUMERIC: u8 = 8;
 const BUG: u8 = 70;
 
-/// Why the program stops early.
+/// The reason why the program stops early.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
     /// The message to print; nothing is printed if it is empty.
     message: String,
-    /// Whether standard output cannot be written, so that no more inputs should be run.
+    /// Whether standard output cannot be written, so that further inputs would be run in vain.
     is_output_closed: bool,
-    /// Whether the error concerns one sample only, whatever its exit code.
+    /// Whether the error concerns only one sample, whatever its exit code.
     is_sample_error: bool,
 }
 
@@ -35,28 +35,28 @@ impl Failure {
         Self { code, message, is_output_closed: false, is_sample_error: false }
     }
 
-    /// An invalid combination or value of command line arguments.
+    /// Creates a failure for invalid values or combinations of command line arguments.
     pub(crate) fn usage(message: String) -> Self {
         Self::new(USAGE, message)
     }
 
-    /// Invalid content of an input file.
+    /// Creates a failure for invalid content of an input.
     pub(crate) fn input(message: String) -> Self {
         Self::new(INPUT, message)
     }
 
-    /// A file or terminal that cannot be read or written.
+    /// Creates a failure for a file or terminal that cannot be read or written.
     pub(crate) fn file_system(message: String) -> Self {
         Self::new(FILE_SYSTEM, message)
     }
 
-    /// An I/O error of a file.
+    /// Creates a failure for an I/O error of the file at `path`.
     pub(crate) fn io(path: &Path, error: &io::Error) -> Self {
         Self::io_named(&path.display().to_string(), error)
     }
 
-    /// An I/O error of a file, pipe or terminal called `name`. A broken pipe is not an error: its exit code is 0 and
-    /// its message is empty.
+    /// Creates a failure for an I/O error of a file, pipe or terminal called `name`. A broken pipe is not an error: the
+    /// exit code is 0 and the message is empty.
     pub(crate) fn io_named(name: &str, error: &io::Error) -> Self {
         let advice = match error.kind() {
             ErrorKind::BrokenPipe => return Self::new(0, String::new()),
@@ -68,24 +68,25 @@ impl Failure {
         Self::file_system(format!("{name}: {}{advice}", describe_io_error(error)))
     }
 
-    /// A limit on memory or size that was exceeded.
+    /// Creates a failure for an exceeded limit on memory or size.
     pub(crate) fn limit(message: String) -> Self {
         Self::new(LIMIT, message)
     }
 
-    /// A panic.
+    /// Creates a failure for a panic with the given message.
     pub(crate) fn bug(message: &str) -> Self {
         Self::new(BUG, format!("this is a bug in idefics, please report it: {message}"))
     }
 
-    /// Termination by a signal. Nothing is printed.
+    /// Creates a failure for a program that a signal ends. Nothing is printed.
     pub(crate) fn interrupted() -> Self {
         Self::new(signals::exit_code(), String::new())
     }
 
-    /// An error of a sample that was run alone. The row number is removed from the message.
+    /// Creates a failure for an error of a sample that was run alone. The row number is removed from the message.
     pub(crate) fn sample(error: Error) -> Self {
-        // Templates can reject messages, and prompts can be too long for `--max-length`.
+        // These errors depend on the sample: a template can reject a message, and a prompt can be too long for
+        // `--max-length`.
         let is_sample_error = matches!(
             error,
             Error::Processor(
@@ -101,28 +102,29 @@ impl Failure {
         failure
     }
 
-    /// `failed` of `all` inputs failed. Their errors have been reported already.
+    /// Creates the final failure after `failed` of `all` inputs failed. Their errors have been reported already.
     pub(crate) fn some_failed(failed: usize, all: usize) -> Self {
         Self::new(SOME_FAILED, format!("{failed} of {all} inputs failed"))
     }
 
-    /// Whether other inputs can still succeed. False, for example, if standard output is closed or the device failed.
+    /// Returns whether other inputs can still succeed. They cannot, for example, if standard output is closed or the
+    /// device failed.
     pub(crate) fn affects_one_input(&self) -> bool {
         !self.is_output_closed
             && (self.is_sample_error || matches!(self.code, INPUT | FILE_SYSTEM | LIMIT | NETWORK | NUMERIC))
     }
 
-    /// Whether this is a usage error.
+    /// Returns whether this failure is a usage error.
     pub(crate) fn is_usage(&self) -> bool {
         self.code == USAGE
     }
 
-    /// Whether a signal caused this.
+    /// Returns whether a signal caused this failure.
     pub(crate) fn is_interruption(&self) -> bool {
         self.code == signals::exit_code()
     }
 
-    /// The message on one line, without operating system error numbers.
+    /// Returns the message on one line, without the error numbers of the operating system.
     pub(crate) fn message(&self) -> String {
         without_error_numbers(&self.message.replace('\n', " "))
     }
@@ -158,7 +160,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// I/O errors converted with `?` come from standard output.
+/// Treats an I/O error that is converted with `?` as an error of standard output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self { is_output_closed: true, ..Self::io_named("standard output", &error) }

@@ -8,13 +8,13 @@ use idefics_generate::processor::without_byte_order_mark;
 
 use crate::failure::Failure;
 
-/// The argument that stands for standard input or standard output.
+/// The argument that means standard input or standard output.
 pub(crate) const STANDARD: &str = "-";
 
 /// Maximum size of a file that is read as one JSON value, in bytes.
 const MAX_JSON: u64 = 1 << 30;
 
-/// The source of samples.
+/// The source that samples are read from: a file or standard input.
 #[derive(Debug)]
 pub(crate) struct Input {
     /// `None` for standard input.
@@ -22,29 +22,29 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// The file at `path`, or standard input for `-`.
+    /// Creates the input for the file at `path`, or for standard input if `path` is `-`.
     pub(crate) fn new(path: &Path) -> Self {
         Self { path: (path.as_os_str() != STANDARD).then(|| path.to_owned()) }
     }
 
-    /// Name of the input for messages.
+    /// Returns the name of the input for messages.
     pub(crate) fn name(&self) -> String {
         self.path.as_ref().map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
     }
 
-    /// The folder that relative paths in the input are resolved against: the folder of the file, or the working
-    /// folder (empty path) for standard input and for pipes such as `/dev/fd/63`.
+    /// Returns the folder that relative paths in the input are resolved against: the folder of the file. For standard
+    /// input and pipes such as `/dev/fd/63`, it is the working folder (an empty path).
     pub(crate) fn folder(&self) -> &Path {
         let path = self.path.as_deref().filter(|path| !["/dev", "/proc"].iter().any(|system| path.starts_with(system)));
         path.and_then(Path::parent).unwrap_or(Path::new(""))
     }
 
-    /// Whether it is a regular file, so that all of it is available at once.
+    /// Returns whether the input is a regular file, so that all of it is available at once.
     pub(crate) fn is_file(&self) -> bool {
         self.path.as_ref().is_some_and(|path| path.is_file())
     }
 
-    /// Whether it is the same file as `path`, after resolving links.
+    /// Returns whether the input is the same file as `path`, after resolving links.
     pub(crate) fn is_same_file(&self, path: &Path) -> bool {
         let Some(input) = &self.path else { return false };
         matches!((input.canonicalize(), path.canonicalize()), (Ok(input), Ok(path)) if input == path)
@@ -58,7 +58,7 @@ impl Input {
         }
     }
 
-    /// The failure for an I/O error of this input.
+    /// Creates the failure for an I/O error of this input.
     pub(crate) fn failed(&self, error: &io::Error) -> Failure {
         Failure::io_named(&self.name(), error)
     }
@@ -88,8 +88,9 @@ pub(crate) fn strip_byte_order_mark(text: &[u8]) -> Result<&[u8], String> {
     Ok(without_byte_order_mark(text))
 }
 
-/// Reads a line with its line ending into `line`, replacing its contents, and returns the length of the line in
-/// bytes: 0 at the end of the text. Only the first `max + 1` bytes of a longer line are kept.
+/// Reads a line with its line ending into `line`, and replaces the old contents. Returns the length of the whole line
+/// in bytes, or 0 at the end of the text. If the line is longer than `max` bytes, only its first `max + 1` bytes are
+/// kept.
 pub(crate) fn read_line(reader: &mut impl BufRead, max: usize, line: &mut Vec<u8>) -> io::Result<usize> {
     line.clear();
     let mut len = reader.by_ref().take(max as u64 + 1).read_until(b'\n', line)?;

@@ -9,12 +9,12 @@ use idefics_generate::{Device, DeviceChoice, device_memory_bytes};
 use rayon::prelude::*;
 use sysinfo::System;
 
-/// Number of f32 values to read in the bandwidth measurement: 1 GiB, more than any last-level cache holds.
+/// Number of f32 values that the bandwidth measurement reads: 1 GiB, more than any last-level cache holds.
 const VALUES: usize = 1 << 28;
-/// Number of passes over the values; the fastest one counts.
+/// Number of passes over the values. The result is the rate of the fastest pass.
 const PASSES: usize = 24;
 
-/// Memory bandwidth in GB/s when all threads read. Allocates 1 GiB temporarily.
+/// Measures the memory bandwidth in GB/s while all threads read. Temporarily allocates 1 GiB.
 pub(crate) fn memory_bandwidth_gb_s() -> f64 {
     let values: Vec<f32> = (0..VALUES).into_par_iter().map(|index| (index % 8) as f32).collect();
     let pass = |_| {
@@ -25,8 +25,9 @@ pub(crate) fn memory_bandwidth_gb_s() -> f64 {
     (0..PASSES).map(pass).fold(0.0, f64::max)
 }
 
-/// Available memory of the device in bytes. CPU: available main memory, limited by the cgroup. CUDA: free memory as
-/// reported by `nvidia-smi`. Other devices, and CUDA without `nvidia-smi`: total memory, or `u64::MAX` if unknown.
+/// Returns the available memory of the device in bytes. On the CPU, this is the available main memory, limited by the
+/// cgroup. On CUDA, it is the free memory that `nvidia-smi` reports. On other devices, and on CUDA without
+/// `nvidia-smi`, it is the total memory, or `u64::MAX` if that is unknown.
 pub(crate) fn available_memory_bytes(choice: DeviceChoice, device: &Device) -> u64 {
     let total = || device_memory_bytes(device).unwrap_or(u64::MAX);
     match choice {
@@ -36,30 +37,31 @@ pub(crate) fn available_memory_bytes(choice: DeviceChoice, device: &Device) -> u
     }
 }
 
-/// Memory for weights, caches and activations in bytes: [`available_memory_bytes`] minus the buffers that operations
-/// on the device keep for reuse.
+/// Returns the memory for weights, caches and activations in bytes: [`available_memory_bytes`] minus the scratch
+/// buffers that operations on the device keep for reuse.
 pub(crate) fn usable_memory_bytes(choice: DeviceChoice, device: &Device) -> u64 {
     available_memory_bytes(choice, device).saturating_sub(kept_bytes(device))
 }
 
-/// Available main memory in bytes, limited by the cgroup if there is one.
+/// Returns the available main memory in bytes, limited by the cgroup if there is one.
 pub(crate) fn free_memory_bytes() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
-    // `rss`, not the group's total: its page cache can be dropped.
+    // This subtracts `rss`, not the total use of the group, because its page cache can be dropped.
     let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     system.available_memory().min(group)
 }
 
-/// Total main memory in bytes, limited by the cgroup if there is one.
+/// Returns the total main memory in bytes, limited by the cgroup if there is one.
 pub(crate) fn main_memory_bytes() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
     system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory).min(system.total_memory())
 }
 
-/// The least free memory, in bytes, among the CUDA devices that the process may use; `None` if `nvidia-smi` does not
-/// report it. CUDA and `nvidia-smi` may number devices differently, so every device is assumed to have only this much.
+/// Returns the free memory in bytes of the fullest CUDA device that the process may use, or `None` if `nvidia-smi` does
+/// not report it. CUDA and `nvidia-smi` may number devices differently, so every device is assumed to have only this
+/// much free memory.
 pub(crate) fn free_cuda_bytes() -> Option<u64> {
     let mut command = Command::new("nvidia-smi");
     command.args(["--query-gpu=memory.free", "--format=csv,noheader,nounits"]);
@@ -70,14 +72,15 @@ pub(crate) fn free_cuda_bytes() -> Option<u64> {
     output.status.success().then(|| min_mebibytes(&String::from_utf8_lossy(&output.stdout)))?
 }
 
-/// The smallest number in a list with one number of MiB per line, in bytes; `None` if a line is not a number.
+/// Returns the smallest number of a list in bytes. Each line of the list is a number of MiB. Returns `None` if a line
+/// is not a number.
 fn min_mebibytes(listing: &str) -> Option<u64> {
     let free: Option<Vec<u64>> = listing.lines().map(|line| line.trim().parse().ok()).collect();
     free?.into_iter().min()?.checked_mul(1 << 20)
 }
 
-/// Peak resident memory of the process in bytes, including memory-mapped files; `None` if the system does not report
-/// it.
+/// Returns the peak resident memory of the process in bytes, including memory-mapped files, or `None` if the system
+/// does not report it.
 pub(crate) fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -47,7 +47,8 @@ fn main() -> ExitCode {
             _ => return Failure::usage(first_lines(&error.to_string())).report(),
         },
     };
-    // Panics in image decoders are caught there and become errors. Report only a panic that reaches this function.
+    // Panics of image decoders are caught elsewhere and become errors. Only a panic that reaches this function is
+    // reported.
     static PANIC: Mutex<String> = Mutex::new(String::new());
     panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
     #[allow(unsafe_code, reason = "the contract is about the program's threads")]
-    // SAFETY: only this thread, which runs the command, uses devices; other threads read files and decode images.
+    // SAFETY: only this thread uses devices; it runs the command. All other threads only read files and decode images.
     let lease = (!cli.global.no_replay).then(|| unsafe { DeviceLease::for_this_thread() });
     cli.global.lease = lease;
     match panic::catch_unwind(|| run(&cli)) {
@@ -74,7 +75,7 @@ fn print(help: &clap::Error) -> ExitCode {
     }
 }
 
-/// Clap's error message on one line, without the usage text after it.
+/// Joins the lines of Clap's error message to one, without the usage text after it.
 fn first_lines(message: &str) -> String {
     let lines = message.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();

@@ -1,4 +1,4 @@
-//! Images and videos of the command line.
+//! Images and videos that are given on the command line.
 
 use idefics_generate::Idefics;
 use idefics_generate::processor::image::{ImageSource, Limits, ReadOptions};
@@ -13,8 +13,8 @@ pub(crate) enum Media {
 }
 
 impl Media {
-    /// Decides by content what an argument is. Folders and video files are videos. Animations are videos for models
-    /// that read videos; to others, the first frame is an image.
+    /// Decides from the content of an argument whether it is an image or a video. Folders and video files are videos.
+    /// An animation is a video if the model reads videos; otherwise its first frame is an image.
     pub(crate) fn of(source: ImageSource, model: &Idefics, limits: &Limits) -> Self {
         let mut read = ReadOptions::default();
         read.limits = limits.clone();
@@ -25,7 +25,7 @@ impl Media {
         }
     }
 
-    /// The placeholder in a text.
+    /// Returns the placeholder for this medium in a text.
     pub(crate) fn placeholder(&self) -> &'static str {
         match self {
             Self::Image(_) => "<image>",
@@ -47,7 +47,7 @@ impl From<Media> for Content {
     }
 }
 
-/// The images and the videos.
+/// Splits a list into its images and its videos.
 pub(crate) fn split(media: Vec<Media>) -> (Vec<ImageSource>, Vec<VideoSource>) {
     let (mut images, mut videos) = (Vec::new(), Vec::new());
     for medium in media {
@@ -59,7 +59,7 @@ pub(crate) fn split(media: Vec<Media>) -> (Vec<ImageSource>, Vec<VideoSource>) {
     (images, videos)
 }
 
-/// Warns if the times of frames are guessed, because no rate is given for them.
+/// Warns if the times of video frames are guessed because no frame rate is given.
 pub(crate) fn warn_about_rates<'s>(
     samples: impl IntoIterator<Item = &'s Sample>,
     model: &Idefics,
@@ -70,6 +70,9 @@ pub(crate) fn warn_about_rates<'s>(
     }
     let without = samples.into_iter().flat_map(Sample::videos).find(|video| video.lacks_fps());
     if let Some(video) = without {
-        say!("warning: no rate is given for the frames of {video}; 24 frames per second are assumed (--video-fps R)");
+        say!(
+            "warning: no rate is given for the frames of {video}; 24 frames per second are assumed; give it with \
+             --video-fps R"
+        );
     }
 }

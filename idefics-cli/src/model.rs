@@ -22,11 +22,11 @@ use crate::{placing, signals};
 
 /// The folder of a model.
 pub(crate) enum ModelFolder {
-    /// A folder given by the user, or one in the hub cache.
+    /// A folder or file given by the user, or one in the hub cache.
     Kept(PathBuf),
     /// A temporary folder with the files of the built-in model.
     Embedded(Scratch),
-    /// Links to the GGUF files of a model that are in different folders.
+    /// A temporary folder with links to the GGUF files of a model, which are in different folders.
     Linked(Scratch),
 }
 
@@ -39,8 +39,8 @@ impl ModelFolder {
     }
 }
 
-/// The model folder for `--model`. A hub id is downloaded to the standard cache first. Without `--model`, the
-/// built-in model is unpacked.
+/// Returns the model folder for `--model`. If it is a hub id, the model is first downloaded to the standard cache.
+/// Without `--model`, the built-in model is unpacked.
 pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
     // An empty IDEFICS_MODEL counts as unset.
     let Some(model) = global.model.as_deref().filter(|model| !model.is_empty()) else {
@@ -49,17 +49,17 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
             Some(_) => Err(Failure::usage("--mmproj needs a GGUF file as --model".to_owned())),
         };
     };
-    // Hub ids are UTF-8; folder names need not be.
+    // Hub ids are UTF-8, but folder names need not be.
     match model.to_str().map_or_else(|| ModelSource::Folder(model.into()), ModelSource::parse) {
         ModelSource::Folder(folder) => match &global.mmproj {
             None => Ok(ModelFolder::Kept(folder)),
             Some(mmproj) => linked(&folder, mmproj),
         },
         ModelSource::Hub { .. } if global.mmproj.is_some() => {
-            Err(Failure::usage("--mmproj needs a GGUF file as --model; the given one is not".to_owned()))
+            Err(Failure::usage("--mmproj needs a GGUF file as --model, such as ORG/NAME:FILE.gguf".to_owned()))
         }
         ModelSource::HubFile { repo, revision, file } => {
-            // A local tower, or the name of one in the repository.
+            // `--mmproj` is a local file, or the name of a file in the repository.
             let (local, name) = match &global.mmproj {
                 Some(path) if path.is_file() => (Some(path.clone()), None),
                 Some(path) => (None, Some(path.to_string_lossy().into_owned())),
@@ -80,7 +80,7 @@ pub(crate) fn folder(global: &Global) -> Result<ModelFolder, Failure> {
     }
 }
 
-/// Calls `fetch` with the options of downloads, and shows its progress.
+/// Calls `fetch` with the download options, and shows its progress.
 fn fetch(
     global: &Global,
     fetch: impl FnOnce(&HubOptions, &mut dyn FnMut(HubProgress)) -> Result<PathBuf, HubError>,
@@ -102,7 +102,7 @@ fn embedded() -> Result<ModelFolder, Failure> {
     Scratch::new("the built-in model cannot be unpacked into", idefics_demo::write_model).map(ModelFolder::Embedded)
 }
 
-/// A folder with links to a GGUF model and to the vision tower that `--mmproj` names.
+/// Creates a folder with links to a GGUF model and to the vision tower that `--mmproj` names.
 fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
     let paths = GgufPaths::with_mmproj(model, mmproj).map_err(|error| Error::from(CheckpointError::from(error)))?;
     let Some(paths) = paths else {
@@ -111,7 +111,7 @@ fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
     let linked = Scratch::new("the files of the model cannot be linked from", |folder| {
         for file in paths.files() {
             let name = file.file_name().unwrap_or_default();
-            // The name distinguishes the tower from the text model.
+            // This name marks the file as the vision tower.
             let name = if file == mmproj { "mmproj.gguf".as_ref() } else { name };
             link(&fs::canonicalize(&file)?, &folder.join(name))?;
         }
@@ -125,13 +125,13 @@ fn link(file: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(file, link)
 }
 
-/// Symbolic links need rights elsewhere.
+/// Makes a hard link or a copy, because symbolic links need special rights on systems other than Unix.
 #[cfg(not(unix))]
 fn link(file: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(file, link).or_else(|_| fs::copy(file, link).map(|_| ()))
 }
 
-/// Explains the built-in model to the user.
+/// Tells the user that the built-in model is used, and how to choose another.
 fn introduce_embedded() {
     say!(
         "using the built-in model, which was trained only on drawings of coloured shapes; for photographs, give \
@@ -152,7 +152,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     }
     let config = ModelConfig::from_folder(folder).ok();
     let checkpoint = config.as_ref().and_then(|_| Checkpoint::open_with(folder, global.pickles()).ok());
-    let known = config.as_ref().zip(checkpoint.as_ref()); // errors in the files are reported when they are loaded
+    let known = config.as_ref().zip(checkpoint.as_ref()); // loading reports errors in the files
     let needed = |device: &Device, weights: WeightOptions| match known {
         Some((config, checkpoint)) => config.memory(Some(checkpoint), device, weights),
         None => Ok(WeightMemory::default()),
@@ -232,16 +232,16 @@ pub(crate) fn check_activations(
     }
 }
 
-/// Memory in bytes that a model needs on a device, with a KV cache of `cache` bytes. On the CPU this includes the
-/// buffers for converting tensors during loading, which are always in main memory.
+/// Returns the memory in bytes that a model needs on a device, with a KV cache of `cache` bytes. On the CPU, this
+/// includes the buffers for converting tensors during loading, which are always in main memory.
 fn required_bytes(choice: DeviceChoice, memory: &WeightMemory, cache: u64) -> u64 {
     let loading = if choice == DeviceChoice::Cpu { memory.loading } else { 0 };
     memory.total().saturating_add(cache).saturating_add(loading)
 }
 
-/// Opens the device of `--device` and returns how to store the weights there. `auto` is the best device with room for
-/// the memory that `needed` returns and a KV cache of `cache` bytes, or the last candidate, the CPU, if none has
-/// room.
+/// Opens the device of `--device`. Also returns how to store the weights there. `auto` selects the best device with
+/// room for the memory that `needed` returns and a KV cache of `cache` bytes. If no device has room, it selects the
+/// last candidate, the CPU.
 ///
 /// # Errors
 /// If the device does not exist or does not support `--dtype`.
@@ -270,8 +270,8 @@ pub(crate) fn device_for(
     Ok((choice, device, weights))
 }
 
-/// Checks that the weights fit into `available` bytes, together with a KV cache of `cache` bytes if its size is known
-/// already.
+/// Checks that the weights fit into `available` bytes, together with a KV cache of `cache` bytes if its size is already
+/// known.
 ///
 /// # Errors
 /// A limit failure that lists the quantised formats that would fit.
@@ -310,7 +310,7 @@ pub(crate) fn check_memory(
     )))
 }
 
-/// A progress bar for bytes, shown on standard error if that is a terminal.
+/// Returns a progress bar for bytes, shown on standard error if that is a terminal.
 pub(crate) fn byte_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
         .expect("the template is valid");

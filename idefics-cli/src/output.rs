@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::args::{GenerationArgs, Global};
 use crate::failure::Failure;
 
-/// Generates and prints the answer to one sample: streamed text, or one JSON object per answer. If `image` is given,
-/// this image name is printed before the text, or added to the JSON object.
+/// Generates and prints the answer to one sample: streamed text, or one JSON object per answer. If an image name is
+/// given as `image`, it is printed before the text, or added to the JSON object.
 pub(crate) fn answer_one(
     global: &Global,
     image: Option<&str>,
@@ -51,9 +51,9 @@ pub(crate) fn answer_one(
     check_cancelled(&answer)
 }
 
-/// Prints an answer while it is generated, without the white space between prompt and answer.
+/// Prints an answer while it is generated. White space between prompt and answer is removed.
 pub(crate) struct Chunks {
-    /// Printed with the first text, so that a rejected sample prints nothing.
+    /// Text that is printed together with the first text of the answer. A rejected sample thus prints nothing.
     prefix: Option<String>,
     written: io::Result<()>,
 }
@@ -73,14 +73,15 @@ impl Chunks {
         self.written.is_ok()
     }
 
-    /// Returns the text left to print before the line ending: the prefix if the answer was empty, else nothing.
+    /// Returns the text that must still be printed before the line ending: the prefix if the answer was empty,
+    /// otherwise nothing.
     pub(crate) fn finish(self) -> io::Result<String> {
         self.written.map(|()| self.prefix.unwrap_or_default())
     }
 }
 
-/// Prints the answers to a batch of `n_samples` samples, with row numbers or as JSON lines. The error of a failed row
-/// is printed to standard error and, with `--json`, also as an object on standard output.
+/// Prints the answers to a batch of `n_samples` samples, as text with row numbers or as JSON lines. The error of a
+/// failed row is printed to standard error. With `--json`, it is also printed as an object on standard output.
 pub(crate) fn print_batch(
     global: &Global,
     answers: Vec<Result<Answer, Error>>,
@@ -114,7 +115,7 @@ pub(crate) fn print_batch(
     if n_failed > 0 { Err(Failure::some_failed(n_failed, n_answers)) } else { Ok(()) }
 }
 
-/// Prints a JSON object with the error of a failed image, so that there is a line for every image.
+/// Prints a JSON object with the error of a failed image, so that every image has a line of output.
 pub(crate) fn print_refused(image: &str, failure: &Failure) -> Result<(), Failure> {
     Ok(writeln!(io::stdout().lock(), "{}", json!({"image": image, "error": failure.message()}))?)
 }
@@ -164,7 +165,8 @@ fn check_cancelled(answer: &Answer) -> Result<(), Failure> {
     }
 }
 
-/// A number of bytes with a decimal unit, such as `1.50 kB`: the largest unit with a value of at least 1, up to GB.
+/// Formats a number of bytes with a decimal unit, as in `1.50 kB`. The unit is the largest one up to GB in which the
+/// value is at least 1.
 pub(crate) fn format_bytes(bytes: usize) -> String {
     const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
     let mut value = bytes as f64;

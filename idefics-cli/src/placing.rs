@@ -8,8 +8,8 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::{free_cuda_bytes, free_memory_bytes};
 
-/// The places of `--max-memory`. The default is the opened device, or all CUDA devices if `--device auto` chose one
-/// of them, followed by main memory.
+/// Returns the places of `--max-memory`. The default is the opened device, followed by main memory. If `--device auto`
+/// chose a CUDA device, all CUDA devices come first.
 ///
 /// # Errors
 /// A usage failure if the free memory of the device is unknown.
@@ -31,20 +31,20 @@ pub(crate) fn places(global: &Global, choice: DeviceChoice, device: &Device) -> 
     };
     let Some(free) = free else {
         let example = format!("--max-memory {choice}=20GB,cpu=16GB");
-        return Err(Failure::usage(format!("the free memory of {choice} is unknown; give it, as in {example}")));
+        return Err(Failure::usage(format!("the free memory of {choice} is unknown; give a limit, as in {example}")));
     };
     let devices = devices.into_iter().filter_map(|device| place(device, free));
     Ok(MaxMemory(devices.chain(main_memory().0).collect()))
 }
 
-/// Main memory as the only place.
+/// Returns main memory as the only place.
 pub(crate) fn main_memory() -> MaxMemory {
     let kept = DeviceChoice::Cpu.open().map_or(0, |(_, device)| kept_bytes(&device));
     MaxMemory(place(DeviceChoice::Cpu, free_memory_bytes().saturating_sub(kept)).into_iter().collect())
 }
 
-/// A device with nine tenths of its free memory. The rest is for activations and KV caches (two during graph
-/// capture).
+/// Returns a place with nine tenths of a device's free memory. The rest is left for activations and KV caches, of which
+/// there are two during graph capture.
 fn place(device: DeviceChoice, free: u64) -> Option<DeviceBudget> {
     DeviceBudget::new(&device.to_string(), free / 10 * 9).ok()
 }

@@ -12,13 +12,13 @@ use crate::failure::Failure;
 /// The folder to remove when the program exits without running destructors.
 static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// A folder in the system's temporary folder. It is removed when this is dropped or the program exits.
+/// A folder in the system's temporary folder. It is removed when this value is dropped, or when the program exits.
 pub(crate) struct Scratch {
     folder: TempDir,
 }
 
 impl Scratch {
-    /// Creates the folder and fills it. `what` begins the message if that fails.
+    /// Creates the folder and fills it. If that fails, the error message begins with `what`.
     pub(crate) fn new(what: &str, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, Failure> {
         let place = std::env::temp_dir();
         let made = tempfile::Builder::new().prefix("idefics-").tempdir_in(&place).and_then(|folder| {
@@ -27,8 +27,8 @@ impl Scratch {
         });
         made.map_err(|error| {
             Failure::file_system(format!(
-                "{what} the temporary folder {}: {}; set TMPDIR to a writable folder, or give --model a folder with all \
-                 files",
+                "{what} the temporary folder {}: {}; set TMPDIR to a writable folder, or give --model a folder with \
+                 all files",
                 place.display(),
                 describe_io_error(&error)
             ))
@@ -40,7 +40,7 @@ impl Scratch {
     }
 }
 
-/// Removes the folder, if there is one. Called before an exit without destructors.
+/// Removes the folder, if there is one. Must be called before an exit that runs no destructors.
 pub(crate) fn remove() {
     if let Some(folder) = FOLDER.lock().unwrap_or_else(PoisonError::into_inner).take() {
         let _ = std::fs::remove_dir_all(folder);

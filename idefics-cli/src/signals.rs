@@ -1,14 +1,14 @@
 //! Handles SIGINT, SIGTERM and SIGHUP.
 //!
-//! The first signal cancels the computation. The command then has the time [`GRACE`] to save its work and return.
-//! After that, or at the next signal, the program exits immediately. This covers operations that cannot be cancelled:
-//! a blocking read, a slow server, loading weights. Data that must survive (the journal of a batch, the history of a
-//! chat) is therefore written as soon as it exists, not at the end.
+//! The first signal cancels the computation. The command then has the time [`GRACE`] to save its work and return. After
+//! that time, or at the next signal, the program exits immediately. Some operations cannot be cancelled: a blocking
+//! read, a slow server, loading weights. Data that must not be lost is therefore written as soon as it exists, not at
+//! the end: the journal of a batch, the history of a chat.
 //!
 //! Exit codes are 128 plus the number of the signal: 130, 143 and 129.
 //!
-//! SIGXFSZ is caught and does nothing: a write beyond the limit on file sizes (`ulimit -f`) fails and is reported
-//! like any other error.
+//! SIGXFSZ is caught and ignored. A write beyond the limit on file sizes (`ulimit -f`) then fails and is reported like
+//! any other error.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,7 +18,7 @@ use idefics_generate::CancelToken;
 
 use crate::{scratch, terminal};
 
-/// Time for a command to return after a signal.
+/// Maximum time for a command to return after a signal.
 const GRACE: Duration = Duration::from_millis(700);
 
 const SIGHUP: i32 = 1;
@@ -36,12 +36,12 @@ struct State {
     interrupt: Interrupt,
 }
 
-/// What SIGINT stops.
+/// What SIGINT stops: the program, or only the current answer.
 #[derive(Default)]
 enum Interrupt {
     #[default]
     Program,
-    /// The answer that is being generated in a chat, if any.
+    /// Only the answer that a chat is generating; nothing if there is none at the moment.
     Answer(Option<CancelToken>),
 }
 
@@ -62,8 +62,8 @@ pub(crate) fn install() {
     let _ = ctrlc::set_handler(|| handle(SIGINT));
 }
 
-/// The signals to handle: all except those that the parent process set to be ignored (`nohup`, for example), which
-/// stay ignored. Ignored signals are known on Linux only.
+/// Returns the signals to handle. Signals that the parent process ignores, for example with `nohup`, stay ignored. Only
+/// Linux tells which signals those are.
 #[cfg(unix)]
 fn not_ignored() -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -104,7 +104,7 @@ fn handle(signal: i32) {
 fn exit_now(signal: i32) -> ! {
     terminal::restore();
     scratch::remove();
-    // Skip `atexit` handlers: they would free resources that other threads still use.
+    // This skips `atexit` handlers, which would free resources that other threads still use.
     #[cfg(unix)]
     signal_hook::low_level::exit(code(signal).into());
     #[cfg(not(unix))]
@@ -115,17 +115,17 @@ fn code(signal: i32) -> u8 {
     128 + signal as u8
 }
 
-/// A token that is cancelled by the signal that ends the program.
+/// Returns a token that is cancelled when a signal ends the program.
 pub(crate) fn cancel() -> CancelToken {
     state().command.clone()
 }
 
-/// Whether a signal is ending the program.
+/// Returns whether a signal is ending the program.
 pub(crate) fn is_ending() -> bool {
     state().ending.is_some()
 }
 
-/// The exit code for a command that was ended by a signal.
+/// Returns the exit code for a command that a signal ended.
 pub(crate) fn exit_code() -> u8 {
     code(state().ending.unwrap_or(SIGINT))
 }

@@ -14,7 +14,7 @@ pub(crate) fn remember() {
     }
 }
 
-/// Restores the saved settings and ends the line of the prompt.
+/// Restores the saved settings, and ends the line with the prompt.
 pub(crate) fn restore() {
     #[cfg(unix)]
     if let Some(settings) = SETTINGS.get() {
@@ -22,8 +22,8 @@ pub(crate) fn restore() {
         let is_editing = tcgetattr(&stdin).is_ok_and(|now| !now.local_modes.contains(LocalModes::ICANON));
         let _ = tcsetattr(&stdin, OptionalActions::Now, settings);
         if is_editing {
-            // Disables bracketed paste. Written through standard input, because another thread may have locked
-            // standard output.
+            // This disables bracketed paste. It is written through standard input, because another thread may have
+            // locked standard output.
             let _ = rustix::io::write(&stdin, b"\x1b[?2004l\r\n");
         }
     }

@@ -1,4 +1,4 @@
-//! Answers and listings on standard output.
+//! Answers, reports and lists that the program prints to standard output.
 
 use std::fs;
 use std::process::Command;
@@ -25,7 +25,7 @@ fn json_and_streamed_text_agree() {
     assert_eq!(json["finish_reason"], "length");
     assert_eq!(json["token_ids"].as_array().unwrap().len(), 6);
     assert_eq!(json["usage"]["completion_tokens"], 6);
-    assert_eq!(json["usage"]["image_tokens"], 5 * 4); // the folder splits images: five views of four tokens
+    assert_eq!(json["usage"]["image_tokens"], 5 * 4); // the folder splits images: five tiles of four tokens
     for stage in ["preprocess_ms", "vision_ms", "connector_ms", "prefill_ms", "decode_ms"] {
         assert!(json["timings"][stage].as_f64().unwrap() > 0.0, "{stage}");
     }

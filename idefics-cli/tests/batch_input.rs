@@ -1,4 +1,4 @@
-//! Input of `batch`: standard input, byte order marks and line endings, ids and user keys.
+//! Input of `batch`: standard input, byte order marks, line endings, ids, and keys of the user.
 
 use std::fs;
 use std::io::Write;
@@ -43,7 +43,7 @@ fn answers_standard_input_in_order() {
     let beside: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(beside, ["photo.jpg"]);
 
-    // With an output file, the rows are the same, and repeating the input reuses the answers.
+    // With an output file, the rows are the same. If the input is given again, the answers are reused.
     let output = batch(folder.path(), input.as_bytes(), &["-", "--output", "out.jsonl"]);
     assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stderr));
     let kept = fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
@@ -111,7 +111,7 @@ fn copies_numbers_of_any_length_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let row =
         |id: &str| format!(r#"{{"id": {id}, "text": "a", "big": -99999999999999999999, "own": [1.10, {{"x":1e2}}]}}"#);
-    // Pairs of ids that are equal as f64 but are different numbers.
+    // The first two ids are equal as f64, and so are the next two. All are kept as written.
     let ids = ["18446744073709551616", "18446744073709551617", "1", "1.0", r#""\u0061""#];
     let input = ids.map(|id| row(id) + "\n").concat();
     let expected = |output: &str| {

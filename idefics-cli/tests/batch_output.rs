@@ -83,7 +83,7 @@ fn writes_to_standard_output_by_any_of_its_names() {
         assert!(output.status.success(), "{name}: {}", text(&output.stderr));
         assert_eq!(ids(&text(&output.stdout)), [0, 1, 2], "{name}");
     }
-    // Standard output may be a file that already has content and is appended to.
+    // Standard output may be a file with contents, to which the rows are appended.
     let log = folder.path().join("log");
     fs::write(&log, "{\"id\":9}\n").unwrap();
     let file = OpenOptions::new().append(true).open(&log).unwrap();
@@ -149,9 +149,9 @@ fn answers_each_row_of_a_pipe_immediately() {
         stdout.read_line(&mut line).unwrap(); // before the next row is written
         assert_eq!(ids(&line), [row]);
     }
-    // The reader closes the pipe while there is still input.
+    // The reader of the output closes its pipe while there is still input.
     drop(stdout);
-    // A child process that another test starts at this moment may keep the pipe open until its `exec`.
+    // Another test may start a child process at this moment, which keeps the pipe open until its `exec`.
     for row in 4..200 {
         if child.try_wait().unwrap().is_some() || writeln!(stdin, "{}", json!({"id": row, "text": "a"})).is_err() {
             break;

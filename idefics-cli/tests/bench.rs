@@ -11,7 +11,7 @@ fn bench(args: &[&str]) -> Output {
     command.env_remove("IDEFICS_MODEL").args(["--device", "cpu", "bench"]).args(args).output().unwrap()
 }
 
-/// The JSON report of a run with random weights in a tiny shape.
+/// Runs `bench` with random weights in a tiny shape and returns the JSON report.
 fn measured(more: &[&str]) -> Value {
     let shape = xtask_folder("checkpoints/tiny-idefics2/config.json");
     let args = ["--json", "--random-weights", shape.to_str().unwrap(), "--new-tokens", "3", "--runs", "1"];
@@ -39,7 +39,7 @@ fn measures_every_stage() {
 
     let part = measured(&["--text-layers", "1", "--quantize", "int8", "--dtype", "f32"]);
     assert_eq!([&part["dtype"], &part["quantize"]], [&json!("f32"), &json!("int8")]);
-    // Four query heads and two key-value heads of width 8, a feed-forward block of width 64, two norms.
+    // A layer has four query heads and two key-value heads of width 8, a feed-forward block of width 64, and two norms.
     let layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64 + 2 * 32;
     assert_eq!(whole["params"].as_u64().unwrap() - part["params"].as_u64().unwrap(), layer);
 }

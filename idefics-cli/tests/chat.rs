@@ -92,7 +92,7 @@ impl Terminal {
     }
 }
 
-/// Written by the line editor at each prompt: enables bracketed paste.
+/// Sequence that the line editor writes at each prompt. It enables bracketed paste.
 const EDITING: &str = "\x1b[?2004h";
 
 const ENDLESS: [&str; 7] =
@@ -125,7 +125,7 @@ fn interrupt_stops_the_answer_but_not_the_chat() {
     terminal.type_in("Talk\r");
     let start = Instant::now();
     while terminal.is_editing() && start.elapsed() < TIMEOUT {
-        std::thread::sleep(Duration::from_millis(1)); // until the line was accepted
+        std::thread::sleep(Duration::from_millis(1)); // until the editor has accepted the line
     }
     let n_shown = || terminal.screen.lock().unwrap().len();
     let before = n_shown();
@@ -167,7 +167,7 @@ fn accepts_home_folder_spaces_and_escapes_in_paths() {
     input.extend(b"/image ~/a photo.jpg\nWhat \xff?\nWhat?\n/save ~/talk.json\n");
     let (answers, stderr) = chat(home.path(), &input);
     assert_eq!(answers.lines().count(), 2, "{answers:?}");
-    assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
+    assert!(stderr.contains("3 images will") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
     assert!(!stderr.contains("os error"), "{stderr}");
     // A path that is not UTF-8 cannot be saved as JSON.
     assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");
@@ -214,7 +214,7 @@ fn file_names_need_not_be_utf8() {
     let output = run(program(&["ask"]).arg(&image).arg(OsStr::from_bytes(b"caf\xe9?")));
     assert!(output.status.code() == Some(2), "{}", text(&output.stderr));
 
-    // The same for model folders, prompt files and outputs.
+    // Names of model folders, prompt files and outputs need not be UTF-8 either.
     let place = folder.path().join(OsStr::from_bytes(b"d\xe9p\xf4t"));
     fs::create_dir(&place).unwrap();
     for file in fs::read_dir(crate::checkpoint()).unwrap() {

@@ -1,4 +1,4 @@
-//! Errors: each has its exit code, and a one-line message that names the cause.
+//! Errors of the program. Each has an exit code, and a one-line message that names the cause.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::{checkpoint, idefics, photo, text, xtask_folder};
 
-/// Runs the program and checks the exit code and that the error is one line that contains `culprit`.
+/// Runs the program, and checks that the exit code is `code` and that the error is one line that contains `culprit`.
 fn refused(model: &Path, args: &[&str], code: i32, culprit: &str) {
     let output = idefics(model, args);
     let stderr = text(&output.stderr);
@@ -36,14 +36,14 @@ fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn missing_image_folder_or_prompt_file() {
+fn missing_image_folder_or_prompt_file_is_named() {
     refused(&checkpoint(), &["ask", "no-such.jpg", "What?"], 5, "no-such.jpg");
     refused(Path::new("./no-such-folder"), &["caption", &photo()], 5, "no-such-folder");
     refused(&checkpoint(), &["generate", "--prompt-file", "no-such.json"], 5, "no-such.json");
 }
 
 #[test]
-fn truncated_checkpoint() {
+fn truncated_checkpoint_is_named() {
     let folder = copy("tiny-idefics2");
     let path = folder.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -54,14 +54,14 @@ fn truncated_checkpoint() {
 }
 
 #[test]
-fn missing_tensor() {
+fn missing_tensor_is_named() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "config.json", |config| config["text_config"]["num_hidden_layers"] = json!(3));
     refused(folder.path(), &["caption", &photo()], 4, "model.text_model.layers.2.");
 }
 
 #[test]
-fn folders_that_are_not_models() {
+fn folders_that_are_not_models_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let gguf = folder.path().join("model.gguf");
     fs::write(&gguf, b"GGUF\x03\0\0\0").unwrap();
@@ -80,7 +80,7 @@ fn folders_that_are_not_models() {
 }
 
 #[test]
-fn invalid_generation_option_in_the_model_folder() {
+fn invalid_generation_option_in_the_model_folder_is_named() {
     let folder = copy("tiny-idefics2");
     let path = folder.path().join("generation_config.json");
     fs::write(&path, json!({"repetition_penalty": -2.0}).to_string()).unwrap();
@@ -96,7 +96,7 @@ fn invalid_generation_option_in_the_model_folder() {
 }
 
 #[test]
-fn temporary_folder_that_cannot_be_written() {
+fn temporary_folder_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -180,14 +180,14 @@ fn row_rejected_by_template_or_length_fails_alone() {
 }
 
 #[test]
-fn configuration_with_zero_heads() {
+fn configuration_with_zero_heads_is_rejected() {
     let folder = copy("tiny-idefics2");
     edit(&folder, "config.json", |config| config["text_config"]["num_attention_heads"] = json!(0));
     refused(folder.path(), &["caption", &photo()], 4, "text_config.num_attention_heads");
 }
 
 #[test]
-fn shard_path_outside_the_folder() {
+fn shard_path_outside_the_folder_is_rejected() {
     let folder = copy("sliding-sharded");
     edit(&folder, "model.safetensors.index.json", |index| {
         index["weight_map"]["lm_head.weight"] = json!("../elsewhere.safetensors");
@@ -196,7 +196,7 @@ fn shard_path_outside_the_folder() {
 }
 
 #[test]
-fn more_placeholders_than_images() {
+fn more_placeholders_than_images_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let prompts = folder.path().join("prompts.json");
     fs::write(&prompts, json!({"text": "<image> and <image>", "images": [photo()]}).to_string()).unwrap();
@@ -208,7 +208,7 @@ fn more_placeholders_than_images() {
 }
 
 #[test]
-fn text_file_named_as_an_image() {
+fn text_file_named_as_an_image_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("photo.png");
     fs::write(&image, "This is no picture.").unwrap();
@@ -217,7 +217,7 @@ fn text_file_named_as_an_image() {
 }
 
 #[test]
-fn image_header_with_too_many_pixels() {
+fn image_header_with_too_many_pixels_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("huge.png");
     let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
@@ -230,7 +230,7 @@ fn image_header_with_too_many_pixels() {
     refused(&checkpoint(), &["ask", image.to_str().unwrap(), "What?"], 3, "huge.png");
 }
 
-/// CRC-32 as in PNG chunks.
+/// Computes the CRC-32 of PNG chunks.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
@@ -246,7 +246,7 @@ fn bad_image_does_not_stop_the_others() {
 }
 
 #[test]
-fn invalid_options() {
+fn invalid_options_are_rejected() {
     refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "0"], 2, "max_new_tokens");
     refused(&checkpoint(), &["caption", &photo(), "--eos-token-id", "2", "--bad-words-ids", "[[99999]]"], 2, "99999");
     refused(&checkpoint(), &["caption", &photo(), "--max-new-tokens", "1000000000000"], 6, "GiB");

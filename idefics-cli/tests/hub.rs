@@ -1,4 +1,4 @@
-//! Downloads from a small local server that serves a model under the hub's file URLs.
+//! Downloads from a local server that serves a model at the same paths as the hub.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -15,21 +15,21 @@ use crate::{checkpoint, photo, text};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Behaviour of the server.
+/// How the server behaves.
 #[derive(Clone, Copy, Default)]
 struct Site {
-    /// File to send with one bit flipped.
+    /// Name of a file that is sent with one bit flipped.
     damaged: Option<&'static str>,
-    /// Omits the commit and hash headers.
+    /// Whether the headers with commit and hash are left out.
     is_plain: bool,
-    /// Sends only the first [`START`] bytes of the weights and keeps the connection open.
+    /// Whether only the first [`START`] bytes of the weights are sent, and the connection then stays open.
     is_stalled: bool,
 }
 
-/// Number of bytes that a stalled server sends.
+/// Number of bytes of the weights that a stalled server sends.
 const START: usize = 1000;
 
-/// Serves the tiny checkpoint as `test/tiny` until stopped.
+/// A server of the tiny checkpoint under the name `test/tiny`, until it is stopped.
 struct Server {
     address: String,
     stopped: Arc<AtomicBool>,
@@ -63,7 +63,7 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// Stops listening and returns the number of requests.
+    /// Stops the server and returns the number of requests that it answered.
     fn stop(self) -> usize {
         self.stopped.store(true, Ordering::SeqCst);
         drop(TcpStream::connect(&self.address));
@@ -201,7 +201,7 @@ mod read_only {
     use std::os::unix::process::CommandExt;
     use std::path::PathBuf;
 
-    /// Id of an unprivileged user, for tests that run as root: root can write everywhere.
+    /// Id of an unprivileged user. Tests that run as root need it, because root can write everywhere.
     const NOBODY: u32 = 65534;
 
     fn set_modes(folder: &Path, file_mode: u32, folder_mode: u32) {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{idefics, text, xtask_folder};
 
-/// The answers that the program prints with `--json`.
+/// Runs the program with `--json` and returns the answers that it prints.
 fn answers(model: &Path, args: &[&str]) -> Vec<Value> {
     let output = idefics(model, &[&["--json"], args].concat());
     assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
@@ -42,19 +42,20 @@ fn idefics1_guide_examples_run_with_their_options() {
     assert_eq!(commands.len(), 8);
     let copies = tempfile::tempdir().unwrap();
     for command in commands {
-        let mut args: Vec<String> = command.split_whitespace().skip(3).map(str::to_owned).collect(); // idefics --model $M
+        // The first three words are `idefics --model $M`.
+        let mut args: Vec<String> = command.split_whitespace().skip(3).map(str::to_owned).collect();
         let file = folder.join(args[2].strip_prefix("examples/").unwrap());
         args[2] = file.to_str().unwrap().to_owned();
         let replace = |args: &mut Vec<String>, what: &str, with: &str| {
             let at = args.iter().position(|arg| arg == what).unwrap_or_else(|| panic!("{command} has {what}"));
             args[at] = with.to_owned();
         };
-        replace(&mut args, "$B", "[[474],[475]]"); // ids in the small vocabulary
+        replace(&mut args, "$B", "[[474],[475]]"); // token ids in the small vocabulary
         let is_conversation = command.contains("conversation.json");
         if is_conversation {
             replace(&mut args, "32002", "476");
             replace(&mut args, "100", "420");
-            // Its images are on the network: replace them by one from the local server.
+            // The images of this example are on the network, so they are replaced by one from the local server.
             let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
             let url = photo_server();
             for part in json["prompt"].as_array_mut().unwrap() {
@@ -107,7 +108,7 @@ fn reads_pickles_only_if_allowed() {
 
 #[test]
 fn inspect_estimates_memory_from_a_configuration() {
-    let model = xtask_folder("checkpoints/idefics1-photo"); // it has no weights
+    let model = xtask_folder("checkpoints/idefics1-photo"); // this folder has no weights
     let inspection = &answers(&model.join("config.json"), &["inspect"])[0];
     assert!(inspection["parameters"].as_u64().unwrap() > 8_000_000_000);
     let bytes = |name: &str| {

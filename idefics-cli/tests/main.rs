@@ -28,7 +28,7 @@ mod videos;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A path under `xtask/`, which contains the checkpoints, cases and images of the reference.
+/// Returns a path under `xtask/`, which contains the checkpoints, cases and images of the reference.
 fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }
@@ -49,7 +49,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// The standard output of a run that must succeed.
+/// Returns the standard output of a run that must succeed.
 fn answer(args: &[&str]) -> String {
     let output = idefics(&checkpoint(), args);
     assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));

@@ -1,4 +1,4 @@
-//! Error messages: file names, wording and advice.
+//! Error messages: the names, the wording and the advice in them.
 
 use std::fs;
 use std::path::Path;
@@ -51,7 +51,7 @@ fn missing_files_are_named_without_error_numbers() {
     assert!(message.contains("no-such") && !message.contains("os error"), "{message}");
     assert!(!folder.path().join("out.jsonl").exists());
 
-    // With several images, and in batches, the message is in the row.
+    // With several images and in batches, the output row contains the message.
     let output = idefics(&checkpoint(), &["--json", "caption", "no-such.png", "no-such.png"]);
     assert!(!text(&output.stdout).contains("os error") && !text(&output.stderr).contains("os error"));
     fs::write(rows, "{\"text\": \"<image>\", \"images\": [\"no-such.png\"]}\n").unwrap();

@@ -1,4 +1,4 @@
-//! `idefics models`: the public models, and which of them are in the hub cache.
+//! `idefics models`, which lists the public models and marks those in the hub cache.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -12,7 +12,7 @@ fn models(cache: &Path, args: &[&str]) -> Output {
     command.env_remove("HF_HUB_CACHE").env("HF_HOME", cache).args(args).arg("models").output().unwrap()
 }
 
-/// Parameter counts of the checkpoints on the hub.
+/// The expected numbers are the parameter counts that the hub shows for these checkpoints.
 #[test]
 fn parameter_counts_match_the_public_checkpoints() {
     let cache = tempfile::tempdir().unwrap();

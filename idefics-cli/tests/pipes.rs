@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::signals::{program, wait_for_end};
 use crate::{photo, text, xtask_folder};
 
-/// Reads a line of standard output, closes the pipe, and returns the exit code and standard error.
+/// Reads one line of standard output and closes the pipe. Returns the exit code and standard error.
 fn after_a_line(command: &mut Command) -> (Option<i32>, String) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::with_capacity(1, child.stdout.take().unwrap());
@@ -38,7 +38,7 @@ fn commands_end_quietly_on_a_broken_pipe() {
         &["classify", &photo, "--labels", "a,b,c,d", "--rank"],
     ] {
         let (code, stderr) = after_a_line(&mut program(args));
-        // The code is 1 if inputs failed and the program printed its last line before the pipe was closed.
+        // The exit code is 1 if an input failed and the program printed its last line before the pipe was closed.
         assert!(code == Some(0) || args.contains(&"no-such.png") && code == Some(1), "{args:?}: {code:?} {stderr}");
         assert!(!stderr.contains("panic") && !stderr.contains("bug"), "{args:?}: {stderr}");
         assert!(!stderr.contains("standard output"), "{args:?}: {stderr}");

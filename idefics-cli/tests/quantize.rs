@@ -1,4 +1,4 @@
-//! `--quantize` and `idefics quantize`: both give the same answers, and folders are written completely or not at all.
+//! `--quantize` and `idefics quantize`. Both give the same answers, and folders are written completely or not at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ fn quantize(model: &Path, to: &str, out: &Path, more: &[&str]) -> std::process::
     idefics(model, &[&["quantize", "--to", to, out.to_str().unwrap()], more].concat())
 }
 
-/// All files of a folder with their contents.
+/// Returns the names and contents of all files in a folder.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap());
     files.map(|file| (text(file.file_name().as_encoded_bytes()), fs::read(file.path()).unwrap())).collect()
@@ -66,7 +66,7 @@ fn gguf_files_answer_like_their_source() {
         assert_eq!(found["token_ids"].as_array().unwrap().len(), 8);
         if to == "f32" {
             assert_eq!(found["token_ids"], expected["token_ids"]);
-            // The metadata alone describes the same model.
+            // Without the other files, the metadata alone still describes the same model.
             for name in names.iter().filter(|name| !name.ends_with(".gguf")) {
                 fs::remove_file(out.join(name)).unwrap();
             }

@@ -1,4 +1,4 @@
-//! Signals end every command, and finished work is kept.
+//! Signals end every command, and work that is finished is kept.
 //!
 //! No test depends on exact timing: a program that ignored its signal would run for much longer than [`TIMEOUT`].
 
@@ -148,11 +148,11 @@ fn signal_ends_a_model_download() {
 fn signal_ends_commands_reading_standard_input() {
     for args in [&["generate", "--prompt-file", "-"][..], &["batch", "-", "--output", "-"]] {
         let mut child = program(args).spawn().unwrap();
-        // It cannot be observed when the program starts to read; the signal ends it in either case.
+        // The test cannot see when the program starts to read. The signal ends it before and after that.
         std::thread::sleep(Duration::from_millis(300));
         send(&child, Signal::TERM);
         let code = wait_for_end(&mut child).code();
-        assert!(code == Some(143) || code.is_none(), "{args:?}: {code:?}"); // `None`: before the handler was installed
+        assert!(code == Some(143) || code.is_none(), "{args:?}: {code:?}"); // `None` if no handler was installed yet
     }
 }
 
@@ -165,7 +165,7 @@ fn signal_removes_the_files_of_the_built_in_model() {
     command.env("TMPDIR", folder.path()).env_remove("IDEFICS_MODEL");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(b"{\"text\": \"a\"}\n").unwrap(); // the program then waits for more
+    stdin.write_all(b"{\"text\": \"a\"}\n").unwrap(); // the program then waits for more input
     let start = Instant::now();
     while is_empty() && start.elapsed() < TIMEOUT {
         std::thread::sleep(Duration::from_millis(1));
@@ -216,7 +216,7 @@ fn interrupted_batch_keeps_its_rows() {
     let rows: Vec<Value> =
         fs::read_to_string(&output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(rows.iter().enumerate().all(|(index, row)| row["id"] == index) && rows.len() == 400);
-    // The kept rows were not computed again.
+    // The rows of the first run were not computed again.
     for line in kept.lines().skip(1) {
         let row: Value = serde_json::from_str(line.splitn(3, ' ').nth(2).unwrap()).unwrap();
         assert_eq!(row, rows[row["id"].as_u64().unwrap() as usize]);

@@ -23,12 +23,13 @@ fn guide_examples_run() {
     let commands: Vec<&str> = readme.lines().filter(is_ours).collect();
     assert_eq!(commands.len(), 7);
     for command in commands {
-        let words: Vec<&str> = command.split_whitespace().skip(3).collect(); // idefics --model $M
+        // The first three words are `idefics --model $M`.
+        let words: Vec<&str> = command.split_whitespace().skip(3).collect();
         let file = folder.join(words[2].strip_prefix("examples/").unwrap());
         let mut args: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         args[2] = file.to_str().unwrap().to_owned();
         let bad_words = args.iter().position(|arg| arg == "$B").unwrap();
-        args[bad_words] = "[[474],[475]]".to_owned(); // ids in the small vocabulary
+        args[bad_words] = "[[474],[475]]".to_owned(); // token ids in the small vocabulary
         let new_tokens = args.iter().position(|arg| arg == "--max-new-tokens").unwrap() + 1;
         args[new_tokens] = "3".to_owned();
         let args: Vec<&str> = [&["--json"], args.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat();
@@ -123,7 +124,8 @@ struct BatchFiles {
 }
 
 impl BatchFiles {
-    /// Writes rows of several lengths, with and without images. The row number `broken` names an invalid image.
+    /// Writes an input of `rows` rows of several lengths, with and without images. Row number `broken` names an invalid
+    /// image.
     fn new(rows: usize, broken: Option<usize>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(photo(), folder.path().join("photo.jpg")).unwrap();
@@ -166,12 +168,12 @@ fn killed_batch_resumes() {
     let part_len = || fs::metadata(files.path("killed.jsonl.part")).map_or(0, |part| part.len());
     let mut kills = 0;
     for attempt in 0.. {
-        let before = part_len().max(200); // longer than the first line, which is not a row
+        let before = part_len().max(200); // more than the first line, which is not a row
         let mut child = files.command("killed.jsonl").stderr(Stdio::null()).spawn().unwrap();
         while part_len() <= before && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(attempt * 3 % 20)); // at any point within a group
+        std::thread::sleep(Duration::from_millis(attempt * 3 % 20)); // the kill then hits any point of a group
         let _ = child.kill(); // SIGKILL, if it is still running
         if child.wait().unwrap().success() {
             break;
@@ -264,7 +266,7 @@ fn invalid_rows_become_rows_with_errors() {
     let answered = rows.iter().filter(|row| row["text"].is_string()).count();
     assert_eq!(answered, 8);
 
-    // Rows without a valid id are named by line number, which does not collide with ids.
+    // Rows without a valid id are named by their line number, which cannot be confused with an id.
     let rows = "{\"id\": 1, \"text\": \"a\"}\n{\"id\"\n{\"id\": 2, \"text\": \"b\"}\n{\"id\": null}\n{\"id\": null}\n{\"text\": \"c\"}\n";
     fs::write(files.path("in.jsonl"), rows).unwrap();
     let output = files.command("names.jsonl").output().unwrap();
@@ -319,7 +321,7 @@ fn chat_runs_commands_and_answers_questions() {
     assert!(answers[0]["usage"]["image_tokens"].as_u64().unwrap() > 0);
     assert_eq!(answers[3]["usage"]["image_tokens"], 0);
     let stderr = text(&output.stderr);
-    for expected in ["1 image with", "1 question left", "/nothing is not a command", "missing.png", "started a new"] {
+    for expected in ["1 image will", "1 question left", "/nothing is not a command", "missing.png", "started a new"] {
         assert!(stderr.contains(expected), "{expected}: {stderr}");
     }
     let talk: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();

@@ -13,12 +13,12 @@ fn smolvlm2() -> PathBuf {
     xtask_folder("checkpoints/tiny-smolvlm2")
 }
 
-/// Frames of the committed case, `wide_000.png` to `wide_008.png`, and others.
+/// Returns the folder of the committed case, whose frames are `wide_000.png` to `wide_008.png` and others.
 fn case() -> PathBuf {
     xtask_folder("cases/smolvlm2-video")
 }
 
-/// A folder with the first video of the case.
+/// Creates a folder with the frames of the case's first video.
 fn frames(folder: &Path) -> PathBuf {
     let frames = folder.join("frames");
     fs::create_dir(&frames).unwrap();
@@ -64,7 +64,7 @@ fn folders_of_frames_are_videos() {
     assert_eq!(answer["usage"]["image_tokens"], 7 * 4);
 
     let output = idefics(&smolvlm2(), &["ask", frames, "What happens?", "--max-new-tokens", "1"]);
-    assert!(text(&output.stderr).contains("24 frames per second are assumed (--video-fps R)"));
+    assert!(text(&output.stderr).contains("24 frames per second are assumed; give it with --video-fps R"));
     let message = refused(&smolvlm2(), &["ask", frames, "What?", "--video-fps", "4", "--max-frames", "3"], 6);
     assert!(message.contains("4 frames would be shown to the model, at most 3"), "{message}");
     let message = refused(&smolvlm2(), &["ask", frames], 2);

@@ -8,7 +8,7 @@ use idefics_demo::{Example, Purpose, Scene, rng};
 /// Widths and heights of the pictures, in pixels.
 const SIZES: [(u32, u32); 2] = [(64, 64), (128, 128)];
 
-/// One throughput element is one picture.
+/// Benchmarks generating, rendering, labelling and questions. Throughput is in pictures.
 fn render(c: &mut Criterion) {
     let mut group = c.benchmark_group("demo");
     group.throughput(Throughput::Elements(1));

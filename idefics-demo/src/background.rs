@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::random::{direction, pick};
 
-/// White, greys, black and pale tones, none of them close to a colour of the shapes. RGB, 0 to 255.
+/// Tones of backgrounds, as RGB, 0 to 255: white, greys, black and pale tones. None is close to a colour of the shapes.
 const TONES: [[i16; 3]; 10] = [
     [250, 250, 250], // white
     [250, 250, 250],
@@ -46,7 +46,7 @@ pub enum Background {
 }
 
 impl Background {
-    /// A random background; the three types are equally likely.
+    /// Returns a random background. The three types are equally likely.
     pub fn random(rng: &mut (impl Rng + ?Sized)) -> Self {
         let tone = pick(rng, TONES);
         let base = shifted(tone, rng.random_range(-8..=8));
@@ -63,7 +63,7 @@ impl Background {
         }
     }
 
-    /// Renders the background alone. Sizes are in pixels.
+    /// Renders the background without shapes. `width` and `height` are in pixels.
     pub(crate) fn paint(&self, width: u32, height: u32) -> RgbImage {
         let mut picture = RgbImage::new(width, height);
         match *self {
@@ -94,7 +94,7 @@ impl Background {
     }
 }
 
-/// `tone`, made lighter by `shift` levels, or darker if `shift` is negative.
+/// Returns `tone`, made lighter by `shift` levels, or darker if `shift` is negative.
 fn shifted(tone: [i16; 3], shift: i16) -> [u8; 3] {
     tone.map(|value| (value + shift).clamp(0, 255) as u8)
 }

@@ -25,7 +25,7 @@ impl Colour {
     /// All colours.
     pub const ALL: [Self; 6] = [Self::Red, Self::Orange, Self::Yellow, Self::Green, Self::Blue, Self::Purple];
 
-    /// The name in lower case.
+    /// Returns the name in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Red => "red",
@@ -37,15 +37,15 @@ impl Colour {
         }
     }
 
-    /// The indefinite article of the name: `a` or `an`.
+    /// Returns the indefinite article of the name: `a` or `an`.
     pub fn article(self) -> &'static str {
         if self == Self::Orange { "an" } else { "a" }
     }
 
-    /// A random shade that is clearly recognisable as this colour: RGB, 0 to 255.
+    /// Returns a random shade that is clearly recognisable as this colour: RGB, 0 to 255.
     pub fn shade(self, rng: &mut (impl Rng + ?Sized)) -> [u8; 3] {
-        // Hue in degrees, and lightness. Red, orange and yellow are the closest hues, 21° and 17° apart; red is
-        // darker.
+        // Ranges of the hue in degrees, and of the lightness. Red, orange and yellow have the closest hues: 21° and 17°
+        // apart. Red is also darker.
         let (hue, lightness) = match self {
             Self::Red => (-6.0..4.0, 0.40..0.50),
             Self::Orange => (25.0..33.0, 0.49..0.55),

@@ -27,10 +27,11 @@ impl Scene {
     }
 }
 
-/// Number of the `SAMPLES²` sample points of a pixel that are inside the shape.
+/// Returns how many of the `SAMPLES²` sample points of a pixel are inside the shape.
 fn covered_samples(shape: &Shape, x: u32, y: u32) -> u32 {
     let level = shape.level(x as f32 + 0.5, y as f32 + 0.5);
-    // Sample points are at most 0.48 pixels from the centre of the pixel.
+    // The sample points are at most 0.48 pixels from the centre of the pixel, so their levels differ from `level` by
+    // less than 0.5.
     if level > 0.5 {
         return 0;
     }

@@ -40,8 +40,8 @@ pub enum Form {
 }
 
 impl Example {
-    /// A random example: with probability 1/2 a single task, otherwise a chat of one to four exchanges. A quarter of
-    /// the chats are about two pictures. Each picture has a random size, see [`random_size`].
+    /// Creates a random example. With probability 1/2 it has a single task, otherwise it is a chat of one to four
+    /// exchanges. A quarter of the chats are about two pictures. Each picture has a random size, see [`random_size`].
     pub fn random(rng: &mut (impl Rng + ?Sized)) -> Self {
         if rng.random() {
             let task = pick(rng, Task::ALL);
@@ -53,8 +53,8 @@ impl Example {
         Self::chat(rng, scenes, n_exchanges)
     }
 
-    /// One exchange or continuation of `task`, with random pictures that allow it. Each picture has a random size,
-    /// see [`random_size`].
+    /// Creates one exchange or continuation of `task`, with random pictures that are suitable for the task. Each
+    /// picture has a random size, see [`random_size`].
     pub fn single(rng: &mut (impl Rng + ?Sized), task: Task) -> Self {
         loop {
             let scenes = (0..task.n_pictures()).map(|_| scene_of_random_size(rng)).collect();
@@ -64,7 +64,7 @@ impl Example {
         }
     }
 
-    /// Like [`Example::single`], but all pictures have `width` by `height` pixels.
+    /// Creates an example as [`Example::single`] does, but with pictures of `width` by `height` pixels.
     ///
     /// # Panics
     /// If a side is less than 32 pixels, or more than twice the other side.
@@ -77,8 +77,8 @@ impl Example {
         }
     }
 
-    /// One exchange or continuation of `task` about the given scenes. `None` if the scenes do not allow it, or if
-    /// their number is not [`Task::n_pictures`].
+    /// Creates one exchange or continuation of `task` about the given scenes. Returns `None` if the scenes are not
+    /// suitable for the task, or if their number is not [`Task::n_pictures`].
     ///
     /// # Panics
     /// If a scene does not have one to three shapes.
@@ -96,7 +96,8 @@ impl Example {
         Some(Self { scenes, form })
     }
 
-    /// A detailed caption of a scene, for training: it gives the position and size of each shape, from left to right.
+    /// Creates a detailed caption of a scene, for training. It gives the position and size of each shape, from left to
+    /// right.
     ///
     /// Example: ` a red circle at 2 7 of size 4 and a blue star at 8 3 of size 2.` The two numbers after `at` are the
     /// position of the centre from the left and from the top, in tenths of the picture, rounded down. Sizes are from
@@ -115,10 +116,12 @@ impl Example {
         Self { scenes, form }
     }
 
-    /// A chat about one or two scenes with `n_exchanges` exchanges, or fewer if the scenes do not allow that many.
+    /// Creates a chat about one or two scenes with `n_exchanges` exchanges, or fewer if the scenes do not allow that
+    /// many.
     ///
-    /// No question occurs twice. The chat does not ask for colours, kinds or presence that it has mentioned before,
-    /// with one exception: there is at most one caption, which comes last with probability 3/4 and first otherwise.
+    /// No question occurs twice. A question about a colour, a kind or the presence of a shape is only asked if earlier
+    /// exchanges do not reveal the answer. A caption is exempt from this rule. There is at most one caption. It comes
+    /// last with probability 3/4, and first otherwise.
     ///
     /// # Panics
     /// If there are not one or two scenes, or if a scene does not have one to three shapes.
@@ -126,7 +129,7 @@ impl Example {
         check(&scenes);
         let mut exchanges: Vec<Exchange> = Vec::new();
         let mut caption = None;
-        // A simple scene allows few different questions, so limit the number of attempts.
+        // The number of attempts is limited, because a simple scene allows few different questions.
         for _ in 0..16 * n_exchanges {
             if exchanges.len() + usize::from(caption.is_some()) == n_exchanges {
                 break;
@@ -152,9 +155,8 @@ impl Example {
         Self { scenes, form: Form::Chat(exchanges) }
     }
 
-    /// The text including the answers: in the format of the Idefics2 chat template, or the prompt and its
-    /// continuation.
-    /// There is one `<image>` per scene, and no token for the start or end of the text.
+    /// Returns the text including the answers: in the format of the Idefics2 chat template, or the prompt and its
+    /// continuation. The text has one `<image>` per scene, and no token for its start or end.
     pub fn text(&self) -> String {
         match &self.form {
             Form::Chat(exchanges) => {
@@ -171,7 +173,7 @@ impl Example {
     }
 }
 
-/// The texts of the training examples 0 to `n` (exclusive) from [`Example::random`], to train a tokenizer.
+/// Returns the texts of the first `n` training examples from [`Example::random`], to train a tokenizer.
 pub fn corpus(seed: u64, n: usize) -> impl Iterator<Item = String> {
     (0..n as u64).map(move |index| Example::random(&mut rng(Purpose::Training, seed, index)).text())
 }
@@ -185,8 +187,8 @@ fn check(scenes: &[Scene]) {
     assert!(scenes.iter().all(|scene| (1..=3).contains(&scene.shapes.len())), "a scene must have one to three shapes");
 }
 
-/// Whether the question was asked before, or earlier exchanges reveal the answer: `What colour is the circle?` after
-/// an exchange about a red circle.
+/// Returns whether the question was asked before, or earlier exchanges reveal the answer. For example, an exchange
+/// about a red circle reveals the answer to `What colour is the circle?`.
 fn is_already_answered(exchange: &Exchange, earlier: &[Exchange]) -> bool {
     let names = names_in(exchange);
     earlier.iter().any(|before| {
@@ -197,7 +199,7 @@ fn is_already_answered(exchange: &Exchange, earlier: &[Exchange]) -> bool {
     })
 }
 
-/// The names of colours and kinds that an exchange mentions.
+/// Returns the names of the colours and kinds that an exchange mentions.
 fn names_in(Exchange { question, answer, .. }: &Exchange) -> Vec<&'static str> {
     let text = format!("{question} {answer}").to_lowercase();
     let names = Colour::ALL.map(Colour::name).into_iter().chain(Kind::ALL.map(Kind::name));

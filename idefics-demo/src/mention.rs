@@ -16,32 +16,32 @@ pub(crate) enum Mention {
 }
 
 impl Mention {
-    /// A mention of each kind.
+    /// Returns a mention of each kind.
     pub(crate) fn kinds() -> Vec<Self> {
         Kind::ALL.map(Self::Kind).to_vec()
     }
 
-    /// A mention of each colour.
+    /// Returns a mention of each colour.
     pub(crate) fn colours() -> Vec<Self> {
         Colour::ALL.map(Self::Colour).to_vec()
     }
 
-    /// A mention of each combination of colour and kind.
+    /// Returns a mention of each combination of colour and kind.
     pub(crate) fn pairs() -> Vec<Self> {
         Colour::ALL.into_iter().flat_map(|colour| Kind::ALL.map(|kind| Self::Both(colour, kind))).collect()
     }
 
-    /// Number of matching shapes in the scene.
+    /// Returns the number of matching shapes in the scene.
     pub(crate) fn count(self, scene: &Scene) -> usize {
         scene.shapes.iter().filter(|shape| self.fits(shape)).count()
     }
 
-    /// Whether any shape of the scene matches.
+    /// Returns whether any shape of the scene matches.
     pub(crate) fn is_in(self, scene: &Scene) -> bool {
         self.count(scene) > 0
     }
 
-    /// The singular with its article: `a red circle`.
+    /// Returns the singular with its article: `a red circle`.
     pub(crate) fn singular(self) -> String {
         match self {
             Self::Kind(kind) => format!("a {kind}"),
@@ -50,7 +50,7 @@ impl Mention {
         }
     }
 
-    /// The plural: `red circles`.
+    /// Returns the plural: `red circles`.
     pub(crate) fn plural(self) -> String {
         match self {
             Self::Kind(kind) => kind.plural().to_owned(),

@@ -7,8 +7,8 @@ macro_rules! files {
     ($($name:literal),* $(,)?) => { [$(($name, include_bytes!(concat!("../model/", $name)).as_slice())),*] };
 }
 
-/// A small Idefics2 in the public layout, trained on scenes of this crate: the name and contents of each file. Its
-/// `README.md` describes the training and the accuracy.
+/// The files of a small Idefics2 that was trained on scenes of this crate: the name and contents of each file, in the
+/// layout of the public checkpoints. `model/README.md` describes the training and the accuracy.
 pub const MODEL: [(&str, &[u8]); 8] = files![
     "chat_template.json",
     "config.json",
@@ -23,7 +23,7 @@ pub const MODEL: [(&str, &[u8]); 8] = files![
 /// Writes the files of the model to an existing folder.
 ///
 /// # Errors
-/// If a file cannot be written.
+/// The error of the first file that cannot be written.
 pub fn write_model(folder: &Path) -> io::Result<()> {
     MODEL.iter().try_for_each(|(name, contents)| std::fs::write(folder.join(name), contents))
 }

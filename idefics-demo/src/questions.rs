@@ -1,4 +1,4 @@
-//! Questions about one picture. Each has exactly one right answer, which follows from the scene.
+//! Questions about one picture. Each question has exactly one right answer, which follows from the scene.
 
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -19,16 +19,16 @@ pub(crate) const NUMBERS: [&str; 4] = ["None.", "One.", "Two.", "Three."];
 /// Relative weights of questions whose answer is 0 to 3. Larger counts are rare in scenes, so they get larger
 /// weights.
 const COUNT_WEIGHTS: [usize; 4] = [1, 1, 6, 12];
-/// Minimum distance between the centre of a shape and both centre lines, as a fraction of the side, to answer with a
-/// quadrant such as `Top left.`
+/// Minimum distance of a shape's centre from each centre line of the picture, as a fraction of the side. Answers that
+/// name a quadrant, such as `Top left.`, require this distance.
 const MIN_OFF_MIDDLE: f32 = 0.08;
 /// Minimum vertical distance between two centres, as a fraction of the height, to ask which shape is above.
 const MIN_RISE: f32 = 0.15;
 /// Minimum ratio of two areas to call one shape larger.
 const MIN_AREA_RATIO: f32 = 1.6;
 
-/// Asks a question of `task`. `None` if the scene allows no unambiguous question, or if the task is not a question
-/// about one picture.
+/// Asks a question of `task`. Returns `None` if the scene allows no unambiguous question, or if the task is not a
+/// question about one picture.
 pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Option<Exchange> {
     let (question, answer) = match task {
         Task::Caption => caption(rng, scene),
@@ -46,7 +46,7 @@ pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Op
     Some(Exchange { task, question, answer })
 }
 
-/// A prompt of `task` and its continuation. `None` if the scene is not suitable, or if the task is not a
+/// Returns a prompt of `task` and its continuation, or `None` if the scene is not suitable or the task is not a
 /// continuation.
 pub(crate) fn continuation<R: Rng + ?Sized>(rng: &mut R, task: Task, scene: &Scene) -> Option<Pair> {
     match task {
@@ -194,7 +194,7 @@ fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let yes = rng.random();
     let mut colours = if yes { vec![shape.colour] } else { Colour::ALL.to_vec() };
     colours.retain(|&colour| yes || colour != shape.colour);
-    // Half of the wrong colours are the colour of another shape, if there is one.
+    // In half of the cases, the wrong colour is that of another shape, if another colour occurs in the scene.
     if !yes && rng.random() && colours.iter().any(|&colour| Mention::Colour(colour).is_in(scene)) {
         colours.retain(|&colour| Mention::Colour(colour).is_in(scene));
     }
@@ -204,8 +204,8 @@ fn has_colour<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
 
 fn more_than<R: Rng + ?Sized>(rng: &mut R, scene: &Scene) -> Option<Pair> {
     let yes = rng.random();
-    // For "yes" the scene has one shape more than the number in the question, for "no" exactly that number. Both
-    // are equally likely.
+    // If the answer is "yes", the scene has one shape more than the number in the question. If it is "no", the scene
+    // has exactly that number. Both answers are equally likely.
     let question = match scene.shapes.len() - usize::from(yes) {
         1 => "Is there more than one shape?",
         2 => "Are there more than two shapes?",
@@ -240,7 +240,7 @@ impl<'a> Sizes<'a> {
         Self { scene, visible: scene.visible_areas() }
     }
 
-    /// Whether `one` is clearly larger: in total area, visible area and radius.
+    /// Returns whether `one` is clearly larger than `other`: in total area, visible area and radius.
     fn is_larger(&self, one: &Shape, other: &Shape) -> bool {
         let visible = |shape: &Shape| {
             let shapes = self.scene.shapes.iter().zip(&self.visible);
@@ -252,7 +252,7 @@ impl<'a> Sizes<'a> {
     }
 }
 
-/// A random shape that is the only match of its mention.
+/// Chooses a random shape whose `mention` matches no other shape. Returns `None` if there is no such shape.
 pub(crate) fn unique_shape<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
@@ -261,7 +261,7 @@ pub(crate) fn unique_shape<'a, R: Rng + ?Sized>(
     choose(rng, scene.shapes.iter().filter(|shape| mention(shape).count(scene) == 1))
 }
 
-/// A random ordered pair of different shapes that satisfies `fit`.
+/// Chooses a random ordered pair of different shapes that satisfies `fit`.
 fn two_shapes<'a, R: Rng + ?Sized>(
     rng: &mut R,
     scene: &'a Scene,
@@ -273,18 +273,18 @@ fn two_shapes<'a, R: Rng + ?Sized>(
     choose(rng, pairs.filter(|[one, other]| fit(one, other)))
 }
 
-/// A uniformly random option; `None` if there are none.
+/// Chooses a uniformly random option. Returns `None` if there are no options.
 pub(crate) fn choose<R: Rng + ?Sized, T>(rng: &mut R, options: impl IntoIterator<Item = T>) -> Option<T> {
     let mut options: Vec<T> = options.into_iter().collect();
     if options.is_empty() { None } else { Some(options.swap_remove(rng.random_range(0..options.len()))) }
 }
 
-/// `a red circle, a blue star and a green square`, from left to right.
+/// Lists the shapes from left to right: `a red circle, a blue star and a green square`.
 fn listed(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(named))
 }
 
-/// Like [`listed`], but each shape also has its position, in tenths of the picture, and its size, as a grade.
+/// Lists the shapes from left to right, each with its position, in tenths of the picture, and its size, as a grade.
 pub(crate) fn listed_in_detail(scene: &Scene) -> String {
     enumeration(scene.shapes.iter().map(|shape| {
         let [x, y] = scene.tenths(shape);
@@ -292,7 +292,7 @@ pub(crate) fn listed_in_detail(scene: &Scene) -> String {
     }))
 }
 
-/// `a red circle`.
+/// Names a shape: `a red circle`.
 fn named(shape: &Shape) -> String {
     Mention::Both(shape.colour, shape.kind).singular()
 }
@@ -306,13 +306,13 @@ fn enumeration(names: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// Turns text into a sentence: adds a capital letter and a full stop.
+/// Turns a text into a sentence: capitalises the first letter and adds a full stop.
 pub(crate) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).chain(['.']).collect()
 }
 
-/// `The red circle.`
+/// Returns the answer that names a shape: `The red circle.`
 fn the_shape(shape: &Shape) -> String {
     format!("The {}.", shape.name())
 }

@@ -1,4 +1,4 @@
-//! Reproducible random numbers, the same on every machine.
+//! Reproducible random numbers, which are the same on every machine.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -29,12 +29,13 @@ pub fn rng(purpose: Purpose, seed: u64, index: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// A uniformly random option.
+/// Returns a uniformly random option.
 pub(crate) fn pick<T: Copy, const N: usize>(rng: &mut (impl Rng + ?Sized), options: [T; N]) -> T {
     options[rng.random_range(0..N)]
 }
 
-/// A uniformly random unit vector. Sine and cosine are avoided because their last bits depend on the machine.
+/// Returns a uniformly random unit vector. It is computed without sine and cosine, because their last bits depend on
+/// the machine.
 pub(crate) fn direction(rng: &mut (impl Rng + ?Sized)) -> [f32; 2] {
     loop {
         let [x, y]: [f32; 2] = [rng.random_range(-1.0..1.0), rng.random_range(-1.0..1.0)];

@@ -40,9 +40,9 @@ pub struct Scene {
 /// The content of a patch; see [`Scene::patch_labels`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct PatchLabel {
-    /// 0 for background: shapes cover less than a quarter of the patch. Otherwise the [`Shape::class`] of the shape
-    /// with the most visible pixels in the patch; of two with the same number, the one in front. Less than
-    /// [`N_PATCH_CLASSES`].
+    /// The class, less than [`N_PATCH_CLASSES`]. If shapes cover less than a quarter of the patch, it is 0 for the
+    /// background. Otherwise it is the [`Shape::class`] of the shape with the most visible pixels in the patch. If two
+    /// shapes have the same number of pixels, the front one counts.
     pub class: u8,
     /// For each pixel in row-major order, whether a shape covers its centre.
     pub covered: Vec<bool>,
@@ -68,13 +68,13 @@ pub struct PatchShape {
     pub grade: u8,
 }
 
-/// A random width and height in pixels. Both are 64 to 128, so that no side is more than twice the other.
+/// Returns a random width and height in pixels. Both are 64 to 128, so that no side is more than twice the other.
 pub fn random_size(rng: &mut (impl Rng + ?Sized)) -> (u32, u32) {
     (rng.random_range(64..=128), rng.random_range(64..=128))
 }
 
 impl Scene {
-    /// A random scene of `width` by `height` pixels, with one, two or three shapes with equal probability.
+    /// Creates a random scene of `width` by `height` pixels. It has one, two or three shapes with equal probability.
     ///
     /// # Panics
     /// If a side is less than 32 pixels, or more than twice the other side.
@@ -94,8 +94,8 @@ impl Scene {
         }
     }
 
-    /// A picture full of shapes, one in each cell of `cell` by `cell` pixels. A vision tower learns shapes faster
-    /// from sheets than from ordinary scenes. Sheets are not suitable for questions.
+    /// Creates a picture full of shapes, one in each cell of `cell` by `cell` pixels. A vision tower learns shapes
+    /// faster from sheets than from ordinary scenes. Sheets are not suitable for questions.
     ///
     /// # Panics
     /// If `cell` is less than 16 pixels.
@@ -116,7 +116,7 @@ impl Scene {
         Self { width, height, background, shapes }
     }
 
-    /// Number of visible pixels of each shape, in the order of `shapes`.
+    /// Returns the number of visible pixels of each shape, in the order of `shapes`.
     pub fn visible_areas(&self) -> Vec<u32> {
         let front = self.front();
         (1..=self.shapes.len())
@@ -124,7 +124,7 @@ impl Scene {
             .collect()
     }
 
-    /// Labels of all complete patches of `patch` by `patch` pixels, in row-major order.
+    /// Returns the labels of all complete patches of `patch` by `patch` pixels, in row-major order.
     ///
     /// # Panics
     /// If `patch` is 0.
@@ -156,14 +156,14 @@ impl Scene {
         corners.map(label).collect()
     }
 
-    /// Position of the centre of `shape` in tenths of the picture, from the left and from the top: 0 to 9.
+    /// Returns the position of the centre of `shape` in tenths of the picture, from the left and from the top: 0 to 9.
     pub(crate) fn tenths(&self, shape: &Shape) -> [u8; 2] {
         let sides = [self.width as f32, self.height as f32];
         [0, 1].map(|axis| ((10.0 * shape.centre[axis] / sides[axis]) as u8).min(9))
     }
 
-    /// The frontmost shape at the centre of each pixel, in row-major order: 0 for the background, 1 for the first
-    /// shape.
+    /// Returns the number of the frontmost shape at the centre of each pixel, in row-major order: 0 for the background,
+    /// 1 for the first shape.
     fn front(&self) -> Vec<u8> {
         let mut front = vec![0; (self.width * self.height) as usize];
         for (number, shape) in (1..).zip(&self.shapes) {
@@ -176,7 +176,7 @@ impl Scene {
         front
     }
 
-    /// Whether the order, colours and kinds of the shapes are unambiguous.
+    /// Returns whether the order, colours and kinds of the shapes are unambiguous.
     fn is_clear(&self) -> bool {
         let step = MIN_STEP * self.width as f32;
         if self.shapes.windows(2).any(|pair| pair[1].centre[0] - pair[0].centre[0] < step) {
@@ -200,7 +200,7 @@ impl Scene {
         })
     }
 
-    /// The pixels in the bounding box of `shape`, clipped to the picture, in row-major order.
+    /// Returns the pixels in the bounding box of `shape`, clipped to the picture, in row-major order.
     pub(crate) fn bounding_pixels(&self, shape: &Shape) -> impl Iterator<Item = (u32, u32)> + use<> {
         let span = |axis: usize, side: u32| {
             let first = (shape.centre[axis] - shape.radius - 1.0).max(0.0) as u32;
@@ -212,8 +212,8 @@ impl Scene {
     }
 }
 
-/// One to three different pairs of colour and kind. In a quarter of the scenes all kinds are the same, and in another
-/// quarter all colours.
+/// Returns one to three different pairs of colour and kind. In a quarter of the scenes all kinds are the same, and in
+/// another quarter all colours are the same.
 fn random_names(rng: &mut (impl Rng + ?Sized)) -> Vec<(Colour, Kind)> {
     let n_shapes = rng.random_range(1..=3);
     let (mut colours, mut kinds) = (Colour::ALL, Kind::ALL);
@@ -223,7 +223,7 @@ fn random_names(rng: &mut (impl Rng + ?Sized)) -> Vec<(Colour, Kind)> {
         0 => kinds = [kinds[0]; 5],
         1 => colours = [colours[0]; 6],
         _ => {
-            // Independent draws, which may repeat a colour or a kind by chance.
+            // The draws are independent, so a colour or a kind may occur twice by chance.
             let mut names = Vec::new();
             while names.len() < n_shapes {
                 let name = (pick(rng, Colour::ALL), pick(rng, Kind::ALL));

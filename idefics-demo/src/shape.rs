@@ -8,7 +8,8 @@ use rand::Rng;
 use crate::colour::Colour;
 use crate::random::direction;
 
-/// Minimum and maximum size of a shape, as fractions of the picture's shorter side.
+/// Minimum and maximum size of a shape, as fractions of the picture's shorter side. The radius of the bounding circle
+/// is the size times `Kind::unit_radius`.
 const SIZES: [f32; 2] = [0.13, 0.26];
 
 /// The kind of a shape.
@@ -30,7 +31,7 @@ impl Kind {
     /// All kinds.
     pub const ALL: [Self; 5] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross];
 
-    /// The name in lower case.
+    /// Returns the name in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Circle => "circle",
@@ -41,7 +42,7 @@ impl Kind {
         }
     }
 
-    /// The plural of the name.
+    /// Returns the plural of the name.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Circle => "circles",
@@ -52,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// Area of a shape with bounding circle radius 1.
+    /// Returns the area of a shape whose bounding circle has the radius 1.
     fn unit_area(self) -> f32 {
         match self {
             Self::Circle => PI,
@@ -62,8 +63,8 @@ impl Kind {
         }
     }
 
-    /// Radius of the bounding circle of a shape of size 1, chosen so that all kinds of the same size have similar
-    /// areas.
+    /// Returns the radius of the bounding circle of a shape of size 1. The radii are chosen so that all kinds of the
+    /// same size have similar areas.
     fn unit_radius(self) -> f32 {
         match self {
             Self::Circle => 0.85,
@@ -98,7 +99,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A random shape that is entirely inside a picture of `width` by `height` pixels.
+    /// Creates a random shape that is entirely inside a picture of `width` by `height` pixels.
     pub(crate) fn random(rng: &mut (impl Rng + ?Sized), colour: Colour, kind: Kind, width: u32, height: u32) -> Self {
         let size = rng.random_range(SIZES[0]..SIZES[1]) * width.min(height) as f32;
         let radius = size * kind.unit_radius();
@@ -106,19 +107,19 @@ impl Shape {
         Self { kind, colour, shade: colour.shade(rng), centre, radius, turn: direction(rng) }
     }
 
-    /// Colour and kind: `red circle`.
+    /// Returns colour and kind: `red circle`.
     pub fn name(&self) -> String {
         format!("{} {}", self.colour, self.kind)
     }
 
-    /// Total area in pixels, including parts hidden by other shapes.
+    /// Returns the total area in pixels, including parts hidden by other shapes.
     pub fn area(&self) -> f32 {
         self.kind.unit_area() * self.radius * self.radius
     }
 
-    /// Size grade from 0 to 9 in a picture of `width` by `height` pixels. It is linear in the square root of the
-    /// area, relative to the picture's shorter side, from the smallest to the largest size that [`Scene::random`]
-    /// generates.
+    /// Returns the size grade, from 0 to 9, of the shape in a picture of `width` by `height` pixels. The grade is
+    /// linear in the square root of the area, divided by the picture's shorter side. Grades 0 to 9 divide the range
+    /// from the smallest to the largest size that [`Scene::random`] generates.
     ///
     /// [`Scene::random`]: crate::Scene::random
     pub fn grade(&self, width: u32, height: u32) -> u8 {
@@ -127,19 +128,19 @@ impl Shape {
         (10.0 * (side - smallest) / (largest - smallest)).clamp(0.0, 9.0) as u8
     }
 
-    /// Class of the shape in [`Scene::patch_labels`](crate::Scene::patch_labels): 1 + kind × 6 + colour.
+    /// Returns the class of the shape in [`Scene::patch_labels`](crate::Scene::patch_labels): 1 + kind × 6 + colour.
     pub fn class(&self) -> u8 {
         1 + self.kind as u8 * Colour::ALL.len() as u8 + self.colour as u8
     }
 
-    /// Whether a point is inside the shape, even if hidden by other shapes. `x` and `y` are in pixels from the left
-    /// and from the top.
+    /// Returns whether a point is inside the shape, even if another shape hides the point. `x` and `y` are in pixels
+    /// from the left and from the top.
     pub fn contains(&self, x: f32, y: f32) -> bool {
         self.level(x, y) <= 0.0
     }
 
-    /// Approximate signed distance to the edge in pixels: negative inside, positive outside. It is 1-Lipschitz:
-    /// between two points it differs by at most their distance.
+    /// Returns the approximate signed distance to the edge in pixels: negative inside, positive outside. The levels of
+    /// two points differ by at most the distance of the points (1-Lipschitz).
     pub(crate) fn level(&self, x: f32, y: f32) -> f32 {
         let [dx, dy] = [x - self.centre[0], y - self.centre[1]];
         let [cos, sin] = self.turn;
@@ -167,13 +168,13 @@ impl Shape {
                 second - 0.309_017 * radius
             }
             Kind::Cross => {
-                let [length, width] = [0.948_683_3 * radius, 0.316_227_8 * radius]; // half of each bar
+                let [length, width] = [0.948_683_3 * radius, 0.316_227_8 * radius]; // half length and width of a bar
                 (u.abs() - length).max(v.abs() - width).min((u.abs() - width).max(v.abs() - length))
             }
         }
     }
 
-    /// Whether the distance between the bounding circles is less than `gap` pixels.
+    /// Returns whether the distance between the bounding circles is less than `gap` pixels.
     pub(crate) fn is_near(&self, other: &Self, gap: f32) -> bool {
         let [dx, dy] = [self.centre[0] - other.centre[0], self.centre[1] - other.centre[1]];
         let reach = self.radius + other.radius + gap;

@@ -7,13 +7,13 @@ use std::fmt;
 pub enum Task {
     /// Chat: describe the picture. The answer lists all shapes from left to right.
     Caption,
-    /// Continuation: the same, as the end of a sentence.
+    /// Continuation: complete a sentence such as `This picture shows` with a caption.
     PromptedCaption,
     /// Chat: the colour of a shape.
     Colour,
     /// Chat: the kind of a shape.
     Shape,
-    /// Chat: the number of shapes, of all, of a colour or of a kind.
+    /// Chat: the number of all shapes, or of the shapes of a colour or of a kind.
     Count,
     /// Chat: the position of a shape, in the picture or relative to another shape.
     Place,
@@ -42,7 +42,7 @@ impl Task {
         Self::TwoPictures,
     ];
 
-    /// The name in reports, in lower case.
+    /// Returns the name in reports, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             Self::Caption => "caption",
@@ -58,7 +58,7 @@ impl Task {
         }
     }
 
-    /// Number of pictures in an example of this task.
+    /// Returns the number of pictures in an example of this task.
     pub fn n_pictures(self) -> usize {
         if self == Self::TwoPictures { 2 } else { 1 }
     }

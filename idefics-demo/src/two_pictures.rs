@@ -14,7 +14,7 @@ use crate::task::{Exchange, Task};
 /// A function that asks one type of question about two pictures.
 type Form<R> = fn(&mut R, [&Scene; 2]) -> Option<Pair>;
 
-/// Asks a random question about two pictures; `None` if they allow no question.
+/// Asks a random question about two pictures. Returns `None` if the pictures allow no question.
 pub(crate) fn ask<R: Rng + ?Sized>(rng: &mut R, pictures: [&Scene; 2]) -> Option<Exchange> {
     let mut forms: [Form<R>; 5] = [which_shows_more, which_shows, colour_in, count_in, do_both_show];
     forms.shuffle(rng);
@@ -75,7 +75,7 @@ fn do_both_show<R: Rng + ?Sized>(rng: &mut R, pictures: [&Scene; 2]) -> Option<P
     Some((format!("Do both pictures show {}?", mention.singular()), yes_or_no(yes)))
 }
 
-/// One of the two pictures, and its ordinal.
+/// Chooses one of the two pictures at random, and returns it with its ordinal.
 fn one_of<'a, R: Rng + ?Sized>(rng: &mut R, [first, second]: [&'a Scene; 2]) -> (&'a Scene, &'static str) {
     pick(rng, [(first, "first"), (second, "second")])
 }

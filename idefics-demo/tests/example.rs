@@ -127,7 +127,8 @@ fn corpus_contains_all_words() {
     }
 }
 
-/// The pattern of a question: mentions of colour and kind, and lists of categories, are replaced.
+/// Returns the pattern of a question. A mention of both colour and kind becomes `_`, and a list of categories becomes
+/// its length.
 ///
 /// A colour or kind that is mentioned alone is kept, because it can help to guess the answer.
 fn pattern(question: &str) -> String {
@@ -143,7 +144,8 @@ fn pattern(question: &str) -> String {
     pattern.replace(" an ", " a ")
 }
 
-/// The index of the answer among the alternatives in the question, if it is one of them; otherwise the answer itself.
+/// Returns the index of the answer among the alternatives in the question, or the answer itself if it is not one of
+/// them.
 fn choice(question: &str, answer: &str) -> String {
     let answer = answer.trim_matches(['.', ' ']).to_lowercase();
     let alternatives = question.trim_end_matches('?').split(['\n', ':', ',', '.']).flat_map(|part| part.split(" or "));
@@ -155,7 +157,7 @@ fn choice(question: &str, answer: &str) -> String {
 fn answers_cannot_be_guessed() {
     let mut n_right = 0;
     for (number, task) in (0..).zip(QUESTION_TASKS) {
-        // For each pattern, how often each answer is right.
+        // For each pattern of questions, the number of times that each answer is right.
         let mut answers: HashMap<String, HashMap<String, usize>> = HashMap::new();
         for index in 0..2500 {
             let example = Example::single(&mut rng(Purpose::Evaluation, number, index), task);
@@ -169,9 +171,9 @@ fn answers_cannot_be_guessed() {
             println!("{task}: {:.1} %", 0.04 * best as f32);
             rows.iter().take(12).for_each(|row| println!("    {row:?}"));
         }
-        assert!(best <= 2500 * 6 / 10, "{task}: {best} of 2500");
+        assert!(best <= 2500 * 6 / 10, "{task}: {best} of 2500 answers can be guessed");
         n_right += best;
     }
     println!("guessed: {:.1} %", 0.005 * n_right as f32);
-    assert!(n_right < 20_000 * 4 / 10, "{n_right} of 20,000");
+    assert!(n_right < 20_000 * 4 / 10, "{n_right} of 20,000 answers can be guessed");
 }

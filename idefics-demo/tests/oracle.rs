@@ -5,7 +5,7 @@ use idefics_demo::{Scene, Shape};
 
 use crate::common::{pixels, visible_pixels};
 
-/// The only right answer. Panics if there is none, or more than one.
+/// Returns the only right answer. Panics if there is no right answer, or more than one.
 pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
     let words: Vec<&str> = question.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
     let scene = &scenes[0];
@@ -16,7 +16,7 @@ pub(crate) fn answer(question: &str, scenes: &[Scene]) -> String {
         }
         ["image", "This" | "A" | "We", ..] => format!(" {}.", list(scene)),
         ["Categories", categories @ .., "image", "Category"] => {
-            let [shape] = scene.shapes.as_slice() else { panic!("several shapes") };
+            let [shape] = scene.shapes.as_slice() else { panic!("expected a scene with one shape") };
             let right: Vec<_> = categories.iter().filter(|word| describes(word, shape)).collect();
             assert_eq!(right.len(), 1, "{question}");
             format!(" {}.", right[0])
@@ -95,7 +95,7 @@ fn matching<'a>(scene: &'a Scene, words: &[&str]) -> Vec<&'a Shape> {
     scene.shapes.iter().filter(|shape| words.iter().all(|word| describes(word, shape))).collect()
 }
 
-/// The only shape that matches all words.
+/// Returns the only shape that matches all words.
 fn only<'a>(scene: &'a Scene, words: &[&str]) -> &'a Shape {
     let shapes = matching(scene, words);
     assert_eq!(shapes.len(), 1, "{words:?} in {scene:?}");
@@ -106,7 +106,7 @@ fn numbered<'a>(scenes: &'a [Scene], ordinal: &str) -> &'a Scene {
     &scenes[if ordinal == "first" { 0 } else { 1 }]
 }
 
-/// The centroid of the shape's pixels, as fractions of width and height.
+/// Returns the centroid of the shape's pixels, as fractions of width and height.
 fn middle(scene: &Scene, shape: &Shape) -> [f32; 2] {
     let pixels = pixels(scene, shape);
     let n_pixels = pixels.len() as f32;
@@ -114,7 +114,7 @@ fn middle(scene: &Scene, shape: &Shape) -> [f32; 2] {
     [(x as f32 / n_pixels + 0.5) / scene.width as f32, (y as f32 / n_pixels + 0.5) / scene.height as f32]
 }
 
-/// Number of visible pixels of the shape.
+/// Returns the number of visible pixels of the shape.
 fn visible(scene: &Scene, shape: &Shape) -> f32 {
     let index = scene.shapes.iter().position(|other| other == shape).unwrap();
     visible_pixels(scene, index).len() as f32

@@ -13,7 +13,7 @@ fn distance(one: [u8; 3], other: [u8; 3]) -> f32 {
     one.iter().zip(other).map(|(&a, b)| (f32::from(a) - f32::from(b)).powi(2)).sum::<f32>().sqrt()
 }
 
-/// The hue of a colour in degrees, 0 to 360.
+/// Returns the hue of a colour in degrees, 0 to 360.
 fn hue([red, green, blue]: [u8; 3]) -> f32 {
     let [red, green, blue] = [red, green, blue].map(f32::from);
     f32::atan2(3.0_f32.sqrt() * (green - blue), 2.0 * red - green - blue).to_degrees().rem_euclid(360.0)
@@ -135,7 +135,7 @@ fn rejects_very_narrow_pictures() {
 
 #[test]
 fn pictures_and_texts_match_golden_hash() {
-    // FNV-1a, 64 bits.
+    // The hash is FNV-1a with 64 bits.
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for index in 0..32 {
         let example = Example::random(&mut rng(Purpose::Evaluation, 1, index));
@@ -144,5 +144,5 @@ fn pictures_and_texts_match_golden_hash() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
-    assert_eq!(format!("{hash:016x}"), "f489b4bd5ecc7d2f", "if this changes, older results are no longer comparable");
+    assert_eq!(format!("{hash:016x}"), "f489b4bd5ecc7d2f", "if the hash changes, older results are not comparable");
 }

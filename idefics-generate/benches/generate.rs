@@ -1,7 +1,7 @@
-//! The whole model: a prompt with an image, and decoding. Weights are random, since speed does not depend on their
-//! values.
+//! Benchmarks of a whole Idefics2 model: encoding an image, prefill, decode steps and ranking. The weights are random,
+//! because the speed does not depend on their values.
 
-#![allow(clippy::disallowed_methods)] // results are compared on the host
+#![allow(clippy::disallowed_methods)] // a benchmark may wait for the device
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::{Idefics2, Idefics2Config, LogitsToKeep, Model, Prompts};
 
-/// A tenth of the 8b model's width and two layers in each part, so that a laptop can measure it in seconds.
+/// Returns a configuration that a laptop can measure in seconds. Compared with the 8b model, the decoder has an eighth
+/// of the width and the vision tower a quarter. Each of them has two layers.
 fn config() -> Idefics2Config {
     let mut config = Idefics2Config::idefics2_8b();
     config.text_config.num_hidden_layers = 2;
@@ -30,13 +31,13 @@ fn generate(c: &mut Criterion) {
     let config = config();
     let model = Idefics2::new(&config, &device).expect("the configuration is valid");
     let (height, width) = (378, 504); // 27 × 36 = 972 patches
-    let image = ImageTile::new(width, height, vec![0.5; 3 * height * width]).expect("three planes");
+    let image = ImageTile::new(width, height, vec![0.5; 3 * height * width]).expect("the data has three planes");
     let mut ids = vec![1];
     ids.extend(std::iter::repeat_n(config.image_token_id, config.perceiver_config.resampler_n_latents));
     ids.extend((0..32).map(|id| 100 + id));
     let prompts = Prompts::pad_left(&[ids], 0).expect("the row is not empty");
 
-    // Weights are initialised at their first use.
+    // The first call initialises the weights, so it is not measured.
     model.forward(&prompts, std::slice::from_ref(&image), LogitsToKeep::Last(1)).expect("the prompt fits");
 
     let mut group = c.benchmark_group("generate");
@@ -46,7 +47,7 @@ fn generate(c: &mut Criterion) {
     group.bench_function(BenchmarkId::new("encode_images", "378x504px_972p"), |b| {
         b.iter(|| {
             let features = model.encode_images(std::slice::from_ref(&image)).expect("the image has patches");
-            device.sync().expect("the device must finish its work");
+            device.sync().expect("the device finishes its work");
             features
         });
     });
@@ -57,7 +58,7 @@ fn generate(c: &mut Criterion) {
         b.iter(|| {
             let mut cache = model.cache(&prompts, 0);
             let logits = model.prefill(&prompts, features.clone(), &mut cache).expect("the prompt fits");
-            device.sync().expect("the device must finish its work");
+            device.sync().expect("the device finishes its work");
             logits
         });
     });
@@ -71,12 +72,12 @@ fn generate(c: &mut Criterion) {
             for _ in 0..STEPS {
                 logits = model.decode(&[100], &mut cache).expect("the token fits");
             }
-            device.sync().expect("the device must finish its work");
+            device.sync().expect("the device finishes its work");
             logits
         });
     });
 
-    // Labels of one to four tokens; ten labels each share their first token.
+    // 100 labels of one to four tokens. Each group of ten labels has the same first token.
     let labels: Vec<Vec<u32>> = (0..100)
         .map(|label| (0..1 + label % 4).map(|at| 200 + label / 10 + 20 * at * (label % 10)).collect())
         .collect();

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{FinishReason, GeneratedLogprob, GenerationWarning};
 
-/// The result for one sample. Serialised, it is one object of `idefics --json`.
+/// The result for one sample. `idefics --json` prints it as a JSON object.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Answer {
@@ -20,12 +20,13 @@ pub struct Answer {
     pub finish_reason: FinishReason,
     /// Token counts.
     pub usage: Usage,
-    /// Time per stage. In a batch, the time of all rows together.
+    /// Time of each stage. For a batch, this is the time of all rows together.
     pub timings: Timings,
-    /// Why graph capture was requested but no decode step was replayed; see [`GraphCapture`](crate::GraphCapture).
+    /// Reason why no decode step is replayed although graph capture was requested; see
+    /// [`GraphCapture`](crate::GraphCapture).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_refusal: Option<String>,
-    /// Beam search only: log-probability of the answer, divided by the length penalty.
+    /// In beam search, the log-probability of the answer divided by the length penalty; otherwise `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
     /// Log-probability of each generated token, if requested with
@@ -36,7 +37,7 @@ pub struct Answer {
     /// [`Controls::prompt_logprobs`](crate::Controls::prompt_logprobs).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<Vec<f32>>,
-    /// Warnings about the answer. They are not in the JSON object.
+    /// Warnings about the answer. They are not serialised.
     #[serde(skip)]
     pub warnings: Vec<GenerationWarning>,
 }
@@ -45,11 +46,11 @@ pub struct Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Tokens of the prompt, including image tokens, without padding.
+    /// Number of prompt tokens, including image tokens but not padding.
     pub prompt_tokens: usize,
-    /// Prompt tokens that represent images.
+    /// Number of prompt tokens that represent images.
     pub image_tokens: usize,
-    /// Generated tokens.
+    /// Number of generated tokens, including the end token.
     pub completion_tokens: usize,
 }
 
@@ -57,7 +58,7 @@ pub struct Usage {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Timings {
-    /// Reading, decoding and resizing images; tokenising.
+    /// Reading, decoding and resizing images, and tokenising the prompt.
     pub preprocess_ms: f64,
     /// The vision tower.
     pub vision_ms: f64,
@@ -65,7 +66,7 @@ pub struct Timings {
     pub connector_ms: f64,
     /// Running the decoder on the prompt.
     pub prefill_ms: f64,
-    /// Generating all tokens after the first.
+    /// All decode steps, which generate the tokens after the first.
     pub decode_ms: f64,
 }
 

@@ -13,8 +13,9 @@ use crate::{CancelToken, Controls, Error, GenerationConfig, GraphCapture, Idefic
 
 /// The chunks of an answer that is generated on a separate thread.
 ///
-/// This is a blocking iterator, and a [`Stream`] that works with any asynchronous runtime. The chunks are the same
-/// as those of [`TextStream`](crate::TextStream). Dropping it ends the generation within one step.
+/// `BackgroundText` is both a blocking iterator and a [`Stream`] that works with any asynchronous runtime. Its chunks
+/// are the same as those of [`TextStream`](crate::TextStream). When it is dropped, the generation stops within one
+/// step.
 #[derive(Debug)]
 pub struct BackgroundText {
     shared: Arc<Shared>,
@@ -32,7 +33,7 @@ struct State {
     chunks: VecDeque<Result<String, Error>>,
     /// Whether no more chunks will be added.
     is_over: bool,
-    /// Number of chunks so far, so that the watchdog can detect progress.
+    /// Number of chunks added so far. The timeout thread compares it to detect progress.
     n_chunks: u64,
     waker: Option<Waker>,
 }
@@ -42,7 +43,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a chunk, unless the answer has ended.
+    /// Adds a chunk, unless the answer has ended. An error is the last chunk of an answer.
     fn push(&self, chunk: Result<String, Error>) {
         let mut state = self.lock();
         if !state.is_over {
@@ -68,7 +69,8 @@ impl Shared {
         }
     }
 
-    /// Ends the answer with [`Error::Timeout`] if no chunk arrives within `timeout`.
+    /// Waits until the answer ends. If no chunk arrives for `timeout`, cancels the generation and ends the answer with
+    /// [`Error::Timeout`].
     fn watch(&self, timeout: Duration, cancel: &CancelToken) {
         let mut state = self.lock();
         while !state.is_over {
@@ -86,7 +88,7 @@ impl Shared {
     }
 }
 
-/// Marks the answer as ended when the thread ends, even by a panic.
+/// Marks the answer as ended when the generating thread ends, even if it panics.
 struct EndGuard(Arc<Shared>);
 
 impl Drop for EndGuard {
@@ -99,8 +101,10 @@ impl Drop for EndGuard {
 }
 
 impl Idefics {
-    /// Starts answering a sample on a separate thread. If no chunk arrives for `timeout` (before the first chunk
-    /// or between two), the last item is [`Error::Timeout`] and the generation ends. Graph capture is not used.
+    /// Starts generating the answer to a sample on a separate thread. Graph capture is not used.
+    ///
+    /// If no chunk arrives for `timeout`, before the first chunk or between two chunks, the generation ends. The last
+    /// item is then [`Error::Timeout`].
     ///
     /// # Errors
     /// [`Error::Thread`] if the thread cannot be started. All other errors are items of the stream.
@@ -112,7 +116,8 @@ impl Idefics {
         controls: impl Into<Controls<'static>>,
         timeout: Option<Duration>,
     ) -> Result<BackgroundText, Error> {
-        // A lease cannot move to another thread, and other threads may use the device in the meantime.
+        // Graph capture is dropped: its device lease cannot move to another thread, and other threads may use the
+        // device during the generation.
         let Controls { cancel, seed, processors, tokenizer, logprobs, prompt_logprobs, graph_capture: _ } =
             controls.into();
         let shared = Arc::new(Shared::default());

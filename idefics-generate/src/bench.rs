@@ -1,4 +1,5 @@
-//! The measurements of `idefics bench`: the stages of an answer, timed on the production code.
+//! The measurements of `idefics bench`: the time of each stage of an answer. It measures the same code that generates
+//! answers.
 
 use std::time::Instant;
 
@@ -15,27 +16,29 @@ use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages
 /// What to measure, and how often.
 #[derive(Debug, Clone)]
 pub struct BenchOptions<'a> {
-    /// Width and height of each image of a row, in pixels.
+    /// Width and height in pixels of each image in a row.
     pub images: Vec<(u32, u32)>,
-    /// Tokens in the prompt, image tokens included. It becomes longer if the images need more.
+    /// Minimum number of tokens in the prompt, image tokens included. The prompt is longer if its images need more
+    /// tokens.
     pub prompt_tokens: usize,
-    /// Tokens to generate after the first. With 0, decode times are 0.
+    /// Number of tokens to generate after the first. If this is 0, the reported decode times are 0.
     pub new_tokens: usize,
     /// Number of rows in the batch.
     pub batch: usize,
-    /// Number of measurements per stage, after one warm-up.
+    /// Number of measurements of each stage except decoding, after one warm-up.
     pub runs: usize,
     /// Whether to run each stage once more and time each operation.
     pub profile: bool,
-    /// Lease for graph capture: the decode step is then captured and replayed on a GPU.
+    /// Device lease for graph capture. If it is given, the decode step is captured and replayed on GPUs that support
+    /// this.
     pub graph_capture: Option<&'a DeviceLease>,
     /// Number of images encoded at once.
     pub vision_batch: VisionBatch,
 }
 
 impl BenchOptions<'_> {
-    /// Bytes of KV cache of a model of this shape on the CPU, where activations are f32. `n_images` is the number
-    /// of tiles of a row's images.
+    /// Returns the size in bytes of the KV cache for these options, with f32 activations as on the CPU. `n_images` is
+    /// the number of tiles of all images in a row.
     pub fn cache_bytes(&self, config: &ModelConfig, n_images: usize) -> u64 {
         let family = config.family();
         let (row, image_tokens) =
@@ -58,21 +61,21 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// The distribution of `values`; zeros if there are none.
+    /// Returns the distribution of `values`. All fields are 0 if `values` is empty.
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
         Self { min: at(0), median: at(values.len() / 2), max: at(values.len().saturating_sub(1)) }
     }
 
-    /// `amount / self`: the shortest time gives the highest rate.
+    /// Returns the rates `amount / time` for a distribution of times. The maximum time gives the minimum rate.
     fn rate(self, amount: f64) -> Self {
         let rate = |value: f64| if value > 0.0 { amount / value } else { 0.0 };
         Self { min: rate(self.max), median: rate(self.median), max: rate(self.min) }
     }
 }
 
-/// Times of each stage, for all rows together.
+/// Times of each stage, for all rows of the batch together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BenchReport {
@@ -82,31 +85,32 @@ pub struct BenchReport {
     pub vision_ms: Spread,
     /// The connector, in milliseconds.
     pub connector_ms: Spread,
-    /// Decoder and head on the prompt, in milliseconds.
+    /// The decoder and the head on the prompt, in milliseconds.
     pub prefill_ms: Spread,
     /// Prompt tokens per second, of all rows.
     pub prefill_tokens_per_s: Spread,
-    /// One decode step in milliseconds; a replayed step if the device has captured one, as in a long answer.
+    /// One decode step, in milliseconds. It is a replayed step if the step could be captured, as in a long answer.
     pub decode_ms_per_token: Spread,
-    /// One eager decode step in milliseconds, if steps are replayed. The difference to `decode_ms_per_token` is
-    /// the launch overhead, except for attention: a replayed step attends to the whole cache with a mask.
+    /// One eager decode step, in milliseconds, if `decode_ms_per_token` is the time of replayed steps. The difference
+    /// between the two is the launch overhead, except for attention: a replayed step attends to the whole cache with a
+    /// mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_launched_ms_per_token: Option<Spread>,
-    /// Why graph capture was requested but no step was replayed.
+    /// Reason why no step was replayed although graph capture was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay_refusal: Option<String>,
     /// Generated tokens per second, of all rows.
     pub decode_tokens_per_s: Spread,
     /// Bytes of weights read by one decode step.
     pub decode_bytes_per_token: usize,
-    /// Dtype of unquantised matrices, as in `--dtype`.
+    /// Dtype of unquantised matrices, spelt like the values of `--dtype`.
     pub dtype: String,
-    /// Operations of each stage, if requested.
+    /// Time of each operation in each stage; empty unless [`BenchOptions::profile`] is set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<StageProfile>,
 }
 
-/// The operations of one run of a stage.
+/// The times of the operations in one run of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StageProfile {
@@ -114,19 +118,19 @@ pub struct StageProfile {
     pub stage: &'static str,
     /// Total seconds of the stage.
     pub seconds: f64,
-    /// Operations with a kernel, longest first. The remaining time is spent in Burn's own operations.
+    /// Operations with a kernel of this project, longest first. The rest of the time is spent in Burn's own operations.
     pub operations: Vec<Operation>,
 }
 
 impl StageProfile {
-    /// The operations that the profiler has counted since its last lap.
+    /// Creates a profile of the operations that the profiler has counted since its last lap.
     fn of(stage: &'static str, profiler: &mut Profiler) -> Self {
         let mut all = Self::new(stage);
         all.add(profiler);
         all
     }
 
-    /// An empty profile.
+    /// Creates an empty profile.
     fn new(stage: &'static str) -> Self {
         Self { stage, seconds: 0.0, operations: Vec::new() }
     }
@@ -147,7 +151,8 @@ impl StageProfile {
 }
 
 impl ModelConfig {
-    /// Measures each stage of `model`, which must have this configuration.
+    /// Measures each stage of `model`, which must have this configuration. Before each stage, calls `progress` with its
+    /// name.
     ///
     /// # Errors
     /// [`Error`] if the prompts do not fit the model, or the device fails.
@@ -190,7 +195,7 @@ impl ModelConfig {
             finish()?;
             if run > 0 {
                 vision_ms.push(vision);
-                connector_ms.push(connector + milliseconds(since)); // reordering the vectors
+                connector_ms.push(connector + milliseconds(since)); // includes the reordering of the vectors
             }
         }
         if options.profile {
@@ -213,7 +218,7 @@ impl ModelConfig {
         let prompts = self.prompts(tiles.len() / options.batch, options)?;
         let mut cache = model.cache(&prompts, 0);
         let mut prefill = || {
-            cache = model.cache(&prompts, options.new_tokens + 2); // one more for the warm-up, one for the profile
+            cache = model.cache(&prompts, options.new_tokens + 2); // 2 more steps: warm-up and profile
             model.prefill(&prompts, image_hidden_states.clone(), &mut cache)?;
             finish()
         };
@@ -251,7 +256,7 @@ impl ModelConfig {
         })
     }
 
-    /// A batch of equal rows of filler tokens with `n_images` images each.
+    /// Returns a batch of equal rows. Each row consists of filler tokens and the tokens of `n_images` images.
     fn prompts(&self, n_images: usize, options: &BenchOptions<'_>) -> Result<Prompts, Error> {
         let mut row = vec![FILLER];
         row.extend(self.family().image_placeholder().repeat(n_images));
@@ -267,7 +272,8 @@ impl ModelConfig {
         Ok(prompts.with_seen_images(seen)?)
     }
 
-    /// Bytes of weights that a step after `cache` reads: decoder and head, but not the embedding table.
+    /// Returns the bytes of weights that the next decode step reads: those of the decoder and the head, but not the
+    /// embedding table.
     fn decode_bytes(&self, model: &dyn AssembledModel, cache: &KvCache) -> usize {
         let sees_images =
             cache.context().is_some_and(|context| !context.seen(cache.len()..cache.len() + 1).sees_nothing());
@@ -279,7 +285,7 @@ impl ModelConfig {
     }
 }
 
-/// Milliseconds per eager decode step.
+/// Measures eager decode steps and returns the milliseconds per step.
 fn launched_times(
     model: &dyn AssembledModel,
     cache: &mut KvCache,
@@ -289,7 +295,8 @@ fn launched_times(
     repeat(options.new_tokens, || finish_step(model.decode(&next_tokens, cache)?))
 }
 
-/// Milliseconds per replayed decode step over the same slots, if requested; or why steps are not replayed.
+/// Measures replayed decode steps in the slots that the eager steps used. Returns the milliseconds per step, or the
+/// reason why the step could not be captured. Both are `None` if graph capture was not requested or is not supported.
 fn replayed_times(
     model: &dyn AssembledModel,
     cache: &mut KvCache,
@@ -314,17 +321,17 @@ fn replayed_times(
     Ok((Some(times), None))
 }
 
-/// Reads the next token back, so that the device has finished the step.
+/// Waits until the device has finished the step, by reading the next token back.
 #[expect(clippy::disallowed_methods, reason = "the measurement ends with this read")]
 fn finish_step(logits: Tensor<2>) -> Result<(), Error> {
     let read = logits.argmax(1).try_into_data();
     read.map(|_| ()).map_err(|error| Error::Execution { reason: format!("{error:?}") })
 }
 
-/// A token id that every vocabulary has.
+/// Id of the filler token. Every vocabulary has a token with this id.
 pub(crate) const FILLER: u32 = 1;
 
-/// Milliseconds of each of `runs` calls, after one warm-up.
+/// Calls `work` once as a warm-up and then `runs` times. Returns the milliseconds of these `runs` calls.
 fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Spread, Error> {
     work()?;
     let mut times = Vec::with_capacity(runs);
@@ -336,8 +343,8 @@ fn repeat(runs: usize, mut work: impl FnMut() -> Result<(), Error>) -> Result<Sp
     Ok(Spread::of(times))
 }
 
-/// A picture whose pixels all vary.
+/// Creates a test picture without areas of a single colour.
 fn picture(width: u32, height: u32) -> RgbImage {
     let pixel = |index: u32| [index % width, index / width, index].map(|value| (value.wrapping_mul(37) >> 2) as u8);
-    RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("there is one byte per channel")
+    RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("every pixel has three bytes")
 }

@@ -19,7 +19,7 @@ pub struct Conversation<'a> {
     model: &'a Idefics,
     process: ProcessOptions,
     messages: Vec<Message>,
-    /// The contents of the cache.
+    /// The KV cache and its contents. `None` before the first answer, and after an error.
     known: Option<Known>,
     computed: usize,
 }
@@ -39,23 +39,24 @@ impl<'a> Conversation<'a> {
         Self { model, process, messages: Vec::new(), known: None, computed: 0 }
     }
 
-    /// The history.
+    /// Returns the history.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The history, to be edited.
+    /// Returns the history for editing.
     pub fn messages_mut(&mut self) -> &mut Vec<Message> {
         &mut self.messages
     }
 
-    /// Number of prompt tokens that the last turn computed; the tokens before them were cached.
+    /// Returns the number of prompt tokens that the last turn computed. The prompt tokens before them were in the KV
+    /// cache.
     pub fn computed_tokens(&self) -> usize {
         self.computed
     }
 
-    /// Sends a message to the model and returns the answer, which is added to the history. `on_text` is called
-    /// with each chunk of the answer as it is generated. After an error the history is unchanged.
+    /// Sends a message to the model and returns the answer. The message and the answer are added to the history.
+    /// `on_text` is called with each chunk of the answer as it is generated. After an error, the history is unchanged.
     ///
     /// # Errors
     /// See [`Idefics::generate_streaming`].
@@ -95,7 +96,7 @@ impl<'a> Conversation<'a> {
         let process = ProcessOptions { cancel: Some(controls.cancel.flag()), ..self.process.clone() };
         let processed = self.model.process(&[sample], &process)?;
         let tokenizer = self.model.processor().tokenizer_for(self.process.compatibility);
-        let mut controls = controls; // shortened to the lifetime of the tokenizer
+        let mut controls = controls; // takes the shorter lifetime of the tokenizer
         controls.tokenizer.get_or_insert(tokenizer);
         let ids = &processed.input_ids[0];
         let images: Vec<ImageKey> = processed.images[0].iter().map(image_key).collect();
@@ -138,9 +139,9 @@ impl<'a> Conversation<'a> {
 }
 
 impl Known {
-    /// How many slots of the cache can be reused for a prompt of the tokens `ids`, and how many images are among them.
-    /// `images` are the images of the prompt, each with its number of image tokens. At least one token is left to
-    /// compute.
+    /// Returns the number of slots of the cache that can be reused for a prompt with the tokens `ids`, and the number
+    /// of images in these slots. `images` are the images of the prompt, each with its number of image tokens. The last
+    /// token of the prompt is never reused, because its logits are needed.
     fn reusable(&self, ids: &[u32], images: &[(ImageKey, usize)], image_token_id: u32) -> (usize, usize) {
         let common = common_prefix(&self.ids, ids).min(ids.len() - 1);
         let slots: Vec<usize> = (0..common).filter(|&slot| ids[slot] == image_token_id).collect();
@@ -174,12 +175,12 @@ mod tests {
         let reusable = |ids: &[u32], images: &[(ImageKey, usize)]| known.reusable(ids, images, IMAGE);
         assert_eq!(reusable(&prompt(&[5, 6]), &images), (11, 3));
         assert_eq!(reusable(&prompt(&[6]), &images), (10, 3));
-        assert_eq!(reusable(&prompt(&[5]), &images), (10, 3), "one token must be left");
+        assert_eq!(reusable(&prompt(&[5]), &images), (10, 3), "one token must be computed");
         let mut other = images;
         other[1].0 = [9; 32];
-        assert_eq!(reusable(&prompt(&[6]), &other), (3, 1), "another second image");
+        assert_eq!(reusable(&prompt(&[6]), &other), (3, 1), "the second image differs");
         let cut = [1, IMAGE, 2, IMAGE, IMAGE, 3, IMAGE, IMAGE, 4];
-        assert_eq!(reusable(&cut, &[images[0], images[1], ([4; 32], 2)]), (6, 2), "another, shorter third image");
+        assert_eq!(reusable(&cut, &[images[0], images[1], ([4; 32], 2)]), (6, 2), "the third image differs");
         assert_eq!(reusable(&[1, 2], &[]), (1, 0));
     }
 }

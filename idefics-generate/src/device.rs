@@ -1,4 +1,4 @@
-//! Devices by name. Only this module depends on which backends are compiled in.
+//! The devices and their names. Only this module depends on which backends are compiled in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use burn::tensor::{DType, Device};
 use serde::{Serialize, Serializer};
 
-/// `--device`: the device to compute on.
+/// The device to compute on, as given with `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DeviceChoice {
@@ -19,8 +19,8 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// The Vulkan device with this index, with SPIR-V kernels.
     Vulkan(usize),
-    /// The device with this index on the graphics API that wgpu selects, with WGSL kernels; with SPIR-V kernels if
-    /// that API is Vulkan and the `vulkan` feature is enabled.
+    /// The device with this index on the graphics API that wgpu selects. Its kernels are in WGSL, or in SPIR-V if that
+    /// API is Vulkan and the `vulkan` feature is enabled.
     Wgpu(usize),
 }
 
@@ -30,7 +30,7 @@ pub enum DeviceChoice {
 pub enum DeviceError {
     /// An unknown device name.
     #[error(
-        "device {name:?}: expected auto, cpu, cuda, vulkan or wgpu, the last three optionally with an index, \
+        "device {name:?}: unknown name; expected auto, cpu, cuda, vulkan or wgpu; the last three may have an index, \
          such as cuda:1"
     )]
     Unknown {
@@ -71,7 +71,7 @@ pub enum DeviceError {
     },
 }
 
-/// Joins names: `f32 and f16`.
+/// Joins the names of precisions, for example to `f32 and f16`.
 fn list(precisions: &[Precision]) -> String {
     precisions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
@@ -116,7 +116,7 @@ impl Serialize for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens the device; for [`DeviceChoice::Auto`] the first candidate.
+    /// Opens the device, or for [`DeviceChoice::Auto`] the first candidate.
     ///
     /// # Errors
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].
@@ -124,10 +124,12 @@ impl DeviceChoice {
         Ok(self.candidates()?.swap_remove(0))
     }
 
-    /// The devices that the choice can mean, best first; at least one. For [`DeviceChoice::Auto`] these are the
-    /// CUDA devices, or if there are none the other GPUs (discrete ones first, each card once), and then the CPU.
-    /// Software-emulated GPUs are never included, because they are slower than the CPU kernels. A caller that
-    /// knows the size of a model can pick the first device on which it fits.
+    /// Returns the devices that the choice can mean, best first. There is at least one. A caller that knows the size of
+    /// a model can pick the first device on which it fits.
+    ///
+    /// For [`DeviceChoice::Auto`], the CUDA devices come first. If there are none, the other GPUs come first: discrete
+    /// ones before the others, each card once. The CPU comes last. Software-emulated GPUs are left out, because they
+    /// are slower than the CPU kernels.
     ///
     /// # Errors
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].
@@ -166,7 +168,7 @@ impl DeviceChoice {
     }
 }
 
-/// The CPU, or `None` if the backend is not compiled in.
+/// Returns the CPU, or `None` if its backend is not compiled in.
 fn found_cpu() -> Option<Device> {
     #[cfg(feature = "flex")]
     let device = Some(Device::flex());
@@ -175,7 +177,7 @@ fn found_cpu() -> Option<Device> {
     device
 }
 
-/// The CUDA devices, or `None` if the backend is not compiled in.
+/// Returns the CUDA devices, or `None` if the backend is not compiled in.
 fn found_by_cuda() -> Option<Vec<Device>> {
     #[cfg(feature = "cuda")]
     let found = Some(Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
@@ -184,7 +186,7 @@ fn found_by_cuda() -> Option<Vec<Device>> {
     found
 }
 
-/// The Vulkan devices, discrete ones first, or `None` if the backend is not compiled in.
+/// Returns the Vulkan devices, discrete ones first, or `None` if the backend is not compiled in.
 fn found_by_vulkan() -> Option<Vec<Device>> {
     #[cfg(feature = "vulkan")]
     let found = Some(best_first(Device::enumerate(burn::tensor::DeviceType::Vulkan).into_vec()));
@@ -193,7 +195,7 @@ fn found_by_vulkan() -> Option<Vec<Device>> {
     found
 }
 
-/// The devices of the API that wgpu selects, discrete ones first, or `None` if the backend is not compiled in.
+/// Returns the devices of the API that wgpu selects, discrete ones first, or `None` if the backend is not compiled in.
 fn found_by_wgpu() -> Option<Vec<Device>> {
     #[cfg(any(feature = "wgpu", feature = "vulkan"))]
     let found = Some(best_first(Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec()));
@@ -212,7 +214,7 @@ fn is_software(device: &Device) -> bool {
     DeviceKind::of(device) == DeviceKind::Software
 }
 
-/// The kind of a device, fastest first.
+/// The kind of a device. The variants are ordered from fast to slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -232,13 +234,13 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
-    /// The kind of an opened device.
+    /// Returns the kind of an opened device.
     pub fn of(device: &Device) -> Self {
         #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
         if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
             return Self::of_cube(device);
         }
-        let _ = device; // only the CPU is compiled in
+        let _ = device; // is unused if only the CPU is compiled in
         Self::Cpu
     }
 
@@ -255,7 +257,7 @@ impl DeviceKind {
                 _ => Self::Other,
             };
         }
-        let _ = device; // CUDA devices are discrete
+        let _ = device; // a CUDA device, which is discrete
         Self::Discrete
     }
 }
@@ -294,10 +296,10 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// Every device of the compiled backends, in the order of [`DeviceChoice::Auto`], with software devices last
-    /// among their backend. Opens all of them.
+    /// Opens and describes every device of the compiled backends: those of CUDA, Vulkan and wgpu, and then the CPU.
+    /// Software-emulated devices are the last of their backend.
     pub fn all() -> Vec<Self> {
-        /// How a backend names its devices, and how it finds them.
+        /// A GPU backend: the name of the device with a given index, and the devices that it finds.
         type GpuBackend = (fn(usize) -> DeviceChoice, fn() -> Option<Vec<Device>>);
         let backends: [GpuBackend; 3] = [
             (DeviceChoice::Cuda, found_by_cuda),
@@ -327,30 +329,30 @@ impl DeviceInfo {
     }
 }
 
-/// Total memory of a device in bytes, used or not; `None` if the API does not report it, and for the CPU, whose
-/// memory the operating system reports.
+/// Returns the total memory of a device in bytes, used or not. `None` if the API does not report it, and for the CPU,
+/// because the operating system reports its memory.
 pub fn device_memory_bytes(device: &Device) -> Option<u64> {
     properties(device).2
 }
 
-/// Name, kernel language, memory and maximum tensor size.
+/// Returns the name, the kernel language, the memory in bytes and the maximum tensor size in bytes of a device.
 fn properties(device: &Device) -> (String, String, Option<u64>, Option<u64>) {
     #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
     if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
         let client = device.client();
         let properties = client.properties();
-        // for example `wgpu<spirv>` or `cuda`
+        // The name is for example `wgpu<spirv>` or `cuda`.
         let runtime = client.name();
         let language = runtime.split_once('<').and_then(|(_, rest)| rest.strip_suffix('>')).unwrap_or(runtime);
         let memory = &properties.memory;
         let largest = Some(memory.max_page_size).filter(|bytes| *bytes < u64::MAX);
         return (properties.identity.name.clone(), language.to_owned(), memory.max_memory(), largest);
     }
-    let _ = device; // only the CPU is compiled in
+    let _ = device; // is unused if only the CPU is compiled in
     ("CPU".to_owned(), idefics_kernels::Isa::best().name().to_owned(), None, None)
 }
 
-/// Measured speeds of a GPU that limit a decode step.
+/// The measured speeds of a GPU that limit decode steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceRates {
@@ -360,7 +362,7 @@ pub struct DeviceRates {
     pub launch_us: f64,
 }
 
-/// Measures a GPU. `None` for the CPU, and for devices without timers.
+/// Measures the speeds of a GPU. Returns `None` for the CPU, and for devices without timers.
 pub fn measure_device(device: &Device) -> Option<DeviceRates> {
     #[cfg(any(feature = "cuda", feature = "wgpu", feature = "vulkan"))]
     {
@@ -381,16 +383,16 @@ pub fn measure_device(device: &Device) -> Option<DeviceRates> {
     }
 }
 
-/// `--dtype`: the precision of weights and activations.
+/// The precision of weights and activations, as given with `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Precision {
-    /// On the CPU, the dtype of the files, with f32 activations; on a GPU, bf16 if it is supported, otherwise f32.
-    /// Never f16: the activations of some vision towers exceed its range.
+    /// On the CPU, weights have the dtype of the files and activations are f32. On a GPU, both are bf16 if it is
+    /// supported, otherwise f32. They are never f16, because the activations of some vision towers exceed its range.
     #[default]
     Auto,
-    /// 32-bit floats, in which the reference cases are checked.
+    /// 32-bit floats. The reference cases are checked with this precision.
     F32,
     /// bfloat16.
     Bf16,
@@ -424,7 +426,7 @@ impl fmt::Display for Precision {
 }
 
 impl Precision {
-    /// The dtype of the weights on the device, or `None` to keep that of the files. See
+    /// Returns the dtype of the weights on the device, or `None` if they keep the dtype of the files. See
     /// [`LoadOptions::dtype`](idefics_nn::LoadOptions::dtype).
     ///
     /// # Errors
@@ -444,7 +446,7 @@ impl Precision {
         }
     }
 
-    /// The precisions that the device supports.
+    /// Returns the precisions that the device supports.
     pub fn supported(device: &Device) -> Vec<Self> {
         let all = [(Self::F32, DType::F32), (Self::Bf16, DType::BF16), (Self::F16, DType::F16)];
         all.into_iter().filter(|(_, dtype)| device.supports_dtype(*dtype)).map(|(precision, _)| precision).collect()
@@ -476,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_precision_error_lists_supported_ones() {
+    fn unsupported_precision_error_lists_supported_precisions() {
         let error = DeviceError::Precision {
             device: DeviceChoice::Vulkan(0),
             precision: Precision::Bf16,

@@ -9,7 +9,7 @@ use crate::generation_config::GenerationError;
 use crate::inputs::InputError;
 use crate::placement::PlacementError;
 
-/// A model could not be loaded or could not answer. The message is one line that says what is wrong and where.
+/// An error from loading or running a model. The message is one line that says what is wrong and where.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -29,9 +29,9 @@ pub enum Error {
         /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The model does not exist.
+    /// The path is neither a model folder nor a GGUF file.
     #[error(
-        "{}: no such model folder; expected one with config.json, tokenizer.json and model.safetensors, or a GGUF file",
+        "{}: is not a model; expected a folder with config.json, tokenizer.json and model.safetensors, or a GGUF file",
         path.display()
     )]
     NoFolder {
@@ -40,8 +40,8 @@ pub enum Error {
     },
     /// A folder with a PEFT adapter but no model.
     #[error(
-        "{}: is a PEFT adapter of {base}, not a model, and adapters are not loaded yet; merge it into that model with PEFT \
-         (`merge_and_unload`, `save_pretrained`) and give the folder of the result",
+        "{}: is a PEFT adapter of {base}, not a model; adapters cannot be loaded; merge it into its model with PEFT \
+         (`merge_and_unload`, `save_pretrained`) and give the folder of the merged model",
         folder.display()
     )]
     Adapter {
@@ -108,13 +108,13 @@ pub enum Error {
     /// Invalid model dimensions.
     #[error(transparent)]
     Shape(#[from] ConfigError),
-    /// The weights do not match the configuration.
+    /// The weights cannot be read, or do not match the configuration.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// An error in tokenizer, template or preprocessor files, or in the sample itself.
     #[error(transparent)]
     Processor(ProcessorError),
-    /// Processor and model disagree about the number of tokens per image.
+    /// The processor and the model disagree about the number of tokens per image.
     #[error(
         "{}: the processor writes {image_seq_len} tokens per image (`image_seq_len`), but the model produces \
          {n_vectors} vectors per image; set `image_seq_len` in processor_config.json to {n_vectors}",
@@ -128,10 +128,10 @@ pub enum Error {
         /// Vectors per image that the model produces.
         n_vectors: usize,
     },
-    /// Tokenizer and model disagree about the id of the image token.
+    /// The tokenizer and the model disagree about the id of the image token.
     #[error(
-        "{}: the tokenizer's `<image>` is token {tokenizer_image_id}, but the model expects {image_token_id} for \
-         an image (`image_token_id`), so images would be read as text; use the tokenizer of this checkpoint",
+        "{}: the tokenizer's `<image>` has the id {tokenizer_image_id}, but the model's `image_token_id` is \
+         {image_token_id}; use the tokenizer of this checkpoint",
         folder.display()
     )]
     ImageToken {
@@ -142,7 +142,7 @@ pub enum Error {
         /// Id that the model expects.
         image_token_id: u32,
     },
-    /// Tokens and images that do not match the model.
+    /// The tokens or images of a prompt do not match the model or each other.
     #[error(transparent)]
     Input(#[from] InputError),
     /// An invalid generation option in the model folder that the call does not override.
@@ -174,15 +174,15 @@ pub enum Error {
         n_tokens: usize,
     },
     /// Every token is forbidden.
-    #[error("row {row}: the options forbid every token")]
+    #[error("row {row}: the generation options forbid every token; relax them")]
     NoAllowedToken {
         /// Row of the batch, from 0.
         row: usize,
     },
-    /// There are no labels to rank, or one is empty.
-    #[error("no labels, or an empty label")]
+    /// There are no labels to rank, or a label is empty.
+    #[error("there are no labels, or a label is empty; give at least one label with text")]
     NoLabels,
-    /// A label is given twice; each copy would get half of the probability.
+    /// A label is given twice. Each copy would get half of its probability.
     #[error("the label {label:?} is given twice")]
     SameLabel {
         /// The label.
@@ -209,11 +209,11 @@ pub enum Error {
     Hub(#[from] idefics_hub::HubError),
 }
 
-/// The kind of an error, which determines the exit code of the program.
+/// The kind of an error. It determines the exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Options that are invalid, or that conflict with each other or the model.
+    /// Options that are invalid, or that conflict with each other or with the model.
     Usage,
     /// An invalid image, prompt or sample.
     Input,
@@ -221,11 +221,11 @@ pub enum ErrorKind {
     Model,
     /// A file system error.
     FileSystem,
-    /// A limit on size, memory or time.
+    /// A limit on size, memory or time was reached.
     Limit,
     /// A network error.
     Network,
-    /// Non-finite values.
+    /// The model computed values that are not finite.
     Numeric,
     /// A device error.
     Device,
@@ -234,7 +234,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The exit code of a program that ends with an error of this kind.
+    /// Returns the exit code of a program that ends with an error of this kind.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Usage => 2,
@@ -250,7 +250,7 @@ impl ErrorKind {
     }
 }
 
-/// If the caller cancelled while an image was read, that is not a fault of the sample.
+/// Turns a cancellation during preprocessing into [`Error::Cancelled`], because the sample is not at fault.
 impl From<ProcessorError> for Error {
     fn from(error: ProcessorError) -> Self {
         match error.kind() {
@@ -261,7 +261,7 @@ impl From<ProcessorError> for Error {
 }
 
 impl Error {
-    /// The kind of the error.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read { .. } | Self::Write { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,

@@ -15,7 +15,7 @@ use crate::{EncodeStage, Error, Idefics, ImageVectors, Timings};
 /// Key of an image: SHA-256 of its size and its preprocessed pixels.
 pub type ImageKey = [u8; 32];
 
-/// The key of a preprocessed image.
+/// Computes the key of a preprocessed image.
 pub fn image_key(tile: &ImageTile) -> ImageKey {
     let mut digest = Sha256::new();
     digest.update((tile.width() as u64).to_le_bytes());
@@ -29,7 +29,7 @@ pub fn image_key(tile: &ImageTile) -> ImageKey {
     digest.finalize().into()
 }
 
-/// An LRU cache of image vectors, limited to a number of bytes.
+/// An LRU cache of image vectors that holds at most `budget` bytes.
 #[derive(Debug)]
 pub(crate) struct FeatureCache {
     budget: usize,
@@ -68,7 +68,7 @@ impl FeatureCache {
         self.bytes
     }
 
-    /// The vectors of an image, `[n_vectors, d]`.
+    /// Returns the vectors of an image, `[n_vectors, d]`, if they are cached.
     pub(crate) fn get(&mut self, key: &ImageKey) -> Option<Tensor<2>> {
         self.clock += 1;
         let entry = self.entries.get_mut(key)?;
@@ -76,7 +76,7 @@ impl FeatureCache {
         Some(entry.features.clone())
     }
 
-    /// Stores the vectors of several images. Images that exceed the budget on their own are not stored.
+    /// Stores the vectors of several images. An image that alone exceeds the budget is not stored.
     pub(crate) fn insert(&mut self, keys: &[ImageKey], features: &ImageVectors) {
         for (index, (key, view)) in keys.iter().zip(features.images()).enumerate() {
             let bytes = view.shape().num_elements() * view.dtype().size();
@@ -103,13 +103,13 @@ impl FeatureCache {
 }
 
 impl Idefics {
-    /// Sets the size of the cache of image vectors in bytes; the default is 256 MiB. Cached images are not encoded
-    /// again.
+    /// Sets the maximum size of the cache of image vectors to `bytes`. The default is 256 MiB. Cached images are not
+    /// encoded again.
     pub fn set_feature_budget(&self, bytes: usize) {
         self.feature_cache().set_budget(bytes);
     }
 
-    /// Bytes of image vectors that are cached now.
+    /// Returns the size of all cached image vectors in bytes.
     pub fn feature_bytes(&self) -> usize {
         self.feature_cache().bytes()
     }
@@ -122,8 +122,8 @@ impl Idefics {
         self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Like [`Model::encode_images`](crate::Model::encode_images), with the time of each stage added to `timings`.
-    /// Cached images, and repetitions of an image, are not encoded again.
+    /// Encodes images like [`Model::encode_images`](crate::Model::encode_images), and adds the time of each stage to
+    /// `timings`. Images that are cached, or that occur several times in `images`, are not encoded again.
     pub(crate) fn encode_images(
         &self,
         images: &[ImageTile],

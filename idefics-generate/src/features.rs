@@ -1,4 +1,4 @@
-//! Image tiles in batches for a vision tower, and the vectors that come back.
+//! Batches of image tiles for a vision tower, and the image vectors that are computed from them.
 
 use std::borrow::Borrow;
 
@@ -24,12 +24,12 @@ pub struct ImageBatch<'i> {
 }
 
 impl ImageBatch<'_> {
-    /// Uploads the pixels, `[n_images, 3, height, width]` in f32.
+    /// Uploads the pixels of all complete patches, `[n_images, 3, height, width]` in f32.
     pub fn upload(&self, device: &Device) -> Tensor<4> {
         Tensor::from_data(self.pixel_values(), (device, DType::F32))
     }
 
-    /// The pixels of the whole patches, `[n_images, 3, height, width]` in f32.
+    /// Returns the pixels of all complete patches, `[n_images, 3, height, width]` in f32.
     pub fn pixel_values(&self) -> TensorData {
         let shape = [self.images.len(), 3, self.height, self.width];
         let mut pixel_values = Vec::with_capacity(shape.iter().product());
@@ -44,12 +44,12 @@ impl ImageBatch<'_> {
     }
 }
 
-/// The images without duplicates, and for each of `images` its index among them.
+/// Returns the distinct images, and for each entry of `images` its index among them.
 pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     let mut distinct: Vec<&ImageTile> = Vec::new();
     let mut place = Vec::with_capacity(images.len());
     for image in images {
-        // Rows with the same image are mostly adjacent, so search from the end.
+        // Equal images are usually close together, so the search starts at the end.
         let known = distinct.iter().rposition(|known| *known == image);
         place.push(known.unwrap_or(distinct.len()));
         if known.is_none() {
@@ -59,7 +59,7 @@ pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     (distinct, place)
 }
 
-/// The vectors of images, in the order of the images. Images may have different numbers of vectors.
+/// The image vectors of several images, in the order of the images. Images may have different numbers of vectors.
 #[derive(Debug, Clone)]
 pub struct ImageVectors {
     /// The vectors of one image after another, `[sum of counts, d_image]`.
@@ -68,7 +68,7 @@ pub struct ImageVectors {
     counts: Vec<usize>,
 }
 
-/// Images with the same number of vectors, `[n_images, n_vectors, d_image]`.
+/// Converts images with the same number of vectors, `[n_images, n_vectors, d_image]`.
 impl From<Tensor<3>> for ImageVectors {
     fn from(image_hidden_states: Tensor<3>) -> Self {
         let [n_images, n_vectors, _] = image_hidden_states.dims();
@@ -77,22 +77,22 @@ impl From<Tensor<3>> for ImageVectors {
 }
 
 impl ImageVectors {
-    /// Number of images.
+    /// Returns the number of images.
     pub fn n_images(&self) -> usize {
         self.counts.len()
     }
 
-    /// Number of vectors of each image.
+    /// Returns the number of vectors of each image.
     pub fn counts(&self) -> &[usize] {
         &self.counts
     }
 
-    /// The vectors of one image after another, `[sum of counts, d_image]`.
+    /// Returns the vectors of one image after another, `[sum of counts, d_image]`.
     pub fn into_rows(self) -> Tensor<2> {
         self.vectors
     }
 
-    /// The vectors of each image, `[n_vectors, d_image]`, as views.
+    /// Returns a view of each image's vectors, `[n_vectors, d_image]`.
     pub fn images(&self) -> impl Iterator<Item = Tensor<2>> {
         self.starts()
             .into_iter()
@@ -100,8 +100,8 @@ impl ImageVectors {
             .map(|(start, &n_vectors)| self.vectors.clone().narrow(0, start, n_vectors))
     }
 
-    /// All images as `[n_images, n_vectors, d_image]`; `None` if they have different numbers of vectors, or there is
-    /// no image.
+    /// Returns all images as `[n_images, n_vectors, d_image]`, or `None` if they have different numbers of vectors or
+    /// there is no image.
     pub fn into_equal(self) -> Option<Tensor<3>> {
         let n_vectors = *self.counts.first()?;
         let [_, d_image] = self.vectors.dims();
@@ -109,18 +109,18 @@ impl ImageVectors {
         is_equal.then(|| self.vectors.reshape([self.counts.len(), n_vectors, d_image]))
     }
 
-    /// The vectors of each image, `[n_vectors, d_image]`; `None` if there is no image.
+    /// Joins the vectors of images, each `[n_vectors, d_image]`. Returns `None` if there is no image.
     pub(crate) fn of_images(images: Vec<Tensor<2>>) -> Option<Self> {
         let counts = images.iter().map(|image| image.dims()[0]).collect();
         Some(Self { vectors: joined(images)?, counts })
     }
 
-    /// The vectors of one image in memory of their own, `[n_vectors, d_image]`.
+    /// Copies the vectors of one image, `[n_vectors, d_image]`, so that they share no memory with other images.
     pub(crate) fn copied(&self, image: usize) -> Tensor<2> {
         self.vectors.clone().select(0, self.rows_of(&[image]))
     }
 
-    /// Reorders or repeats images: `places` has the index of the image for each place of the result.
+    /// Reorders or repeats images: image `i` of the result is image `places[i]` of `self`.
     #[must_use]
     pub fn arrange(self, places: &[usize]) -> Self {
         if places.iter().copied().eq(0..self.counts.len()) {
@@ -130,7 +130,7 @@ impl ImageVectors {
         Self { vectors: self.vectors.select(0, rows), counts: places.iter().map(|&image| self.counts[image]).collect() }
     }
 
-    /// Indices of the vectors of `images`, one image after another.
+    /// Returns the indices of the vectors of `images`, one image after another.
     fn rows_of(&self, images: &[usize]) -> Tensor<1, Int> {
         let starts = self.starts();
         let rows = images.iter().flat_map(|&image| starts[image]..starts[image] + self.counts[image]);
@@ -138,7 +138,7 @@ impl ImageVectors {
         Tensor::from_data(TensorData::from(rows.as_slice()), (&self.vectors.device(), DType::I32))
     }
 
-    /// Index of the first vector of each image.
+    /// Returns the index of each image's first vector.
     fn starts(&self) -> Vec<usize> {
         let ends = self.counts.iter().scan(0, |end, count| {
             *end += count;
@@ -148,7 +148,7 @@ impl ImageVectors {
     }
 }
 
-/// The index of each image among the results of `batches`, one batch after another.
+/// Returns, for each image of the prompt, its index in the results of all batches, one batch after another.
 pub fn rows_of_images(batches: &[ImageBatch<'_>]) -> Vec<usize> {
     let mut rows = vec![0; batches.iter().map(|batch| batch.image_indices.len()).sum()];
     let encoded = batches.iter().flat_map(|batch| &batch.image_indices);
@@ -158,23 +158,23 @@ pub fn rows_of_images(batches: &[ImageBatch<'_>]) -> Vec<usize> {
     rows
 }
 
-/// The vectors of all batches, each `[n_images, n_vectors, d_image]`, in the order of the images; `None` if there are
-/// none.
+/// Joins the vectors of all batches, each `[n_images, n_vectors, d_image]`, and puts the images into the order of the
+/// prompt. Returns `None` if there are no images.
 pub(crate) fn in_order(batches: &[ImageBatch<'_>], image_hidden_states: Vec<Tensor<3>>) -> Option<ImageVectors> {
     let parts: Vec<ImageVectors> = image_hidden_states.into_iter().map(ImageVectors::from).collect();
     let counts = parts.iter().flat_map(|part| part.counts.iter().copied()).collect();
     let vectors = joined(parts.into_iter().map(ImageVectors::into_rows).collect())?;
-    let encoded = ImageVectors { vectors, counts }; // batch by batch
+    let encoded = ImageVectors { vectors, counts }; // ordered by batch
     Some(encoded.arrange(&rows_of_images(batches)))
 }
 
-/// All rows, one part after another. A single part is not copied.
+/// Concatenates the rows of all parts. A single part is not copied.
 fn joined(mut parts: Vec<Tensor<2>>) -> Option<Tensor<2>> {
     if parts.len() > 1 { Some(Tensor::cat(parts, 0)) } else { parts.pop() }
 }
 
-/// Groups the images of a prompt into batches with the same patch grid, so that nothing is computed on padding.
-/// Patches are `patch_size` pixels wide and high, and need `bytes_per_patch` of activations each.
+/// Groups the images of a prompt into batches with the same patch grid, so that no image has to be padded. A patch is
+/// `patch_size` pixels wide and high, and needs `bytes_per_patch` bytes of activations.
 ///
 /// # Errors
 /// [`InputError::Patches`] if an image is smaller than a patch, or has too many patches.

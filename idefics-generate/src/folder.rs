@@ -1,4 +1,4 @@
-//! Detects what a model path or folder contains, from the file names.
+//! Finds out what a model path or folder contains, from the names of its files.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Files that contain the weights of an adapter; an adapter has one of them.
 const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
-/// Opens the GGUF files of a model, if the path is one. Rejects PEFT adapters.
+/// Opens the GGUF model at `path`. Returns `None` if `path` is a folder with another kind of model. Rejects PEFT
+/// adapters.
 ///
 /// # Errors
 /// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] if a GGUF file is rejected.
@@ -28,7 +29,7 @@ pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
             return Ok(None);
         }
         if there(ADAPTER_CONFIG) || ADAPTER_WEIGHTS.into_iter().any(there) {
-            let base = adapter_base(path).unwrap_or_else(|| "a model that it does not name".to_owned());
+            let base = adapter_base(path).unwrap_or_else(|| "an unnamed base model".to_owned());
             return Err(Error::Adapter { folder: path.to_owned(), base });
         }
         return Ok(GgufModel::find(path)?);
@@ -39,8 +40,8 @@ pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
     }
 }
 
-/// The content of a JSON file of the model from the GGUF metadata, with the path for error messages. `None` if the
-/// file itself is used.
+/// Builds the content of a JSON file from the metadata of a GGUF model. Also returns the path of the GGUF file, for
+/// error messages. Returns `None` if the model is not a GGUF model, or the JSON file exists and takes precedence.
 ///
 /// # Errors
 /// Those of [`gguf`].
@@ -50,7 +51,7 @@ pub(crate) fn in_metadata(path: &Path, file: ModelFile) -> Result<Option<(PathBu
     Ok(content.map(|content| (model.paths().text.clone(), content)))
 }
 
-/// Path of a file of the model: in its folder, or next to its GGUF file.
+/// Returns the path of a file of the model: in its folder, or next to its GGUF file.
 pub(crate) fn sibling_path(path: &Path, name: &str) -> PathBuf {
     match path.is_file() {
         true => path.with_file_name(name),
@@ -58,7 +59,7 @@ pub(crate) fn sibling_path(path: &Path, name: &str) -> PathBuf {
     }
 }
 
-/// The file with the model's configuration, for messages.
+/// Returns the path of the file with the model's configuration, for error messages.
 pub(crate) fn config_path(path: &Path) -> PathBuf {
     match path.is_file() {
         true => path.to_owned(),
@@ -81,14 +82,14 @@ pub fn load_processor(path: &Path) -> Result<Processor, Error> {
     Ok(Processor::from_folder_with_files(model.paths().folder(), others)?)
 }
 
-/// A warning if there is an adapter next to a model's own weights.
+/// Returns a warning if a PEFT adapter lies next to the model's own weights.
 pub(crate) fn adapter_beside(folder: &Path) -> Option<ModelWarning> {
     let there = |name: &&str| folder.join(name).exists();
     let file = [ADAPTER_CONFIG].into_iter().chain(ADAPTER_WEIGHTS).find(there)?;
     Some(ModelWarning::AdapterBeside { path: folder.join(file), base: adapter_base(folder) })
 }
 
-/// The base model of an adapter.
+/// Returns the name of the base model from the configuration of an adapter, if it has one.
 fn adapter_base(folder: &Path) -> Option<String> {
     let config = read_json(&folder.join(ADAPTER_CONFIG)).ok()?;
     config.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned)

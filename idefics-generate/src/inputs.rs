@@ -5,11 +5,11 @@ use idefics_nn::ContextView;
 use idefics_processor::{latest_images, latest_images_in_branches};
 use idefics_vision::PatchError;
 
-/// Tokens and images that do not match the model or each other.
+/// Prompts whose tokens or images do not fit the model or each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputError {
-    /// No rows, or a row without tokens.
+    /// The batch has no rows, or a row has no tokens.
     #[error("row {row}: the prompt is empty")]
     Empty {
         /// Row of the batch, from 0.
@@ -25,10 +25,10 @@ pub enum InputError {
         /// Number of rows of the embedding table.
         vocab_size: usize,
     },
-    /// A token of the tokenizer that has no embedding in the model.
+    /// A token that the tokenizer knows, but for which the model has no embedding.
     #[error(
-        "row {row}: the prompt has the token `{token}` (id {id}), for which the model has no embedding (`vocab_size` is \
-         {vocab_size}); remove it from the prompt"
+        "row {row}: the prompt has the token `{token}` (id {id}), for which the model has no embedding (`vocab_size` \
+         is {vocab_size}); remove it from the prompt"
     )]
     NoEmbedding {
         /// Row of the batch, from 0.
@@ -48,10 +48,10 @@ pub enum InputError {
         /// Number of image vectors.
         vectors: usize,
     },
-    /// An image for a model without a vision tower.
+    /// An image was given to a model without a vision tower.
     #[error(
-        "the model is a GGUF file of a text model and cannot read images; put its vision tower (mmproj-*.gguf) into the \
-         same folder, or give it with --mmproj FILE"
+        "the model is a GGUF file of a text model and cannot read images; put its vision tower (mmproj-*.gguf) into \
+         the same folder, or give it with --mmproj FILE"
     )]
     TextOnly,
     /// An image that the vision tower cannot split into patches.
@@ -100,8 +100,8 @@ pub enum InputError {
         /// Number of images given.
         images: usize,
     },
-    /// An image with another number of vectors than the other images of a prompt for cross-attention, which needs the
-    /// same number for all. Without a resampler, the number depends on the image's size.
+    /// An image whose number of vectors differs from that of the other images. Cross-attention needs the same number
+    /// for all images. Without a resampler, the number depends on the size of the image.
     #[error(
         "image {image_idx} has {vectors} vectors, but the other images of the prompts have {expected}; without a \
          resampler, all images must have the same size: configure the processor to resize them (`size`)"
@@ -114,13 +114,13 @@ pub enum InputError {
         /// Number of vectors of the other images.
         expected: usize,
     },
-    /// An image attention mask of the wrong shape, or a token that attends to an image that its row does not have.
+    /// The image attention mask has the wrong shape, or lets a token attend to an image that its row does not have.
     #[error("row {row}: the image attention mask does not match the row's tokens and images")]
     SeenImages {
         /// Row of the batch, from 0.
         row: usize,
     },
-    /// An attention mask that is not left padding, or has the wrong shape.
+    /// The attention mask has the wrong shape, or masks slots other than left padding.
     #[error("row {row}: the attention mask must be zeros for left padding followed by ones, one value per token id")]
     Padding {
         /// Row of the batch, from 0.
@@ -137,18 +137,19 @@ pub struct Prompts {
     seen_images: Option<SeenImages>,
 }
 
-/// Which images of its row each token may attend to, for models with cross-attention.
+/// For each token, the images of its row that it may attend to. Models with cross-attention need this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeenImages {
-    /// Number of new images in each row.
+    /// Number of new images in each row, that is, images that are not cached yet.
     n_images: Vec<usize>,
-    /// Each part of the view is an image: first the images that are already cached, then the new ones.
+    /// Which tokens see which images. Each part of the view is an image: first the images that are already cached, then
+    /// the new ones.
     view: ContextView,
 }
 
 impl SeenImages {
-    /// Rows with `n_images` images each. `seen` is `[batch, seq, max_images]`, where `max_images` is the largest
-    /// number of images in a row; true where a token may attend to an image.
+    /// Creates the masks for rows that have `n_images` images each. `seen` is `[batch, seq, max_images]`, where
+    /// `max_images` is the largest number of images in a row. It is true where a token may attend to an image.
     ///
     /// # Errors
     /// [`InputError::SeenImages`] if `seen` has the wrong length, or a token attends to an image that its row does
@@ -166,12 +167,12 @@ impl SeenImages {
         Ok(Self { view: ContextView::new(batch, seq, max_images, seen), n_images })
     }
 
-    /// Number of new images in each row.
+    /// Returns the number of new images in each row, that is, images that are not cached yet.
     pub fn n_images(&self) -> &[usize] {
         &self.n_images
     }
 
-    /// Which images each token may attend to; each part is an image.
+    /// Returns which images each token may attend to. Each part of the view is an image.
     pub fn view(&self) -> &ContextView {
         &self.view
     }
@@ -200,7 +201,8 @@ impl Prompts {
     /// the mask is true for real tokens.
     ///
     /// # Errors
-    /// [`InputError::Padding`] if there is padding elsewhere than on the left, [`InputError::Empty`].
+    /// [`InputError::Padding`] if there is padding elsewhere than on the left; [`InputError::Empty`] if there are no
+    /// tokens.
     pub fn from_padded(input_ids: Vec<u32>, attention_mask: &[bool], seq: usize) -> Result<Self, InputError> {
         if seq == 0 || input_ids.is_empty() {
             return Err(InputError::Empty { row: 0 });
@@ -231,8 +233,7 @@ impl Prompts {
         Ok(self)
     }
 
-    /// Lets each token attend to the latest image before it, and to none after an end token: see
-    /// [`latest_images`].
+    /// Lets each token attend to the latest image before it, but not across an end token; see [`latest_images`].
     #[must_use]
     pub fn attend_to_latest_images(self, image_token_id: u32, eos_token_id: Option<u32>) -> Self {
         let latest = |row| latest_images(self.row(row), image_token_id, eos_token_id);
@@ -240,8 +241,8 @@ impl Prompts {
         self.attend_to(image_token_id, latest)
     }
 
-    /// Like [`Self::attend_to_latest_images`], for rows that branch: `parents`, `[batch · seq]`, is the slot (within
-    /// the row) that each slot follows.
+    /// Does the same as [`Self::attend_to_latest_images`] for rows that branch. `parents`, `[batch · seq]`, is the slot
+    /// within the row that precedes each slot in its branch.
     #[must_use]
     pub fn attend_to_latest_images_in_branches(
         self,
@@ -254,7 +255,7 @@ impl Prompts {
         self.attend_to(image_token_id, latest)
     }
 
-    /// `latest` is the image that each slot may attend to.
+    /// Lets each slot attend to the image `latest[slot]` of its row, or to none.
     fn attend_to(mut self, image_token_id: u32, latest: Vec<Option<usize>>) -> Self {
         let count = |row| self.row(row).iter().filter(|&&id| id == image_token_id).count();
         let n_images: Vec<usize> = (0..self.batch()).map(count).collect();
@@ -266,18 +267,18 @@ impl Prompts {
         self
     }
 
-    /// Which images each token may attend to, if that was set.
+    /// Returns which images each token may attend to, if that has been set.
     pub fn seen_images(&self) -> Option<&SeenImages> {
         self.seen_images.as_ref()
     }
 
-    /// The rest of a single row whose first `len` tokens and first `n_images` images are cached.
+    /// Returns the rest of a single row whose first `len` tokens and first `n_images` images are already cached.
     ///
     /// # Panics
-    /// If there are several rows, or fewer tokens or images.
+    /// If there are several rows, or fewer tokens or images than are to be skipped.
     #[must_use]
     pub fn skip_prefix(&self, len: usize, n_images: usize) -> Self {
-        assert_eq!(self.batch(), 1, "only a single row can continue a cache");
+        assert_eq!(self.batch(), 1, "only a single row can continue from a cache");
         let seen_images = self
             .seen_images
             .as_ref()
@@ -290,37 +291,37 @@ impl Prompts {
         }
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn batch(&self) -> usize {
         self.left_padding.len()
     }
 
-    /// Number of slots in each row: tokens of the longest row.
+    /// Returns the number of slots in each row, which is the number of tokens in the longest row.
     pub fn seq(&self) -> usize {
         self.seq
     }
 
-    /// Number of padded slots at the start of each row.
+    /// Returns the number of padded slots at the start of each row.
     pub fn left_padding(&self) -> &[usize] {
         &self.left_padding
     }
 
-    /// A row including its padding.
+    /// Returns the token ids of a row, including its padding.
     pub fn row(&self, row: usize) -> &[u32] {
         &self.input_ids[row * self.seq..(row + 1) * self.seq]
     }
 
-    /// All ids, `[batch · seq]`.
+    /// Returns the token ids of all rows, including padding, `[batch · seq]`.
     pub fn input_ids(&self) -> &[u32] {
         &self.input_ids
     }
 
-    /// The real tokens of all rows.
+    /// Returns the tokens of all rows without padding.
     pub fn real_tokens(&self) -> impl Iterator<Item = u32> {
         (0..self.batch()).flat_map(|row| self.row(row)[self.left_padding[row]..].iter().copied())
     }
 
-    /// Uploads the ids, `[batch, seq]`, after checking that the model has an embedding for each.
+    /// Checks that the model has an embedding for each id, and uploads the ids, `[batch, seq]`.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -328,8 +329,8 @@ impl Prompts {
         upload_ids(&self.input_ids, [self.batch(), self.seq], vocab_size, device)
     }
 
-    /// For each slot, the row to select from `[text embeddings; image vectors]`: its own text embedding, or for an
-    /// image token the next image vector. `None` if there are no images.
+    /// Returns, for each slot, the row to select from `[text embeddings; image vectors]`. An image token selects the
+    /// next image vector, any other token its own text embedding. Returns `None` if there are no images.
     ///
     /// # Errors
     /// [`InputError::ImageTokenCount`].
@@ -353,7 +354,7 @@ impl Prompts {
     }
 }
 
-/// Checks and uploads a `[batch, seq]` block of ids. GPU backends do not check ids themselves.
+/// Checks ids, `[batch, seq]`, and uploads them. GPU backends do not check ids themselves.
 pub(crate) fn upload_ids(
     ids: &[u32],
     [batch, seq]: [usize; 2],
@@ -365,7 +366,7 @@ pub(crate) fn upload_ids(
     Ok(Tensor::from_data(TensorData::new(ids, [batch, seq]), (device, DType::I32)))
 }
 
-/// Checks that the ids, in rows of `seq`, are inside the embedding table.
+/// Checks that the model has an embedding for each id. `ids` are rows of `seq` ids.
 pub(crate) fn check_ids(ids: &[u32], seq: usize, vocab_size: usize) -> Result<(), InputError> {
     match ids.iter().position(|&id| id as usize >= vocab_size) {
         None => Ok(()),

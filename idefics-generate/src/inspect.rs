@@ -13,13 +13,13 @@ use serde::Serialize;
 use crate::loading::weight_warnings;
 use crate::{AssembledModel, DeviceChoice, Error, ModelConfig, ModelWarning, WeightFormat, WeightOptions};
 
-/// Summary of a model, made without reading any weights.
+/// Summary of a model. No weights are read for it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Inspection {
     /// The model folder, or the configuration file.
     pub folder: PathBuf,
-    /// `model_type`.
+    /// Value of `model_type` in `config.json`.
     pub family: &'static str,
     /// Total number of parameters.
     pub parameters: usize,
@@ -27,9 +27,9 @@ pub struct Inspection {
     pub file_bytes: usize,
     /// Files that contain weights; empty if there is only a configuration.
     pub files: Vec<String>,
-    /// Number of tensors per element type.
+    /// Number of tensors of each element type.
     pub dtypes: BTreeMap<String, usize>,
-    /// Number of quantised weights per format.
+    /// Number of quantised weights of each format.
     pub quantized: BTreeMap<String, usize>,
     /// The parts of the model.
     pub parts: Vec<Part>,
@@ -37,8 +37,8 @@ pub struct Inspection {
     pub precisions: Vec<PrecisionMemory>,
     /// Maximum bytes of scratch buffers that are kept for reuse.
     pub kept_bytes: u64,
-    /// Vectors per image (or per tile if images are split). For Idefics2, also the number of prompt tokens per
-    /// image.
+    /// Number of vectors per image, or per tile if images are split. For Idefics2, this is also the number of image
+    /// tokens per image in the prompt.
     pub image_tokens: usize,
     /// Context length that the model was trained on, in tokens.
     pub max_position_embeddings: usize,
@@ -53,7 +53,7 @@ pub struct Inspection {
 pub struct Part {
     /// Name of the part.
     pub name: &'static str,
-    /// Number of tensors in the files, or according to the configuration.
+    /// Number of tensors in the files. Without files, the number that the configuration implies.
     pub tensors: usize,
     /// Number of parameters, whatever their format.
     pub parameters: usize,
@@ -65,7 +65,7 @@ pub struct Part {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PrecisionMemory {
-    /// Name as in `--dtype` or `--quantize`; `as stored` is the default on the CPU.
+    /// Value of `--dtype` or `--quantize` that selects this format, or `as stored`, the default on the CPU.
     pub name: &'static str,
     /// The options that select this format.
     #[serde(skip)]
@@ -74,14 +74,14 @@ pub struct PrecisionMemory {
     pub weights: WeightMemory,
     /// Bytes of KV cache per token and row.
     pub cache_bytes_per_token: usize,
-    /// Bytes of the second KV cache per token and row, which exists while a decode step is captured; 0 without
+    /// Bytes per token and row of the second KV cache, which exists only while a decode step is captured; 0 without
     /// graph capture.
     pub recording_bytes_per_token: usize,
 }
 
-/// Describes a model folder or a single `config.json`, with the memory that the model would take on `device`.
-/// `choice` is the name of that device. The formats of `--quantize` are omitted for a quantised checkpoint.
-/// Without weight files, BF16 weights are assumed.
+/// Describes a model folder or a single `config.json`, and the memory that the model would take on `device`. `choice`
+/// is the name of that device. For a quantised checkpoint, the formats of `--quantize` are omitted. Without weight
+/// files, BF16 weights are assumed.
 ///
 /// # Errors
 /// Those of [`ModelConfig::from_folder`] and [`Checkpoint::open_with`].
@@ -124,7 +124,7 @@ pub fn inspect(path: &Path, pickles: PicklePolicy, choice: DeviceChoice, device:
     let records = can_capture_steps(&text, device);
     let precisions = weight_options(choice, checkpoint.as_ref()).map(|(name, options)| {
         let options = WeightOptions { pickles, ..options };
-        // CPU activations are f32, and the cache holds activations.
+        // The cache holds activations, which are f32 on the CPU.
         let activations = options.dtype.filter(|_| choice != DeviceChoice::Cpu).unwrap_or(DType::F32);
         PrecisionMemory {
             name,
@@ -151,12 +151,13 @@ pub fn inspect(path: &Path, pickles: PicklePolicy, choice: DeviceChoice, device:
     })
 }
 
-/// Whether decode steps of this model may be captured on a device. A capture temporarily needs a second KV cache.
+/// Returns whether decode steps of this model may be captured on a device. A capture temporarily needs a second KV
+/// cache.
 pub fn can_capture_steps(text_config: &TextConfig, device: &Device) -> bool {
     supports_graph_capture(device) && text_config.rotary().is_ok_and(|rotary| !rotary.depends_on_length())
 }
 
-/// Every applicable value of `--dtype` and `--quantize`.
+/// Returns every value of `--dtype` and `--quantize` that the checkpoint supports, with its options.
 fn weight_options(
     choice: DeviceChoice,
     checkpoint: Option<&Checkpoint>,
@@ -172,7 +173,7 @@ fn weight_options(
     as_stored.into_iter().chain(plain).chain(packed.filter(move |_| !is_quantized))
 }
 
-/// The parts of a model, while they are counted.
+/// The parts of a model, while their tensors are counted.
 struct Parts {
     prefixes: Vec<&'static str>,
     parts: Vec<Part>,
@@ -184,13 +185,14 @@ impl Parts {
         Self { prefixes: names.iter().map(|(_, prefix)| *prefix).collect(), parts: names.iter().map(part).collect() }
     }
 
-    /// The part to which a tensor belongs.
+    /// Returns the part to which a tensor belongs.
     fn named(&mut self, tensor: &str) -> Option<&mut Part> {
         let part = self.prefixes.iter().position(|prefix| tensor.starts_with(prefix))?;
         Some(&mut self.parts[part])
     }
 
-    /// Counts the parameters of the configuration, without tied ones; if `tensors`, also the number of tensors.
+    /// Adds the parameters that the configuration implies to each part, except tied ones. If `tensors` is true, also
+    /// adds the number of tensors.
     fn count_shape(&mut self, model: &dyn AssembledModel, tied: &[(&str, &str)], tensors: bool) {
         model.parameter_shapes(&mut |name, shape| {
             if tied.iter().any(|(tied, _)| *tied == name) {
@@ -203,7 +205,7 @@ impl Parts {
         });
     }
 
-    /// The parts that are present in the model.
+    /// Returns the parts that are present in the model.
     fn found(self) -> Vec<Part> {
         self.parts.into_iter().filter(|part| part.tensors > 0).collect()
     }

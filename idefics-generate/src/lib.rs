@@ -68,7 +68,7 @@ pub use warm_up::WarmUp;
 pub use warning::ModelWarning;
 pub use weights::{UnknownWeightFormat, WeightFormat, WeightOptions};
 
-/// The device to create tensors on; [`DeviceChoice`] opens one.
+/// The device on which tensors are created; [`DeviceChoice::open`] opens one.
 pub use burn::tensor::Device;
 pub use idefics_checkpoint::{Checkpoint, CheckpointError, CheckpointWarning, PicklePolicy};
 #[cfg(feature = "hub")]

@@ -14,11 +14,11 @@ use crate::{
     AssembledModel, Error, Idefics1, Idefics2, Idefics3, ModelConfig, ModelWarning, WeightFormat, WeightOptions, folder,
 };
 
-/// Loads the model of any family from a folder in the layout of Hugging Face onto `device`. `weights` may be a
-/// dtype: F32, BF16 or F16.
+/// Loads a model of any family from a folder in the Hugging Face layout onto `device`. `weights` is a set of options,
+/// or just a dtype: F32, BF16 or F16.
 ///
 /// # Errors
-/// [`Error`] naming the invalid file, key or tensor.
+/// [`Error`] that names the invalid file, key or tensor.
 pub fn load_model(
     folder: &Path,
     device: &Device,
@@ -29,8 +29,8 @@ pub fn load_model(
     load_placed(&config, folder, &Placement::single_device(device), weights.into(), progress).map(|(model, _)| model)
 }
 
-/// Loads the model of a folder with the given configuration, each part on the device given by `placement`. Also
-/// returns warnings about the weights.
+/// Loads the model of a folder with the given configuration, and puts each part on the device that `placement` gives.
+/// Also returns warnings about the weights.
 pub(crate) fn load_placed(
     config: &ModelConfig,
     folder: &Path,
@@ -69,7 +69,8 @@ impl Files {
     }
 }
 
-/// The configuration of a folder, both generic and as the type of the family `expected`.
+/// Reads the configuration of a folder. Returns it both as a [`ModelConfig`] and as the type `C` of one family.
+/// `expected` names that family for error messages.
 fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
     let config = ModelConfig::from_folder(folder)?;
     let family_config = config.downcast_ref::<C>().cloned();
@@ -78,7 +79,8 @@ fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> 
     Ok((config, family_config))
 }
 
-/// Loads the model of a folder as the type of the family `expected`, which `assemble` builds from its configuration.
+/// Loads the model of a folder as the type `M` of one family. `assemble` creates the model from its configuration.
+/// `expected` names the family for error messages.
 fn load_own<C: FamilyConfig + Clone, M: Module>(
     folder: &Path,
     expected: &'static str,
@@ -94,11 +96,11 @@ fn load_own<C: FamilyConfig + Clone, M: Module>(
 }
 
 impl Idefics2 {
-    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
-    /// BF16 or F16.
+    /// Loads the model from a folder in the Hugging Face layout onto `device`. `weights` is a set of options, or just a
+    /// dtype: F32, BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid file, key or tensor.
+    /// [`Error`] that names the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -110,11 +112,11 @@ impl Idefics2 {
 }
 
 impl Idefics3 {
-    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
-    /// BF16 or F16.
+    /// Loads the model from a folder in the Hugging Face layout onto `device`. `weights` is a set of options, or just a
+    /// dtype: F32, BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid file, key or tensor.
+    /// [`Error`] that names the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -133,11 +135,11 @@ impl Idefics3 {
 }
 
 impl Idefics1 {
-    /// Loads the model from a folder in the layout of Hugging Face onto `device`. `weights` may be a dtype: F32,
-    /// BF16 or F16.
+    /// Loads the model from a folder in the Hugging Face layout onto `device`. `weights` is a set of options, or just a
+    /// dtype: F32, BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid file, key or tensor.
+    /// [`Error`] that names the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -147,11 +149,11 @@ impl Idefics1 {
         Self::from_folder_placed(folder, &Placement::single_device(device), weights, progress)
     }
 
-    /// Like [`Self::from_folder`], with each part on its own device. Parts that stay in the files keep the format
-    /// of the files.
+    /// Loads the model like [`Self::from_folder`], with each part on the device that `placement` gives. Parts that are
+    /// computed from the mapped files keep the format of the files.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid file, key or tensor.
+    /// [`Error`] that names the invalid file, key or tensor.
     pub fn from_folder_placed(
         folder: &Path,
         placement: &Placement,
@@ -167,7 +169,7 @@ fn with_config_path<M>(folder: &Path, model: Result<M, ConfigError>) -> Result<M
     model.map_err(|source| Error::Config { path: folder::config_path(folder), source })
 }
 
-/// Warnings about the weights of a folder and about other files in it. No weight is read.
+/// Returns warnings about the weights of a folder and about other files in it. No weight is read.
 pub(crate) fn weight_warnings(
     model: &dyn AssembledModel,
     folder: &Path,

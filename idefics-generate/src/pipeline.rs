@@ -1,4 +1,4 @@
-//! A loaded model folder: images and text in, text out.
+//! A loaded model with its processor: images and text in, text out.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -32,10 +32,10 @@ pub struct Idefics {
     warnings: Vec<ModelWarning>,
 }
 
-/// Default size of the cache of image vectors in bytes: 250 images of the 8B model in f32.
+/// Default maximum size of the cache of image vectors, in bytes. It holds about 250 images of the 8B model in f32.
 const FEATURE_BYTES: usize = 256 << 20;
 
-/// Stage of loading a model.
+/// A stage of loading a model, with its progress.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum LoadStage {
@@ -47,11 +47,11 @@ pub enum LoadStage {
 }
 
 impl Idefics {
-    /// Loads a model folder in the layout of Hugging Face, or a GGUF file, onto `device`. `weights` may be a dtype:
-    /// F32, BF16 or F16.
+    /// Loads a model folder in the Hugging Face layout, or a GGUF file, onto `device`. `weights` is a set of options,
+    /// or just a dtype: F32, BF16 or F16.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid file, key or tensor.
+    /// [`Error`] that names the invalid file, key or tensor.
     pub fn from_folder(
         folder: &Path,
         device: &Device,
@@ -61,8 +61,8 @@ impl Idefics {
         Self::load(folder, device, None, weights.into(), progress)
     }
 
-    /// Like [`Idefics::from_folder`], with each part placed according to a plan for this model's configuration
-    /// ([`ModelConfig::blocks`]).
+    /// Loads a model like [`Idefics::from_folder`], with each part on the device that `plan` gives. The plan must have
+    /// been made for this model ([`ModelConfig::blocks`]).
     ///
     /// # Errors
     /// See [`Idefics::from_folder`]; also [`Error::NotPlaceable`] if the model cannot be split.
@@ -117,12 +117,12 @@ impl Idefics {
         })
     }
 
-    /// Warnings about the folder that do not prevent its use.
+    /// Returns warnings about the folder. They do not prevent its use.
     pub fn warnings(&self) -> &[ModelWarning] {
         &self.warnings
     }
 
-    /// Loads the model `org/name` of the hub from the standard cache, after downloading missing files to it.
+    /// Loads the model `repo` (`org/name`) from the standard hub cache, after downloading missing files.
     ///
     /// # Errors
     /// [`Error::Hub`], and those of [`Idefics::from_folder`].
@@ -141,7 +141,7 @@ impl Idefics {
         Self::from_folder(&folder, device, weights, progress)
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &dyn Model {
         &*self.model
     }
@@ -151,18 +151,18 @@ impl Idefics {
         self.vision_batch = vision_batch;
     }
 
-    /// The processor.
+    /// Returns the processor.
     pub fn processor(&self) -> &Processor {
         &self.processor
     }
 
-    /// The folder's generation options, which the options of a call override.
+    /// Returns the folder's generation options, which the options of a call override.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
     }
 
-    /// The options of a call on top of the folder's. Conversations with IDEFICS v1 also end at the end-of-turn
-    /// token, unless the call sets `eos_token_id`: the folders of these checkpoints do not include that token.
+    /// Merges the options of a call with those of the folder. Conversations with IDEFICS v1 also end at the end-of-turn
+    /// token, unless the call sets `eos_token_id`, because the folders of these checkpoints do not list that token.
     ///
     /// # Errors
     /// [`Error::Generation`] or [`Error::FolderOption`] if an option is invalid.
@@ -177,10 +177,10 @@ impl Idefics {
         Ok(together)
     }
 
-    /// Processes samples to token ids and tiles.
+    /// Converts samples to token ids and image tiles.
     ///
     /// # Errors
-    /// [`InputError::TextOnly`] for an image or a video if the model has no vision tower; those of
+    /// [`InputError::TextOnly`] if a sample has an image or a video and the model has no vision tower; those of
     /// [`Processor::process`].
     pub(crate) fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, Error> {
         let has_media = |sample: &Sample| !sample.images().is_empty() || !sample.videos().is_empty();
@@ -190,10 +190,11 @@ impl Idefics {
         Ok(self.processor.process(samples, options)?)
     }
 
-    /// Pads rows of token ids for the model, with the images that each token may attend to.
+    /// Pads rows of token ids. For models with cross-attention, also sets which images each token may attend to.
     ///
     /// # Errors
-    /// [`InputError::Empty`], or [`InputError::NoEmbedding`] for a token of the tokenizer that has no embedding.
+    /// [`InputError::Empty`] if a row has no tokens; [`InputError::NoEmbedding`] if the model has no embedding for a
+    /// token of the tokenizer.
     pub(crate) fn prompts(&self, rows: &[Vec<u32>], tokenizer: &Tokenizer) -> Result<Prompts, InputError> {
         let vocab_size = self.model.shape().vocab_size;
         for (row, ids) in rows.iter().enumerate() {
@@ -213,7 +214,7 @@ impl Idefics {
         Ok(options.check_memory(prompts.seq(), &shape.text)?)
     }
 
-    /// The result for a row.
+    /// Builds the answer of a row, once the row has finished.
     pub(crate) fn answer(
         &self,
         generation: &Generation<'_>,
@@ -252,14 +253,14 @@ impl Idefics {
     }
 }
 
-/// Checks that processor and model agree about tokens, before weights are read.
+/// Checks that processor and model agree about tokens. No weights are needed for this.
 fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<Option<ModelWarning>, Error> {
     config.family().check_processor(folder, processor)?;
     let tokenizer = processor.tokenizer();
     let vocab_size = config.family().shape().vocab_size;
     let without_embedding = (vocab_size as u64..=u64::from(tokenizer.max_id())).take(MAX_TOKENS_WITHOUT_EMBEDDING);
     let names = without_embedding.filter_map(|id| tokenizer.id_to_token(id as u32));
-    // Base checkpoints have no embedding for the end-of-turn token, and text models none for image tokens.
+    // Base checkpoints have no embedding for the end-of-turn token, and text models have none for image tokens.
     let image_tokens = processor.image_tokens();
     let is_expected = |token: &String| {
         let is_image_token = [&image_tokens.image, &image_tokens.fake].contains(&token);
@@ -270,10 +271,10 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
     Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
 }
 
-/// Maximum number of tokens without embedding to check, since files can contain arbitrary ids.
+/// Maximum number of tokens without embedding to check, because files can contain arbitrarily large ids.
 const MAX_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
 
-/// Milliseconds since `clock`.
+/// Returns the time since `clock` in milliseconds.
 pub(crate) fn milliseconds(clock: Instant) -> f64 {
     clock.elapsed().as_secs_f64() * 1e3
 }

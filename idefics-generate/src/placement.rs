@@ -1,10 +1,9 @@
-//! Placement of a model's parts: on devices in the given order, and what does not fit stays in the memory-mapped
-//! files.
+//! Placement of a model's parts on devices. Parts that do not fit on any device stay in the memory-mapped files.
 //!
-//! Parts are placed in the order in which data passes through them, so that data rarely moves between devices. A
-//! part is never split. Source of the rules: `device_map="auto"` of Transformers; the parts correspond to its
-//! `_no_split_modules`. The placement only decides where a part is computed: results are the same as on a single
-//! device. Parts that stay in the files keep the format of the files, whatever the other parts are converted to.
+//! Parts are placed in the order in which data passes through them, so that data rarely moves between devices. A part
+//! is never split. The rules are those of `device_map="auto"` in Transformers, and the parts correspond to its
+//! `_no_split_modules`. The placement decides only where a part is computed, so results are the same as on a single
+//! device. Parts that stay in the files keep the format of the files, even if the other parts are converted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,25 +16,25 @@ use serde::Serialize;
 
 use crate::{DeviceChoice, DeviceError, Error, ModelConfig, WeightOptions};
 
-/// An invalid placement.
+/// A placement that cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlacementError {
-    /// The text is not a list of places.
+    /// The text is not a list of devices with sizes.
     #[error("{text:?}: expected a list of devices with their memory, such as cuda:0=20GB,cpu=16GB")]
     MaxMemory {
         /// The text that was given.
         text: String,
     },
-    /// A place that is not a device.
+    /// A name in the list is not a device.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// A device, or a share of one, with memory for weights.
+/// A place for parts: a device, or a share of it, with a limit on the bytes of weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeviceBudget {
-    /// Name: `cuda:0`, `cpu`, `cpu:1`. Several places may be on the same device.
+    /// Name of the place, such as `cuda:0`, `cpu` or `cpu:1`. Several places may be on the same device.
     pub name: String,
     /// Maximum bytes of weights.
     pub bytes: u64,
@@ -44,7 +43,8 @@ pub struct DeviceBudget {
 }
 
 impl DeviceBudget {
-    /// Creates a place with `bytes` of memory on the device `name`. `cpu:0`, `cpu:1` and so on all mean the CPU.
+    /// Creates a place with `bytes` of memory on the device `name`. The names `cpu:0`, `cpu:1` and so on all mean the
+    /// CPU.
     ///
     /// # Errors
     /// [`DeviceError::Unknown`].
@@ -55,7 +55,7 @@ impl DeviceBudget {
     }
 }
 
-/// Devices with their memory, in the order in which they are filled: `cuda:0=20GB,cpu=16GB`.
+/// A list of places in the order in which they are filled, written as in `cuda:0=20GB,cpu=16GB`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MaxMemory(pub Vec<DeviceBudget>);
 
@@ -94,18 +94,18 @@ fn parse_bytes(text: &str) -> Option<u64> {
 /// A part of a model that is never split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Block {
-    /// Prefix of its tensor names, for example `model.layers.3`.
+    /// Common prefix of the part's tensor names, for example `model.layers.3`.
     pub name: String,
-    /// Bytes of its weights on a device.
+    /// Size of the part's weights on a device, in bytes.
     pub bytes: u64,
-    /// Bytes of its weights in the files.
+    /// Size of the part's weights in the files, in bytes.
     pub stored_bytes: u64,
 }
 
-/// Name of the last place: the memory-mapped files.
+/// Name of the place after all devices: the memory-mapped files.
 pub const FILES: &str = "files";
 
-/// The place of each part.
+/// A plan that assigns each part of a model to a place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
     places: Vec<DeviceBudget>,
@@ -114,8 +114,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Fills the places in order. A part that does not fit goes to the next place, and later parts never return to
-    /// an earlier one. Parts that fit nowhere stay in the memory-mapped files and are computed by the CPU.
+    /// Fills the places in order. A part that does not fit goes to the next place, and later parts never return to an
+    /// earlier place. Parts that fit nowhere stay in the memory-mapped files, and the CPU computes them.
     pub fn new(blocks: Vec<Block>, MaxMemory(places): MaxMemory) -> Self {
         let mut at = 0;
         let mut free = places.first().map_or(0, |place| place.bytes);
@@ -131,8 +131,8 @@ impl Plan {
         Self { places, blocks }
     }
 
-    /// Plans the model of a folder or of a `config.json`, with weights in the format of `weights` on devices like
-    /// `device`. No weight is read.
+    /// Makes a plan for the model of a folder or of a `config.json`. `weights` gives the format of the weights, and
+    /// `device` the kind of device that they are placed on. No weight is read.
     ///
     /// # Errors
     /// Those of [`ModelConfig::from_folder`]; [`Error::NotPlaceable`] if the model cannot be split.
@@ -152,8 +152,8 @@ impl Plan {
         }
     }
 
-    /// Every place, the files last, with its parts and their bytes (on the device, or in the files). Includes
-    /// places without parts.
+    /// Returns every place with its parts and their total bytes, the files last. The bytes are those on the device, or
+    /// those in the files. Places without parts are included.
     pub fn by_place(&self) -> Vec<(&str, Vec<&Block>, u64)> {
         let names = self.places.iter().map(|place| place.name.as_str()).chain([FILES]);
         let of = |(index, name)| {
@@ -183,7 +183,7 @@ impl Plan {
     }
 }
 
-/// One line per place: its bytes, and its first and last part.
+/// Writes one line for each place that has parts: its name, its bytes, and its first and last part.
 impl fmt::Display for Plan {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, blocks, bytes) in self.by_place() {
@@ -201,22 +201,22 @@ impl fmt::Display for Plan {
 pub struct Placement {
     of: BTreeMap<String, Device>,
     default: Device,
-    /// Prefixes of the names of tensors that stay in the files.
+    /// Name prefixes of the tensors that stay in the files.
     in_files: Vec<String>,
 }
 
 impl Placement {
-    /// The whole model on one device.
+    /// Places the whole model on one device.
     pub fn single_device(device: &Device) -> Self {
         Self { of: BTreeMap::new(), default: device.clone(), in_files: Vec::new() }
     }
 
-    /// The device of a part.
+    /// Returns the device of a part.
     pub fn device(&self, block: &str) -> Device {
         self.of.get(block).unwrap_or(&self.default).clone()
     }
 
-    /// Prefixes of the names of tensors that stay in the files.
+    /// Name prefixes of the tensors that stay in the files.
     pub(crate) fn in_files(&self) -> &[String] {
         &self.in_files
     }
@@ -241,7 +241,8 @@ mod tests {
     #[test]
     fn places_are_filled_strictly_in_order() {
         let two: MaxMemory = "cpu:0=10B,cpu:1=5B".parse().unwrap();
-        // The third part no longer fits in the first place, and the small ones after it must not return there.
+        // The third part does not fit in the first place. The small parts after it would fit there, but must not
+        // return.
         let plan = Plan::new(blocks(&[4, 4, 4, 1, 1]), two.clone());
         assert_eq!(places(&plan), [0, 0, 1, 1, 2]);
         let bytes: Vec<u64> = plan.by_place().into_iter().map(|(_, _, bytes)| bytes).collect();
@@ -267,7 +268,7 @@ mod tests {
         let blocks = config.blocks(None, &device, DType::BF16).unwrap();
         let total = config.memory(None, &device, DType::BF16).unwrap().total();
         assert_eq!(blocks.iter().map(|block| block.bytes).sum::<u64>(), total);
-        // Everything except norms, gates and the like is BF16.
+        // All weights except small ones such as norms and gates are BF16.
         assert!((2 * 79_967_843_624..2 * 80_000_000_000).contains(&total));
         let in_nf4 = WeightOptions { quantize: "nf4".parse().unwrap(), ..WeightOptions::default() };
         let in_nf4: u64 = config.blocks(None, &device, in_nf4).unwrap().iter().map(|block| block.bytes).sum();

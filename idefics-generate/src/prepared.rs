@@ -1,7 +1,7 @@
-//! Answers samples in two steps: the work of the processor, and the work of the model.
+//! Answers samples in two steps: first the processor prepares them, then the model generates.
 //!
-//! The first step does not need the model: [`Idefics::prepare_ahead`] runs it for the next samples while the model
-//! is busy.
+//! The first step does not use the model, so [`Idefics::prepare_ahead`] prepares the next samples while the model
+//! answers the current ones.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
@@ -18,7 +18,7 @@ use crate::{
     TextStream, Timings,
 };
 
-/// Samples whose images have been decoded and whose text has been tokenised.
+/// Samples that are ready for the model: images are decoded, and text is tokenised.
 #[derive(Debug)]
 pub struct Prepared<'m> {
     model: &'m Idefics,
@@ -28,7 +28,7 @@ pub struct Prepared<'m> {
     preprocess_ms: f64,
 }
 
-/// A generation after prefill.
+/// A generation whose prefill is done.
 struct Run<'a> {
     generation: Generation<'a>,
     inputs: ProcessedInputs,
@@ -39,7 +39,7 @@ impl Idefics {
     /// Processes the images and texts of samples.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid row or image.
+    /// [`Error`] that names the invalid row or image.
     pub fn prepare(&self, samples: &[Sample], process: &ProcessOptions) -> Result<Prepared<'_>, Error> {
         let clock = Instant::now();
         let inputs = self.process(samples, process)?;
@@ -52,9 +52,9 @@ impl Idefics {
         })
     }
 
-    /// Prepares batches of samples on a separate thread and calls `answer` with each of them, in order; while one
-    /// batch is answered, the next one is prepared. Stops at the first error of `answer`, after the current
-    /// preparation has ended.
+    /// Prepares batches of samples on a separate thread and calls `answer` with each of them, in order. While one batch
+    /// is answered, the next one is prepared. The first error of `answer` stops the work, but only once the preparation
+    /// that is running has ended.
     ///
     /// # Errors
     /// Those of `answer`.
@@ -66,27 +66,27 @@ impl Idefics {
     ) -> Result<(), E> {
         let batches = batches.into_iter();
         thread::scope(|scope| {
-            // A channel without buffer: at most one batch is ready while another one is answered.
+            // The channel has no buffer, so at most one prepared batch waits while another one is answered.
             let (sender, receiver) = sync_channel(0);
             let reader = scope.spawn(move || {
                 for batch in batches {
                     let prepared = self.prepare(batch.as_ref(), process);
                     if sender.send((batch, prepared)).is_err() {
-                        break; // `answer` failed
+                        break; // `answer` failed, so the receiver is gone
                     }
                 }
             });
             let answered = receiver.into_iter().try_for_each(|(batch, prepared)| answer(batch, prepared));
-            reader.join().unwrap_or_else(|panic| resume_unwind(panic)); // keeps the location of the panic
+            reader.join().unwrap_or_else(|panic| resume_unwind(panic)); // keeps the panic's message and location
             answered
         })
     }
 
-    /// Answers a batch of samples. Returns `num_return_sequences` answers per sample, in the order of the samples.
-    /// An answer does not depend on the other rows.
+    /// Answers a batch of samples. Returns `num_return_sequences` answers per sample, in the order of the samples. An
+    /// answer does not depend on the other samples.
     ///
     /// # Errors
-    /// [`Error`] naming the invalid row, image or option.
+    /// [`Error`] that names the invalid row, image or option.
     pub fn generate<'a>(
         &'a self,
         samples: &[Sample],
@@ -97,11 +97,11 @@ impl Idefics {
         self.prepare(samples, process)?.generate(options, controls)
     }
 
-    /// Like [`Idefics::generate`], but a row that fails does not affect the others.
+    /// Answers a batch like [`Idefics::generate`], but a row that fails does not affect the other rows.
     ///
     /// # Errors
-    /// For the batch, [`Error`] naming the invalid row, image or option. For a single answer, [`Error::NonFinite`]
-    /// or [`Error::NoAllowedToken`].
+    /// The whole call fails with an [`Error`] that names the invalid row, image or option. A single answer fails with
+    /// [`Error::NonFinite`] or [`Error::NoAllowedToken`].
     pub fn generate_each<'a>(
         &'a self,
         samples: &[Sample],
@@ -115,7 +115,8 @@ impl Idefics {
     /// Answers one sample and calls `on_text` with each chunk of text as it is generated; see [`TextStream`].
     ///
     /// # Errors
-    /// Those of [`Idefics::generate`], and [`GenerationError::Conflict`] if the options request more than one row.
+    /// Those of [`Idefics::generate`], and [`GenerationError::Conflict`] if the options request several answers or
+    /// beams.
     pub fn generate_streaming<'a>(
         &'a self,
         sample: &Sample,
@@ -127,7 +128,7 @@ impl Idefics {
         self.prepare_one(sample, process, options)?.generate_streaming(options, controls, on_text)
     }
 
-    /// The text of one sample's answer as an iterator. Dropping it ends the generation.
+    /// Returns the text of one sample's answer as an iterator. Dropping it ends the generation.
     ///
     /// # Errors
     /// Those of [`Idefics::generate_streaming`].
@@ -155,7 +156,7 @@ impl Idefics {
 }
 
 impl<'m> Prepared<'m> {
-    /// See [`Idefics::generate`].
+    /// Answers the samples; see [`Idefics::generate`].
     ///
     /// # Errors
     /// Those of [`Idefics::generate`].
@@ -163,7 +164,7 @@ impl<'m> Prepared<'m> {
         self.generate_each(options, controls)?.into_iter().collect()
     }
 
-    /// See [`Idefics::generate_each`].
+    /// Answers the samples, each with its own error; see [`Idefics::generate_each`].
     ///
     /// # Errors
     /// Those of [`Idefics::generate_each`].
@@ -184,7 +185,7 @@ impl<'m> Prepared<'m> {
         Ok((0..inputs.input_ids.len() * generation.answers_per_sample()).map(answer).collect())
     }
 
-    /// See [`Idefics::generate_streaming`].
+    /// Answers a single sample and streams the text; see [`Idefics::generate_streaming`].
     ///
     /// # Errors
     /// Those of [`Idefics::generate_streaming`].
@@ -205,7 +206,7 @@ impl<'m> Prepared<'m> {
         model.answer(stream.generation(), &inputs, 0, &process, timings)
     }
 
-    /// See [`Idefics::stream`].
+    /// Returns the text of a single sample's answer as an iterator; see [`Idefics::stream`].
     ///
     /// # Errors
     /// Those of [`Idefics::generate_streaming`].
@@ -218,8 +219,8 @@ impl<'m> Prepared<'m> {
         Ok(TextStream::new(self.start_one(options, controls.into())?.generation, tokenizer, true))
     }
 
-    /// The prompts as rows of tokens, and the logits after each token, `[batch, seq, vocab_size]` in f32. Logits
-    /// of padding are meaningless.
+    /// Computes the logits after each token of the prompts, `[batch, seq, vocab_size]` in f32. Also returns the prompts
+    /// as rows of tokens. Logits at padding are meaningless.
     ///
     /// # Errors
     /// [`InputError`] if the samples do not fit the model.
@@ -234,7 +235,7 @@ impl<'m> Prepared<'m> {
         self.model.processor().tokenizer_for(self.process.compatibility)
     }
 
-    /// Runs everything up to the first token, for a stream with a single row.
+    /// Does what [`Self::start`] does, after checking that there is one sample and that its answer can be streamed.
     fn start_one(self, options: &GenerationConfig, controls: Controls<'m>) -> Result<Run<'m>, Error> {
         check_streamable(&self.model.options(options, self.is_conversation)?)?;
         match self.inputs.input_ids.len() {
@@ -243,7 +244,7 @@ impl<'m> Prepared<'m> {
         }
     }
 
-    /// Runs everything up to the first token.
+    /// Encodes the images and runs the prefill, so that only the decode steps remain.
     fn start(self, options: &GenerationConfig, mut controls: Controls<'m>) -> Result<Run<'m>, Error> {
         let tokenizer = self.tokenizer();
         let Self { model, mut inputs, is_conversation, preprocess_ms, .. } = self;

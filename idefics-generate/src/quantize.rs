@@ -16,10 +16,10 @@ use crate::{Error, ModelConfig, WeightOptions, folder, load_model};
 
 /// Writes the model of the folder `source` to the folder `target`, with linear layers in the format of `options`.
 ///
-/// `target` appears only when it is complete and has been loaded on `device` as a check. Until then the data is in
-/// a folder `.NAME.unfinished-…` next to it; such folders of earlier runs that were killed are removed. `source`
-/// is not changed. Its other files are copied, except folders and files whose names begin with a dot. NF4 and FP4
-/// use the layout of bitsandbytes, which Transformers can load. `progress` is called after each tensor; if it
+/// `target` appears only when it is complete and has been loaded on `device` as a check. Until then, the data is in a
+/// folder `.NAME.unfinished-…` next to it. Such folders are removed if an earlier run that was killed has left them.
+/// `source` is not changed. Its other files are copied, except folders and files whose names begin with a dot. NF4 and
+/// FP4 use the layout of bitsandbytes, which Transformers can load. `progress` is called after each tensor. If it
 /// returns an error, the work stops.
 ///
 /// # Errors
@@ -37,7 +37,7 @@ pub fn quantize_folder(
 ) -> Result<(), Error> {
     let quantization = options.quantization().expect("`options.quantize` must be set");
     let config = ModelConfig::from_folder(source)?;
-    // The module tells which layers exist; its weights are not allocated.
+    // The model is only needed to know which layers exist. Its weights are not allocated.
     let model =
         config.assemble(device).map_err(|error| Error::Config { path: folder::config_path(source), source: error })?;
     let checkpoint = Checkpoint::open_with(source, options.pickles)?;
@@ -53,8 +53,8 @@ pub fn quantize_folder(
     })
 }
 
-/// Creates the folder `target` with the files that `write` writes into the folder it is given. `target` appears only
-/// when `write` has succeeded.
+/// Creates the folder `target`. `write` is called with the path of a temporary folder, and writes the files into it.
+/// `target` appears only when `write` has succeeded.
 pub(crate) fn write_folder(target: &Path, write: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
     let failed = |source: io::Error| Error::Write { path: target.to_owned(), source };
     if target.symlink_metadata().is_ok() {
@@ -67,15 +67,15 @@ pub(crate) fn write_folder(target: &Path, write: impl FnOnce(&Path) -> Result<()
     remove_stale(parent, &prefix);
     let unfinished = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(failed)?;
     let lock = File::open(unfinished.path()).map_err(failed)?;
-    // The lock is held until the function returns. On a file system without locks, `remove_stale` does not find folders
-    // of interrupted runs, so they are not removed.
+    // The lock is held until the function returns. On a file system without locks, `remove_stale` cannot lock the
+    // folders of interrupted runs, so they are not removed.
     let _ = lock.try_lock();
     write(unfinished.path())?;
     publish(unfinished, target, parent).map_err(failed)
 }
 
-/// Removes the folders of runs that were killed; their locks are no longer held. Ignores folders that cannot be
-/// removed.
+/// Removes the folders of runs that were killed, whose locks are no longer held. Folders that cannot be removed are
+/// left there.
 fn remove_stale(parent: &Path, prefix: &str) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_stale = || File::open(entry.path()).is_ok_and(|folder| folder.try_lock().is_ok());
@@ -106,7 +106,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     copied.map_err(|source| Error::Write { path: to.to_owned(), source })
 }
 
-/// Writes the JSON files from the metadata, and copies those in the folder, which take precedence.
+/// Writes the JSON files of a GGUF model. Files in the model's folder are copied; missing ones are made from the
+/// metadata.
 fn write_files(model: &GgufModel, target: &Path) -> Result<(), Error> {
     for file in ModelFile::ALL {
         if let Some(content) = model.file_unless_present(file).map_err(CheckpointError::from)? {
@@ -118,7 +119,7 @@ fn write_files(model: &GgufModel, target: &Path) -> Result<(), Error> {
     copy_files_beside(model, target)
 }
 
-/// Copies the files beside a GGUF file that take precedence over its metadata.
+/// Copies the files next to a GGUF file that take precedence over its metadata.
 pub(crate) fn copy_files_beside(model: &GgufModel, target: &Path) -> Result<(), Error> {
     let beside = ModelFile::ALL.into_iter().filter(|file| *file != ModelFile::Config).map(ModelFile::name);
     for name in beside.chain(["special_tokens_map.json", "chat_template.json", "chat_template.jinja"]) {
@@ -130,7 +131,7 @@ pub(crate) fn copy_files_beside(model: &GgufModel, target: &Path) -> Result<(), 
     Ok(())
 }
 
-/// Adds a section to `config.json` that describes the quantisation.
+/// Adds the section to `config.json` that describes the quantisation.
 fn write_config(target: &Path, quantization: &Quantization) -> Result<(), Error> {
     let mut config = read_json(&target.join("config.json"))?;
     let compute_dtype = ["dtype", "torch_dtype"].iter().find_map(|key| config.get(key)?.as_str());
@@ -143,7 +144,7 @@ fn write_config(target: &Path, quantization: &Quantization) -> Result<(), Error>
     })?)
 }
 
-/// The section `quantization_config`. Source: `BitsAndBytesConfig.to_dict`, Transformers 5.23.0.
+/// Returns the section `quantization_config`. Source: `BitsAndBytesConfig.to_dict`, Transformers 5.23.0.
 fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Value> {
     let kept: Vec<&str> = quantization.modules_to_not_convert.iter().map(String::as_str).collect();
     let section = match quantization.format {
@@ -159,7 +160,7 @@ fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Valu
             "bnb_4bit_use_double_quant": quantization.double_quant,
             "llm_int8_enable_fp32_cpu_offload": false,
             "llm_int8_has_fp16_weight": false,
-            // This list replaces the default one, which contains only the head.
+            // This list replaces the default list, which contains only the head.
             "llm_int8_skip_modules": (kept != [HEAD]).then_some(kept),
             "llm_int8_threshold": 6.0
         }),
@@ -177,6 +178,6 @@ fn section(quantization: &Quantization, compute_dtype: &str) -> Map<String, Valu
 fn publish(unfinished: tempfile::TempDir, target: &Path, parent: &Path) -> io::Result<()> {
     File::open(unfinished.path())?.sync_all()?;
     fs::rename(unfinished.path(), target)?;
-    let _ = unfinished.keep(); // it no longer exists under this name
+    let _ = unfinished.keep(); // the temporary name no longer exists, so nothing must be deleted
     File::open(parent)?.sync_all()
 }

@@ -18,13 +18,14 @@ use crate::config::read_json;
 use crate::quantize::{copy_files_beside, copy_other_files, write_folder};
 use crate::{Error, Idefics3Config, ModelConfig, folder, load_model, load_processor};
 
-/// Writes the model of the folder `source`, of the Idefics3 family, to the folder `target`: its text model as
-/// `model-MIX.gguf`, and vision tower and connector as `mmproj-model-MIX.gguf`, in at least eight bits.
+/// Writes the model of the folder `source`, which must be of the Idefics3 family, to the folder `target`. The text
+/// model becomes `model-MIX.gguf`. Vision tower and connector become `mmproj-model-MIX.gguf`, with at least eight bits
+/// per weight.
 ///
-/// `progress` is called after each tensor with the bytes written so far and in total; if it returns an error, the work
-/// stops. `target` appears as described at [`quantize_folder`](crate::quantize_folder). The files beside the weights
-/// are copied except for `config.json`: llama.cpp reads only the GGUF files, and this crate prefers the others to their
-/// metadata.
+/// `progress` is called after each tensor with the bytes written so far and in total. If it returns an error, the work
+/// stops. `target` appears as described at [`quantize_folder`](crate::quantize_folder). The other files of the model
+/// are copied except for `config.json`. llama.cpp reads only the GGUF files. This crate prefers the copied files to the
+/// metadata of the GGUF files.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] with [`GgufFault::Export`] for a model that GGUF files cannot hold, [`Error::Write`] if
@@ -83,19 +84,20 @@ pub fn quantize_to_gguf(
             Some(model) => copy_files_beside(&model, out)?,
             None => {
                 copy_other_files(source, out)?;
-                let _ = fs::remove_file(out.join(ModelFile::Config.name())); // the metadata has it
+                let _ = fs::remove_file(out.join(ModelFile::Config.name())); // the metadata has its content
             }
         }
         load_model(out, device, None, |_| ()).map(|_| ())
     })
 }
 
-/// An error about a model that GGUF files cannot hold.
+/// Returns the error for a model that GGUF files cannot hold.
 fn refused(source: &Path, reason: String) -> Error {
     CheckpointError::from(GgufError { path: source.to_owned(), fault: GgufFault::Export { reason } }).into()
 }
 
-/// The content of a JSON file of the model, or of the metadata that stands for it; null if there is neither.
+/// Reads the content of a JSON file of the model, or builds it from the metadata of a GGUF file. Returns null if there
+/// is neither.
 fn content(source: &Path, file: ModelFile) -> Result<Value, Error> {
     if let Some((_, content)) = folder::in_metadata(source, file)? {
         return Ok(content);
@@ -104,7 +106,7 @@ fn content(source: &Path, file: ModelFile) -> Result<Value, Error> {
     if file != ModelFile::Tokenizer {
         return if path.is_file() { read_json(&path) } else { Ok(Value::Null) };
     }
-    // It may be larger than other files; `load_processor` has checked it.
+    // `read_json` limits the size of files, but tokenizers may be larger. `load_processor` has checked this one.
     let bytes = fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
     serde_json::from_slice(&bytes).map_err(|error| Error::ModelFile { path, reason: error.to_string() })
 }
@@ -134,8 +136,8 @@ fn new_text(source: &Path, config: &Idefics3Config) -> Result<NewText, Error> {
     })
 }
 
-/// Base and scaling of the rotary frequencies, or the name of a scaling that files cannot hold. The configuration was
-/// validated.
+/// Returns base and scaling of the rotary frequencies, or as an error the name of a scaling that GGUF files cannot
+/// hold. The configuration has been validated.
 fn rope(text: &TextConfig) -> Result<(f64, NewRope), String> {
     let sections = [&text.rope_scaling, &text.rope_parameters];
     let given = sections.into_iter().flatten().find(|section| **section != RopeParameters::default());

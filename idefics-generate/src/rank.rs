@@ -1,4 +1,4 @@
-//! Ranks given answers by their likelihood, with a single pass over the shared prompt.
+//! Ranks given answers by their likelihood. The shared prompt is run only once.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -22,7 +22,7 @@ pub struct RankOptions {
     /// disadvantage.
     pub normalize_length: bool,
     /// Whether to subtract the log-likelihood of the label after the same prompt without images. The score then
-    /// measures the evidence in the image, and not how common the words are.
+    /// measures what the image says, not how common the words are.
     pub calibrate: bool,
 }
 
@@ -34,8 +34,8 @@ pub struct RankedLabel {
     pub label: String,
     /// Probability of this label among all labels: softmax of the scores.
     pub probability: f64,
-    /// The score that labels are ordered by: the log-likelihood, calibrated and normalised according to the
-    /// options.
+    /// The score by which labels are ordered: the log-likelihood, calibrated and divided by the length if the options
+    /// say so.
     pub score: f64,
     /// Natural logarithm of the label's probability after the prompt.
     pub log_likelihood: f64,
@@ -47,11 +47,12 @@ pub struct RankedLabel {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Ranking {
-    /// All labels, best first.
+    /// All labels, the most likely first.
     pub labels: Vec<RankedLabel>,
     /// The prompt text, image tokens included.
     pub prompt: String,
-    /// Time per stage. The labels are part of `prefill_ms`; a calibration adds to every stage that it runs.
+    /// Time of each stage. The labels count as part of `prefill_ms`. A calibration adds its time to the stages that it
+    /// runs.
     pub timings: Timings,
 }
 
@@ -64,20 +65,21 @@ struct Likelihoods {
     timings: Timings,
 }
 
-/// Maximum number of tokens that are run together, unless a single answer has more. The attention mask covers all
-/// pairs of them, so larger groups would cost more than separate ones.
+/// Maximum number of tokens of a group of answers that are run together. A single answer may have more. The attention
+/// mask covers all pairs of tokens in a group, so larger groups would take longer than several small ones.
 const GROUP: usize = 96;
 
-/// Answers as a trie, so that common prefixes are computed once.
+/// A trie of answers, so that common prefixes are computed only once.
 #[derive(Debug, Default)]
 struct Trie {
-    /// Each token with its parent node; `None` after the prompt.
+    /// Token and parent of each node. The parent is `None` for the first token of an answer.
     nodes: Vec<(u32, Option<usize>)>,
-    /// The nodes of each answer.
+    /// The nodes of each answer, from the first token to the last.
     paths: Vec<Vec<usize>>,
-    /// Index of each node among `read`; `None` for last tokens, which are predicted but not fed to the model.
+    /// Index of each node in `read`. It is `None` for the last tokens of answers, which are predicted but never fed to
+    /// the model.
     places: Vec<Option<usize>>,
-    /// The tokens that are fed to the model, each with the index of the token that it follows.
+    /// The tokens that are fed to the model, each with the index in `read` of the token that it follows.
     read: Vec<(u32, Option<usize>)>,
 }
 
@@ -106,14 +108,15 @@ impl Trie {
         trie
     }
 
-    /// For each node, the row of `[last token of the prompt; tokens in read]` that predicts it.
+    /// Returns, for each node, the index of the hidden state that predicts it. Index 0 is the last token of the prompt;
+    /// index `i + 1` is token `i` of `read`.
     fn predictors(&self) -> Vec<i32> {
         let place = |parent: Option<usize>| parent.and_then(|parent| self.places[parent]);
         self.nodes.iter().map(|&(_, parent)| place(parent).map_or(0, |place| place as i32 + 1)).collect()
     }
 }
 
-/// Groups answers (by index) that are run together; answers with common prefixes are adjacent.
+/// Groups answers that are run together, given by their indices. Answers with common prefixes are adjacent.
 fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..answers.len()).collect();
     order.sort_by_key(|&index| &answers[index]);
@@ -126,14 +129,14 @@ fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
             n_read = 0;
         }
         n_read += more;
-        groups.last_mut().expect("there is at least one group").push(index);
+        groups.last_mut().expect("the first answer creates a group").push(index);
     }
     groups
 }
 
 impl dyn Model + '_ {
-    /// The log-likelihood of each answer after one prompt, which is run only once. It is 0 for an answer without
-    /// tokens.
+    /// Computes the log-likelihood of each answer after one prompt, which is run only once. It is 0 for an answer
+    /// without tokens.
     ///
     /// # Errors
     /// [`Error::Input`] if an id is outside the vocabulary, [`Error::Execution`], [`Error::NonFinite`].
@@ -149,8 +152,8 @@ impl dyn Model + '_ {
         self.log_likelihoods_until(prompt, image_hidden_states, answers, &CancelToken::default())
     }
 
-    /// Like [`Self::log_likelihoods`]. `cancel` stops it with [`Error::Cancelled`] before the prompt or between
-    /// groups of answers.
+    /// Computes the same as [`Self::log_likelihoods`]. `cancel` stops it with [`Error::Cancelled`] before the prompt or
+    /// between groups of answers.
     pub(crate) fn log_likelihoods_until(
         &self,
         prompt: &Prompts,
@@ -158,7 +161,7 @@ impl dyn Model + '_ {
         answers: &[Vec<u32>],
         cancel: &CancelToken,
     ) -> Result<Vec<f64>, Error> {
-        assert_eq!(prompt.batch(), 1, "there must be exactly one prompt");
+        assert_eq!(prompt.batch(), 1, "answers can be ranked after exactly one prompt");
         let vocab_size = self.shape().vocab_size;
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());
@@ -168,7 +171,7 @@ impl dyn Model + '_ {
         let mut cache = self.cache(prompt, longest.max(GROUP));
         let states = self.hidden_states(prompt, image_hidden_states, &mut cache)?;
         let [_, seq, d] = states.dims();
-        let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // predicts the first tokens
+        let last = states.narrow(1, seq - 1, 1).reshape([1, d]); // predicts the first token of each answer
         let mut scores = vec![0.0; answers.len()];
         for group in groups(answers) {
             cancel.check()?;
@@ -185,7 +188,7 @@ impl dyn Model + '_ {
         }
     }
 
-    /// The log-probability of each node. `last` is the hidden state of the prompt's last token, `[1, d]`.
+    /// Computes the log-probability of each node. `last` is the hidden state of the prompt's last token, `[1, d]`.
     fn node_logprobs(&self, last: Tensor<2>, trie: &Trie, cache: &mut KvCache) -> Result<Vec<f32>, Error> {
         if trie.nodes.is_empty() {
             return Ok(Vec::new());
@@ -206,8 +209,8 @@ impl dyn Model + '_ {
 }
 
 impl Idefics {
-    /// Ranks `labels` as answers to a sample. White space around a label is removed; a space separates it from the
-    /// prompt, unless the prompt ends in white space. Special tokens in labels are ordinary text.
+    /// Ranks `labels` as answers to a sample. White space around a label is removed. A space is put between prompt and
+    /// label, unless the prompt ends in white space. Special tokens in labels are treated as ordinary text.
     ///
     /// # Errors
     /// Those of [`Idefics::generate`]; [`Error::NoLabels`], [`Error::SameLabel`], [`Error::Cancelled`].
@@ -277,8 +280,8 @@ impl Idefics {
             .par_iter()
             .map(|label| tokenizer.encode_with_literal_text(&format!("{prompt}{space}"), label))
             .collect::<Result<Vec<_>, _>>()?;
-        // A label may merge with the prompt's last token, so only the prefix that all answers share counts as the
-        // prompt.
+        // The tokenizer may merge the beginning of a label with the prompt's last token. Therefore only the tokens that
+        // all answers share count as the prompt.
         let common = answers.iter().map(|answer| common_prefix(&alone, answer)).min().unwrap_or(0);
         prompt_ids.truncate((prompt_ids.len() + common).saturating_sub(alone.len()).max(1));
         let answers: Vec<Vec<u32>> = answers.into_iter().map(|answer| answer[common..].to_vec()).collect();
@@ -296,12 +299,12 @@ impl Idefics {
     }
 }
 
-/// Length of the common prefix of two rows of tokens.
+/// Returns the length of the common prefix of two rows of tokens.
 pub(crate) fn common_prefix(left: &[u32], right: &[u32]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
-/// The same prompt without images and videos.
+/// Returns the same prompt without images and videos.
 fn without_images(sample: &Sample) -> Sample {
     match sample.clone() {
         Sample::Text { text, videos, .. } => {

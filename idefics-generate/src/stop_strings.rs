@@ -2,9 +2,9 @@
 
 /// A set of stop strings.
 ///
-/// Source: `StopStringCriteria`. An answer ends with a token if a stop string occurs in the text and its last byte
-/// belongs to that token. The token may continue after the stop string, and the stop string may begin in earlier
-/// tokens, even in the prompt.
+/// A token ends the answer if a stop string occurs in the text and the last byte of the stop string belongs to that
+/// token. The token may continue after the stop string. The stop string may begin in earlier tokens, even in the
+/// prompt. Source: `StopStringCriteria`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StopStrings {
     stop_strings: Vec<String>,
@@ -15,18 +15,18 @@ pub struct StopStrings {
 /// A stop string found at the end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StopMatch {
-    /// Index of the stop string.
+    /// Index of the stop string in the set.
     pub index: usize,
-    /// Number of bytes from the beginning of the stop string to the end of the text: cut these to remove the stop
-    /// string.
+    /// Number of bytes from the beginning of the stop string to the end of the text. Cutting off that many bytes
+    /// removes the stop string.
     pub from_end: usize,
-    /// Number of bytes of the last token after the stop string.
+    /// Number of bytes that the last token has after the stop string.
     pub after: usize,
 }
 
-/// A stop string is empty; it would end every answer immediately.
+/// Error: a stop string is empty, and would end every answer immediately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("`stop_strings` contains an empty string")]
+#[error("`stop_strings` contains an empty string; remove it")]
 pub struct EmptyStopString;
 
 impl StopStrings {
@@ -43,15 +43,15 @@ impl StopStrings {
         Ok(Self { stop_strings, longest })
     }
 
-    /// Whether there are no stop strings.
+    /// Returns whether there are no stop strings.
     pub fn is_empty(&self) -> bool {
         self.stop_strings.is_empty()
     }
 
-    /// Whether the last piece completes a stop string. If several match, the one that begins first is returned.
+    /// Finds a stop string that the last piece completes. If several match, returns the one that begins first.
     ///
-    /// `pieces` are the bytes that each token adds to the text, in order. They are read backwards, only as far as
-    /// the longest stop string can reach; nothing is read if there are no stop strings.
+    /// `pieces` are the bytes that each token adds to the text, in order. They are read from the end, only as far back
+    /// as the longest stop string can reach. If there are no stop strings, none are read.
     pub fn find<P: AsRef<[u8]>>(
         &self,
         pieces: impl IntoIterator<Item = P, IntoIter: DoubleEndedIterator>,
@@ -74,7 +74,7 @@ impl StopStrings {
         self.find_in(&tail, last.as_ref().len())
     }
 
-    /// Like [`find`](Self::find), in a text whose last `n_new` bytes are new.
+    /// Does the same as [`find`](Self::find) for a text whose last `n_new` bytes belong to the last piece.
     fn find_in(&self, text: &[u8], n_new: usize) -> Option<StopMatch> {
         let n_old = text.len().saturating_sub(n_new);
         let starts = self.stop_strings.iter().enumerate().filter_map(|(index, stop)| {

@@ -4,10 +4,10 @@ use idefics_processor::{StreamDecoder, Tokenizer};
 
 use crate::{Error, FinishReason, Generation};
 
-/// The generated text of one row in chunks of whole words; chunks may be empty.
+/// The generated text of one row, in chunks of whole words. Chunks may be empty.
 ///
-/// The chunks are the same as those of the reference's `TextStreamer` with `skip_prompt`. Each item takes one step
-/// of the model. Dropping the stream ends the generation.
+/// The chunks are the same as those of the reference's `TextStreamer` with `skip_prompt`. Each call of `next` runs one
+/// step of the model. Dropping the stream ends the generation.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     generation: Generation<'a>,
@@ -16,7 +16,8 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    /// Streams row 0 of a generation. `skip_special_tokens` removes `</s>`, `<end_of_utterance>` and the like.
+    /// Creates a stream of the text of row 0. `skip_special_tokens` removes special tokens such as `</s>` and
+    /// `<end_of_utterance>` from the text.
     ///
     /// # Panics
     /// If the generation has more than one row.
@@ -25,17 +26,17 @@ impl<'a> TextStream<'a> {
         Self { generation, decoder: StreamDecoder::new(tokenizer, skip_special_tokens), ended: false }
     }
 
-    /// The underlying generation.
+    /// Returns the underlying generation.
     pub fn generation(&self) -> &Generation<'a> {
         &self.generation
     }
 
-    /// The underlying generation in its current state.
+    /// Returns the underlying generation in its current state, and drops the stream.
     pub fn into_generation(self) -> Generation<'a> {
         self.generation
     }
 
-    /// Why the answer ended, if it has.
+    /// Returns why the answer ended, if it has ended.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.generation.finish_reason(0)
     }

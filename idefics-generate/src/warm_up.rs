@@ -1,4 +1,4 @@
-//! Warm-up of a GPU: compiles kernels, and autotunes them by measuring several variants.
+//! Warm-up of a GPU: its kernels are compiled, and autotuned by measuring several variants.
 
 use std::time::Instant;
 
@@ -8,21 +8,21 @@ use serde::Serialize;
 use crate::pipeline::milliseconds;
 use crate::{Controls, Error, GenerationConfig, GraphCapture, Idefics};
 
-/// Duration of two runs with the same samples.
+/// Durations of two runs with the same samples.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct WarmUp {
-    /// First run, in milliseconds: includes compiling and autotuning kernels, unless an earlier run has stored the
-    /// results; on the CPU it includes reading the weights.
+    /// Duration of the first run in milliseconds. It includes compiling and autotuning kernels, unless an earlier run
+    /// has stored the results. On the CPU, it includes reading the weights.
     pub first_ms: f64,
-    /// Second run, in milliseconds: the duration from then on.
+    /// Duration of the second run in milliseconds, which later runs will take too.
     pub second_ms: f64,
 }
 
 impl Idefics {
-    /// Answers samples twice, so that later answers with images of similar size, prompts of similar length and the
-    /// same number of rows need not wait for kernels. Four new tokens per sample are enough. If steps should be
-    /// replayed, the options must request an answer that is long enough for a capture. Clears the cache of image
+    /// Answers samples twice. Later answers then need not wait for kernels if they have images of similar size, prompts
+    /// of similar length and the same number of rows. Four new tokens per sample are enough. If later steps will be
+    /// replayed, the options must request answers that are long enough for a capture. Clears the cache of image
     /// vectors.
     ///
     /// # Errors

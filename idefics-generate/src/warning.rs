@@ -7,7 +7,7 @@ use idefics_processor::ProcessorWarning;
 
 use crate::GenerationWarning;
 
-/// A problem of a model folder that does not prevent its use; see [`Idefics::warnings`](crate::Idefics::warnings).
+/// A problem with a model folder that does not prevent its use; see [`Idefics::warnings`](crate::Idefics::warnings).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelWarning {
@@ -25,7 +25,7 @@ pub enum ModelWarning {
         /// The warning about its options.
         warning: GenerationWarning,
     },
-    /// There is a PEFT adapter next to the model's own weights. It is not applied.
+    /// A PEFT adapter lies next to the model's own weights. It is not applied.
     #[error(
         "{}: this adapter{} is not applied: adapters are not supported; merge it into its base model with PEFT \
          (`merge_and_unload`) to use it, or remove it",
@@ -38,7 +38,7 @@ pub enum ModelWarning {
         /// Name of the adapter's base model.
         base: Option<String>,
     },
-    /// The folder requests that its unquantised weights are quantised on load.
+    /// `config.json` requests that its unquantised weights are quantised on load.
     #[error(
         "{}: `quantization_config` requests {format}, so linear layers are quantised while they are loaded; remove the \
          section to load them unquantised",

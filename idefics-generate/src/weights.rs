@@ -1,4 +1,4 @@
-//! How the weights of a model are read, and in which format they are held.
+//! Options for reading the weights of a model, and for the format in which they are held.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,28 +9,28 @@ use idefics_nn::{Activations, LoadOptions, PackedFormat, Quantization};
 
 use crate::config::HEAD;
 
-/// How weights are read, and in which format they are held. A [`DType`] converts into options without
+/// How weights are read, and in which format they are held in memory. A [`DType`] converts into options without
 /// quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightOptions {
-    /// The dtype of unquantised weights; see [`idefics_nn::LoadOptions::dtype`] for the meaning of `None`.
+    /// The dtype of unquantised weights. [`idefics_nn::LoadOptions::dtype`] explains what `None` means.
     pub dtype: Option<DType>,
-    /// The format to which linear layers are quantised on load.
+    /// The format to which linear layers are quantised while they are loaded.
     pub quantize: WeightFormat,
     /// Whether the scales of NF4 and FP4 are also rounded to eight bits, like `bnb_4bit_use_double_quant`.
     pub double_quant: bool,
     /// Whether the vision tower is quantised too, as in the reference.
     pub quantize_vision: bool,
-    /// Whether the head (`lm_head`) is quantised too; the reference does not quantise it.
+    /// Whether the head (`lm_head`) is quantised too. The reference does not quantise it.
     pub quantize_head: bool,
-    /// Element type in which the activations of quantised layers are multiplied.
+    /// Element type of the activations in products with quantised weights.
     pub activations: Activations,
     /// Whether PyTorch pickles may be read if a folder has no safetensors files.
     pub pickles: PicklePolicy,
 }
 
 impl WeightOptions {
-    /// No quantisation and no conversion.
+    /// Options without quantisation and without conversion.
     pub const DEFAULT: Self = Self {
         dtype: None,
         quantize: WeightFormat::None,
@@ -60,7 +60,7 @@ impl From<Option<DType>> for WeightOptions {
     }
 }
 
-/// For example, `bf16`, or `q4, others as stored`.
+/// Writes a summary such as `bf16`, or `q4, others as stored`.
 impl fmt::Display for WeightOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = self.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase());
@@ -72,8 +72,8 @@ impl fmt::Display for WeightOptions {
 }
 
 impl WeightOptions {
-    /// Converts the options for the loader. `of_folder` is the quantisation that the model's configuration
-    /// requests; it applies if these options request none.
+    /// Converts the options to those of the loader. `of_folder` is the quantisation that the model's configuration
+    /// requests. It applies only if `self` requests none.
     pub(crate) fn load_options<'a>(
         &self,
         tied: &'a [(&'a str, &'a str)],
@@ -83,8 +83,8 @@ impl WeightOptions {
         LoadOptions { dtype, quantize, activations, tied, ..LoadOptions::default() }
     }
 
-    /// The quantisation, if any. Source for the unquantised head: `get_modules_to_not_convert`, Transformers
-    /// 5.23.0.
+    /// Returns the quantisation, if one is requested. Source for the unquantised head: `get_modules_to_not_convert`,
+    /// Transformers 5.23.0.
     pub(crate) fn quantization(&self) -> Option<Quantization> {
         let WeightFormat::Packed(format) = self.quantize else { return None };
         let kept = [(self.quantize_head, HEAD), (self.quantize_vision, "model.vision_model")];
@@ -93,18 +93,18 @@ impl WeightOptions {
     }
 }
 
-/// `--quantize`: the format of linear layers.
+/// The format of linear layers, as given with `--quantize`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WeightFormat {
-    /// No quantisation; weights that are quantised in the file stay so.
+    /// No quantisation. Weights that are quantised in the file stay quantised.
     #[default]
     None,
-    /// Quantised: codes and scales.
+    /// Quantised to codes and scales.
     Packed(PackedFormat),
 }
 
-/// An unknown weight format.
+/// Error: the name of a weight format is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("weight format {name:?}: expected none, {}", PackedFormat::ALL.map(PackedFormat::name).join(", "))]
 pub struct UnknownWeightFormat {

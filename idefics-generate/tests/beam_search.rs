@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
         Self { fixture, options: options.clone(), prompts, prompt_slots, chain, search }
     }
 
-    /// The processed log-probabilities of every running row.
+    /// Computes the processed log-probabilities of every running row.
     fn log_probs(&mut self) -> Vec<f32> {
         let mut log_probs = Vec::new();
         for row in 0..self.search.n_rows() {
@@ -67,7 +67,7 @@ impl<'a> Run<'a> {
         log_probs
     }
 
-    /// The candidates at the given indices of `[num_beams * vocab_size]`.
+    /// Returns the candidates of each sample at the given indices of `[num_beams · vocab_size]`.
     fn candidates(&self, log_probs: &[f32], drawn: &[Vec<usize>]) -> Vec<Vec<Candidate>> {
         let (num_beams, vocab_size) = (self.options.num_beams(), self.fixture.last.len());
         let candidate = |sample: usize, at: usize| {
@@ -81,7 +81,8 @@ impl<'a> Run<'a> {
         drawn.iter().enumerate().map(sample_candidates).collect()
     }
 
-    /// The answers of all samples in the reference's format: filled up to the longest, with their scores.
+    /// Returns the answers of all samples in the reference's format, filled up to the longest answer, with their
+    /// scores.
     fn sequences(&self) -> (Vec<Vec<u32>>, Vec<f32>) {
         let answers = (0..self.prompts.len()).flat_map(|sample| self.search.answers(sample));
         let longest = answers.clone().map(|answer| answer.tokens.len()).max().unwrap();
@@ -192,7 +193,7 @@ fn filler_matches_reference() {
     assert_eq!(filler(json!(null), json!(7)), 7);
 }
 
-/// Each row must continue the row that the step names.
+/// Checks that each row continues the row that the step names.
 fn check_step(before: &BeamSearch, after: &BeamSearch, step: &BeamStep) {
     for (row, (&token, &from)) in step.next_tokens.iter().zip(&step.beam_idx).enumerate() {
         assert_eq!(row / after.options().num_beams, from / after.options().num_beams, "beams stay in their sample");

@@ -1,4 +1,4 @@
-//! Every processor and filter, alone and combined, compared with the reference's chain.
+//! Tests every processor and filter, alone and combined, against the reference's chain.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Score, floats, max_difference, read};
 
-/// Largest accepted difference of filtered scores; relative for scores above 1.
+/// Largest accepted difference of filtered scores. For scores above 1, the difference is relative.
 const TOLERANCE: f32 = 1e-5;
 
 #[derive(Deserialize)]
@@ -32,12 +32,12 @@ struct Case {
     batch: String,
     scores: usize,
     expected: Vec<Vec<Score>>,
-    /// Whether the reference leaves open which of several equal scores it keeps (it fixes only their number).
+    /// Whether the reference keeps an unspecified choice of several equal scores. Only their number is then fixed.
     #[serde(default)]
     unordered: bool,
 }
 
-/// In the fixture, `null` as a bias means -inf.
+/// Parses options. A bias of `null` in the fixture means -inf.
 fn options(mut options: Value) -> GenerationConfig {
     let biases = options.get_mut("sequence_bias").and_then(Value::as_array_mut);
     for bias in biases.into_iter().flatten().filter(|bias| bias[1].is_null()) {

@@ -11,14 +11,14 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Largest difference between two computations of the same result, due to rounding.
+/// Largest accepted difference between two computations of the same result, which may round differently.
 pub(crate) const SAME: f32 = 1e-5;
 
 pub(crate) fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }
 
-/// A temporary copy of a checkpoint, to be modified.
+/// Copies a checkpoint to a temporary folder, where a test can modify it.
 pub(crate) fn copy(checkpoint: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in fs::read_dir(xtask_folder("checkpoints").join(checkpoint)).unwrap() {
@@ -64,7 +64,7 @@ pub(crate) fn load_folder(folder: &Path) -> Result<Idefics, idefics_generate::Er
     Idefics::from_folder(folder, &Device::flex(), DType::F32, |_| ())
 }
 
-/// Path of one of the three images of the case `two-images`, which have different sizes.
+/// Returns the path of one of the three images of the case `two-images`, which have different sizes.
 pub(crate) fn picture(name: &str) -> String {
     xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned()
 }
@@ -74,7 +74,7 @@ pub(crate) fn text_sample(text: &str, pictures: &[&str]) -> Sample {
     serde_json::from_value(serde_json::json!({"text": text, "images": images})).unwrap()
 }
 
-/// The `case.json` of a committed case, and its samples with resolved paths.
+/// Returns the `case.json` of a committed case, and its samples with resolved paths.
 pub(crate) fn case(name: &str) -> (Value, Vec<Sample>) {
     let folder = xtask_folder("cases").join(name);
     let case: Value = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
@@ -97,7 +97,7 @@ pub(crate) fn never() -> CancelToken {
     CancelToken::default()
 }
 
-/// The next-token logits of samples, `[batch, vocab_size]`.
+/// Computes the next-token logits of samples, `[batch, vocab_size]`.
 pub(crate) fn next_logits(model: &Idefics, samples: &[Sample]) -> Tensor<2> {
     let processed = model.processor().process(samples, &no_splitting()).unwrap();
     let prompts = Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -107,7 +107,7 @@ pub(crate) fn next_logits(model: &Idefics, samples: &[Sample]) -> Tensor<2> {
     model.model().prefill(&prompts, features, &mut cache).unwrap()
 }
 
-/// The largest absolute difference.
+/// Returns the largest absolute difference.
 pub(crate) fn difference<const D: usize>(left: Tensor<D>, right: Tensor<D>) -> f32 {
     assert_eq!(left.dims(), right.dims());
     (left - right).abs().max().into_scalar::<f32>()

@@ -28,7 +28,7 @@ fn user_text_cannot_contain_image_tokens() {
     assert!(spoofed.usage.prompt_tokens > plain.usage.prompt_tokens);
 }
 
-/// The answer to the whole history, computed without a cache.
+/// Computes the answer to the whole history without a cache.
 fn fresh(model: &Idefics, messages: &[Message]) -> String {
     let sample = Sample::chat(messages.to_vec());
     model.generate(&[sample], &no_splitting(), &greedy(6), never()).unwrap().remove(0).text

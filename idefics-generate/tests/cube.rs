@@ -1,8 +1,8 @@
-//! Graph capture on the best GPU of the enabled backends: replayed steps are compared with eager steps. On a
-//! machine without a GPU, `.ci/software-vulkan` provides a software device, which requires WGSL: the feature
-//! `wgpu` without `vulkan`.
+//! Graph capture on the best GPU of the enabled backends. Replayed steps are compared with eager steps. On a machine
+//! without a GPU, `.ci/software-vulkan` provides a software device. It requires WGSL, that is, the feature `wgpu`
+//! without `vulkan`.
 
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ fn image(name: &str) -> String {
     xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned()
 }
 
-/// A checkpoint, and three rows for it with one, no and two images.
+/// A checkpoint, and three prompts for it: with one image, with none, and with two.
 struct Subject {
     checkpoint: &'static str,
     rows: Value,
@@ -56,7 +56,7 @@ impl Subject {
         Self::new(checkpoint, rows, dtype)
     }
 
-    /// IDEFICS v1 takes prompts as lists of texts and images.
+    /// Creates a subject for IDEFICS v1, whose prompts are lists of texts and images.
     fn idefics1() -> Self {
         let rows = json!([
             {"prompt": ["User: What is this?", {"image": image("small.png")}]},
@@ -76,7 +76,7 @@ impl Subject {
         self.start_with(self.model.model(), n_rows, options, controls)
     }
 
-    /// Like [`Self::start`], with a different model.
+    /// Starts a generation like [`Self::start`], but with another model.
     fn start_with<'m>(
         &self,
         model: &'m dyn Model,
@@ -98,7 +98,7 @@ impl Subject {
     }
 }
 
-/// A lease for the test's thread.
+/// Creates a lease for the test's thread.
 #[allow(unsafe_code, reason = "a promise about all other threads")]
 fn lease() -> DeviceLease {
     // SAFETY: GPU tests run one at a time, with `--test-threads=1`.
@@ -124,7 +124,7 @@ fn finish(generation: &mut Generation<'_>) {
     while generation.step().unwrap().is_some() {}
 }
 
-/// Asserts that both have the same tokens with the same log-probabilities.
+/// Asserts that both generations have the same tokens with the same log-probabilities.
 fn assert_same(launched: &Generation<'_>, replayed: &Generation<'_>, what: &str) {
     assert!(!launched.uses_captured_graph() && launched.replay_refusal().is_none(), "{what}");
     assert!(replayed.uses_captured_graph(), "{what}: {:?}", replayed.replay_refusal());
@@ -167,7 +167,7 @@ fn rows_may_finish_before_and_after_capture() {
     let subject = Subject::idefics2("odd-heads", DType::F32);
     let mut whole = subject.start(3, &options(&[]), controls(GraphCapture::Never));
     finish(&mut whole);
-    // Tokens that end some rows before the others.
+    // These end tokens end some rows before the others.
     let ends = [whole.generated(0)[4], whole.generated(1)[20]];
     let lease = lease();
     let [launched, replayed] = [GraphCapture::Never, GraphCapture::AtOnce(&lease)].map(|graph_capture| {
@@ -207,7 +207,7 @@ struct Faulty<'m> {
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// The step runs another token, and writes its keys and values to the cache.
+    /// The step runs another token than the given one, and writes its keys and values to the cache.
     OtherToken,
     /// The step uploads data, so that it cannot be captured.
     Upload,
@@ -221,8 +221,8 @@ impl Model for Faulty<'_> {
                 let mut step = self.model.slot_step(&[next_tokens.clone(), slot.clone()], cache)?;
                 let device = self.model.device();
                 let step = move || step.run() + Tensor::<2>::from_data([[0.0]], &device);
-                // SAFETY: uploads are not allowed in a step, but the devices that get this fault (not CUDA) refuse
-                // to capture them, so nothing is replayed.
+                // SAFETY: a step must not upload data, so this one breaks the contract. It is never replayed, because
+                // the devices on which this fault is tested (all but CUDA) refuse to capture an upload.
                 #[allow(unsafe_code, reason = "the step is one that the device must refuse")]
                 Some(unsafe { Step::new(step) })
             }
@@ -262,7 +262,7 @@ fn faulty_or_rejected_capture_does_not_change_answers() {
     finish(&mut launched);
     let mut faults = vec![Fault::OtherToken];
     if cfg!(not(feature = "cuda")) {
-        faults.push(Fault::Upload); // CUDA captures uploads
+        faults.push(Fault::Upload); // CUDA would capture the upload
     }
     let lease = lease();
     for fault in faults {

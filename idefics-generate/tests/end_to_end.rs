@@ -1,11 +1,11 @@
-//! From files to text with `Idefics`.
+//! Runs `Idefics` from model files to text.
 
 use burn::tensor::{DType, Device};
 use idefics_generate::{FinishReason, GenerationConfig, Idefics};
 
 use crate::common::{case, difference, greedy, load, never, next_logits, no_splitting, text_sample, xtask_folder};
 
-/// The expected token ids of a case, including padding and prompt.
+/// Returns the expected token ids of a case, including padding and prompt.
 fn expected_sequences(case: &str) -> Vec<Vec<i64>> {
     let bytes = std::fs::read(xtask_folder("cases").join(case).join("expected.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -166,7 +166,7 @@ fn ids_and_image_tokens_are_checked_on_the_host() {
 #[test]
 fn empty_prompt_needs_bos_token() {
     let folder = copy("odd-heads");
-    edit(folder.path(), "tokenizer.json", |tokenizer| tokenizer["post_processor"] = Value::Null); // no `<s>`
+    edit(folder.path(), "tokenizer.json", |tokenizer| tokenizer["post_processor"] = Value::Null); // it adds `<s>`
     fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
     let model = load_folder(folder.path()).unwrap();
     let ask = |text: &str, bos_token_id| {
@@ -239,7 +239,7 @@ proptest! {
         let config = json!({"model_type": "idefics2", section: {key: value}});
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         if let Ok(config) = ModelConfig::from_folder(folder.path()) {
-            // Every accepted configuration can be assembled without a division by zero; nothing is allocated.
+            // Every accepted configuration can be assembled, without a division by zero. Nothing is allocated.
             config.assemble(&Device::flex()).unwrap();
         }
     }

@@ -1,5 +1,5 @@
-//! Reads the fixtures written by `generation_fixtures.py`, or those in the folder `GENERATION_FIXTURES`. They are
-//! JSON, with `null` for -inf, and words for NaN and infinity.
+//! Reads the fixtures written by `generation_fixtures.py`, or those in the folder that `GENERATION_FIXTURES` names.
+//! They are JSON: `null` means -inf, and words mean NaN and infinity.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,8 @@ pub(crate) fn read<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The largest difference (relative above 1); infinite if only one of two scores is forbidden or not finite.
+/// Returns the largest difference, relative for expected values above 1. It is infinite if only one of two scores is
+/// forbidden or not finite.
 pub(crate) fn max_difference(actual: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(actual.len(), expected.len());
     let difference = |(a, b): (&f32, &f32)| match a == b || (a.is_nan() && b.is_nan()) {

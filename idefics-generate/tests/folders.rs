@@ -1,4 +1,4 @@
-//! Real-world model folders: missing or superfluous files, and folders that are not models.
+//! Model folders as they occur in practice: with missing or superfluous files, and folders that are not models.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::common::{copy, edit, edit_tensors, greedy, load, load_folder, never, no_splitting, text_sample};
 
-/// The token ids of an answer about an image.
+/// Returns the token ids of an answer about an image.
 fn answer(model: &Idefics) -> Vec<u32> {
     let samples = [text_sample("<image>What?", &["small.png"])];
     model.generate(&samples, &no_splitting(), &greedy(6), never()).unwrap().remove(0).token_ids
@@ -41,7 +41,7 @@ fn committed_checkpoints_have_no_warnings() {
     }
 }
 
-/// Removes a token from the tokenizer's files, and its row from embeddings and head.
+/// Copies a checkpoint and removes its last token from the tokenizer's files, the embeddings and the head.
 fn without_last_token(checkpoint: &str, token: &str) -> tempfile::TempDir {
     let folder = copy(checkpoint);
     let other = |entry: &Value| entry["content"] != token && entry != token;
@@ -151,7 +151,7 @@ fn unused_tensors_are_counted() {
     let folder = copy("wide-heads");
     edit_tensors(folder.path(), |tensors| {
         let extra = |name: &str| (name.to_owned(), Dtype::F32, vec![2, 2], vec![0; 16]);
-        tensors.push(extra("model.text_model.layers.0.self_attn.rotary_emb.inv_freq")); // of old files
+        tensors.push(extra("model.text_model.layers.0.self_attn.rotary_emb.inv_freq")); // old files contain this tensor
         tensors.extend((7..20).map(|layer| extra(&format!("model.text_model.layers.{layer}.mlp.up_proj.weight"))));
     });
     let model = load_folder(folder.path()).unwrap();
@@ -210,12 +210,12 @@ fn rejects_adapter_folder() {
     assert!(matches!(ModelConfig::from_folder(folder.path()), Err(Error::Adapter { .. })));
     let inspected = inspect(folder.path(), PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex());
     assert!(matches!(inspected, Err(Error::Adapter { .. })));
-    // Some trainers add the model's configuration, others write only the adapter's weights.
+    // Some trainers add the model's configuration; others write only the adapter's weights.
     fs::write(folder.path().join("config.json"), r#"{"model_type": "idefics2"}"#).unwrap();
     assert!(matches!(load_folder(folder.path()), Err(Error::Adapter { .. })));
     fs::remove_file(folder.path().join("adapter_config.json")).unwrap();
     fs::write(folder.path().join("adapter_model.safetensors"), [0; 16]).unwrap();
-    assert!(load_error(folder.path()).1.contains("adapter of a model that it does not name"));
+    assert!(load_error(folder.path()).1.contains("adapter of an unnamed base model"));
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn prompt_may_exceed_trained_context() {
     }
 }
 
-/// A model in which the embedding of one token is NaN.
+/// Loads a model in which the embedding of one token is NaN.
 fn model_with_nan() -> Idefics {
     let folder = copy("wide-heads");
     let tokenizer: Value = serde_json::from_slice(&fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
@@ -352,7 +352,7 @@ fn model_with_nan() -> Idefics {
             .chunks_mut(4)
             .for_each(|value| value.copy_from_slice(&f32::NAN.to_le_bytes()));
     });
-    // Loaded without conversion: memory-mapped values are not scanned, so the NaN is not detected.
+    // The model is loaded without conversion. Memory-mapped values are not checked, so loading does not find the NaN.
     Idefics::from_folder(folder.path(), &Device::flex(), None, |_| ()).unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! IDEFICS v1, with cross-attention to images, through the same functions as the other families.
+//! IDEFICS v1, which attends to images by cross-attention, tested through the same functions as the other families.
 
 use std::path::Path;
 
@@ -302,8 +302,8 @@ fn rejects_mismatched_inputs() {
     assert_eq!(logits.dims(), [1, 1, larger.shape().vocab_size]);
 }
 
-/// With interpolated positions, images may have different sizes. A resampler gives all of them the same number of
-/// vectors; without one, the gated layers cannot take them together.
+/// With interpolated positions, images may have different sizes. A resampler gives each image the same number of
+/// vectors. Without a resampler, the gated layers cannot handle such images together.
 #[test]
 fn images_of_two_sizes_need_a_resampler() {
     let load = |checkpoint: &str| {
@@ -327,12 +327,12 @@ fn images_of_two_sizes_need_a_resampler() {
         assert!(difference(alone, together.clone().narrow(0, row, 1)) <= SAME, "row {row}");
     }
 
-    let model = load("idefics1-patches"); // 6 pixels, too, and one more vector for the class token
+    let model = load("idefics1-patches"); // also patches of 6 pixels; the class token is one more vector
     let images = [tile(24, 24), tile(30, 24), tile(24, 24)];
     let error = model.forward(&prompts(&rows), &images, LogitsToKeep::Last(1)).unwrap_err();
     assert_eq!(error, InputError::VectorCount { image_idx: 1, vectors: 21, expected: 17 });
 
-    // A later prompt with another number of vectors is refused, and the cache keeps its images.
+    // A later image with another number of vectors is rejected, and the cache keeps its images.
     let first = prompts(&[vec![5, image, 6]]);
     let mut cache = model.cache(&first, 4);
     model.prefill(&first, model.encode_images(&images[..1]).unwrap(), &mut cache).unwrap();
@@ -352,7 +352,7 @@ fn configs_match_public_parameter_counts() {
         let path = folder.join("config.json");
         let read = ModelConfig::from_folder(&folder).unwrap();
         assert_eq!(read.downcast_ref::<Idefics1Config>(), Some(&config));
-        // From the file alone, and from a folder without weights.
+        // The path may be the file itself, or a folder without weights.
         for path in [&path, &folder] {
             let inspection = inspect(path, PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex()).unwrap();
             assert_eq!(inspection.parameters, parameters);

@@ -1,4 +1,4 @@
-//! What must not change the result, and what must.
+//! Changes of the input that must not affect the result, such as batching, and changes that must.
 
 use std::num::NonZeroUsize;
 
@@ -67,7 +67,7 @@ fn vision_batch_size_does_not_change_vectors() {
         };
         let model = load(checkpoint);
         let processed = model.processor().process(&samples, &no_splitting()).unwrap();
-        // Several images of each size.
+        // The images of each size occur twice.
         let images: Vec<_> =
             processed.images.iter().flatten().flat_map(|image| [image.clone(), image.clone()]).collect();
         let images: Vec<_> = images

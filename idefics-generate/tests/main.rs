@@ -1,7 +1,7 @@
 //! Tests of the assembled models, in one binary because linking Burn is slow.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 mod beam_search;
 mod chain;

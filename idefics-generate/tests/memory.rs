@@ -36,7 +36,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The peak number of bytes that `work` held on this thread, beyond what was held before.
+/// Returns the peak number of bytes that `work` held on this thread, beyond those held before.
 pub(crate) fn peak(work: impl FnOnce()) -> usize {
     let before = HELD.get();
     PEAK.set(before);

@@ -1,4 +1,4 @@
-//! Preparing samples while others are answered.
+//! Preparation of samples while other samples are answered.
 
 use idefics_generate::processor::Sample;
 use idefics_generate::{Error, Idefics};

@@ -1,4 +1,4 @@
-//! Sampling: the distribution of draws, and what they depend on.
+//! Sampling: the distribution of draws, and the inputs on which they depend.
 
 use idefics_generate::logits::{RowError, RowKey, Sampler, argmax, softmax};
 
@@ -11,7 +11,7 @@ fn key(sample: usize) -> RowKey {
     RowKey { sample: sample as u64, answer: 0 }
 }
 
-/// The χ² statistic of draws against `SCORES`, which allow eight tokens.
+/// Computes the χ² statistic of draws against `SCORES`, which allow eight tokens.
 fn chi_square(drawn: impl Iterator<Item = usize>) -> f64 {
     let mut counts = [0.0; SCORES.len()];
     for id in drawn {
@@ -46,7 +46,7 @@ fn draws_without_replacement_follow_remaining_distribution() {
         (0..N_DRAWS).map(|step| Sampler::new(2).draw_without_replacement(key(0), step, &SCORES, 2).unwrap()).collect();
     assert!(chi_square(draws.iter().map(|drawn| drawn[0])) < CHI_SQUARE_7);
 
-    // The second draws after a first draw of 3, which is then impossible; six degrees of freedom remain.
+    // After a first draw of 3, the second draw cannot be 3 again. Its distribution has six degrees of freedom.
     let mut left = SCORES;
     left[3] = f32::NEG_INFINITY;
     let probs = softmax(&left);
@@ -68,7 +68,7 @@ fn impossible_positions_come_last() {
     assert_eq!(drawn, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
 }
 
-/// Pinned, so that a seed gives the same answer in every release.
+/// Compares draws with fixed values, so that a seed gives the same answer in every release.
 #[test]
 fn draws_of_a_seed_are_pinned() {
     let drawn: Vec<u32> = (0..12).map(|step| Sampler::new(42).draw(key(7), step, &[0.0; 100]).unwrap()).collect();

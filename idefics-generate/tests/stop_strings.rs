@@ -20,7 +20,7 @@ struct Case {
 }
 
 #[test]
-fn matches_reference() {
+fn stop_strings_match_reference() {
     let fixture: Fixture = read("stop_strings");
     for case in fixture.cases {
         let stop_strings = StopStrings::new(case.stop_strings.clone()).unwrap();

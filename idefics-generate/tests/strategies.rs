@@ -1,4 +1,4 @@
-//! Generation strategies with a model: what they have in common, the memory they need, and how they end.
+//! Generation strategies with a model: how their results agree, how much memory they need, and how they end.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn run(model: &Idefics, samples: &[Sample], options: &GenerationConfig, seed: u6
     model.generate(samples, &no_splitting(), options, controls).unwrap()
 }
 
-/// Has no effect, but requires scores on the host.
+/// A logits processor without effect. It forces the scores to be read back to the host.
 #[derive(Debug)]
 struct Nothing;
 
@@ -113,7 +113,7 @@ fn beam_scores_are_sorted_and_match_log_likelihoods() {
     let four = beams(4);
     let scores: Vec<f32> = four.iter().map(|answer| answer.score.unwrap()).collect();
     assert!(scores.is_sorted_by(|a, b| a >= b) && scores.iter().all(|score| score.is_finite()));
-    // A score is the mean log-probability of the answer's tokens, which a single forward pass also gives.
+    // A score is the mean log-probability of the answer's tokens. A single forward pass gives the same value.
     let processed = model.processor().process(&samples()[..1], &no_splitting()).unwrap();
     let images: Vec<_> = processed.images.iter().flatten().cloned().collect();
     let prompt = idefics_generate::Prompts::pad_left(&processed.input_ids, 0).unwrap();
@@ -341,7 +341,7 @@ fn background_answer_matches_direct_answer() {
     let text = model.generate_in_background(sample.clone(), no_splitting(), options, never(), None).unwrap();
     assert_eq!(text.map(Result::unwrap).collect::<String>(), expected);
 
-    // As a `Stream`, polled by hand.
+    // The answer is also a `Stream`, which is polled by hand here.
     let mut text =
         Box::pin(model.generate_in_background(sample.clone(), no_splitting(), greedy(16), never(), None).unwrap());
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

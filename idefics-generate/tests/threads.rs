@@ -12,7 +12,8 @@ use serde_json::json;
 
 use crate::common::{no_splitting, picture, text_sample, xtask_folder};
 
-/// Types that are shared between threads or sent to another. `Generation` is neither: see its documentation.
+/// Checks at compile time which types can be shared between threads or sent to another thread. `Generation` can be
+/// neither; see its documentation.
 const _: () = {
     const fn shared<T: Send + Sync>() {}
     const fn sent<T: Send>() {}
@@ -22,7 +23,7 @@ const _: () = {
     sent::<GenerationConfig>();
 };
 
-/// Number of rounds in which both threads start together; each interleaves their operations differently.
+/// Number of rounds. In each round, both threads start together, and their operations interleave differently.
 const ROUNDS: usize = 6;
 
 /// Records the logits of every step without changing them.
@@ -35,7 +36,7 @@ impl LogitsProcessor for Recorder {
     }
 }
 
-/// Text and tokens of an answer, and the bits of the logits of each step.
+/// Returns the text and tokens of an answer, and the bits of the logits of each step.
 fn answer(model: &Idefics, sample: &Sample) -> (String, Vec<u32>, Vec<u32>) {
     let options = GenerationConfig { max_new_tokens: Some(12), min_new_tokens: Some(12), ..Default::default() };
     let recorder = Recorder::default();
@@ -62,13 +63,13 @@ fn assert_same_on_two_threads(checkpoint: &str, samples: &[Sample; 2]) {
                 let (model, alone, start, failures) = (&model, &alone, &start, &failures);
                 scope.spawn(move || {
                     for round in 0..ROUNDS {
-                        // First both samples at once, then the same sample on both threads.
+                        // First each thread runs another sample, then both run the same sample.
                         for index in [(first + round) % 2, round % 2] {
                             start.wait();
                             let found = answer(model, &samples[index]);
                             let (text, ids, logits) = &alone[index];
                             let what = format!("{checkpoint}, {weights:?}, round {round}, sample {index}");
-                            // No panic here: the other thread would wait forever at the barrier.
+                            // A panic here would leave the other thread waiting forever at the barrier.
                             let is_same = found.0 == *text && found.1 == *ids && found.2 == *logits;
                             failures.lock().unwrap().extend((!is_same).then_some(what));
                         }

@@ -176,7 +176,7 @@ fn config(folder: &Path) -> ModelConfig {
     ModelConfig::from_file_with(&path, &[&Family]).unwrap()
 }
 
-/// Uses two images with different numbers of patches, one per prompt.
+/// Uses two images with different numbers of patches, each in its own prompt.
 #[test]
 fn custom_family_runs_end_to_end() {
     let folder = tempfile::tempdir().unwrap();
@@ -215,7 +215,7 @@ fn custom_family_runs_end_to_end() {
     }
 }
 
-/// An image with one vector per patch of 8 × 8 pixels.
+/// Returns an image with one vector per patch of 8 × 8 pixels.
 fn image(width: usize, height: usize) -> ImageTile {
     let pixels = (0..3 * width * height).map(|index| (index % 17) as f32 / 17.0).collect();
     ImageTile::new(width, height, pixels).unwrap()
@@ -226,7 +226,8 @@ fn images_with_different_numbers_of_vectors_share_a_prompt_and_a_batch() {
     let folder = tempfile::tempdir().unwrap();
     let model = config(folder.path()).random_model(&Device::flex(), DType::F32, 3, |_| ()).unwrap();
     let model: &dyn Model = &*model;
-    // Out of order, so that the batches of equal images must be sorted back; the third repeats the first.
+    // Images of equal size are not adjacent, so the results of the batches must be sorted back. The third image repeats
+    // the first.
     let images = [image(24, 16), image(16, 16), image(24, 16), image(8, 8)];
     let counts = [6, 4, 6, 1];
 

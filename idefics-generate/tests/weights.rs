@@ -1,4 +1,4 @@
-//! Quantised weights: compatibility with bitsandbytes, and predicted memory.
+//! Quantised weights: compatibility with bitsandbytes, and the prediction of memory.
 
 use burn::tensor::{DType, Device};
 use idefics_checkpoint::{Checkpoint, PicklePolicy};

@@ -1,7 +1,8 @@
 //! Throughput of the kernels of a decode step, in bytes per second, compared with the memory bandwidth.
 //!
-//! `cargo bench -p idefics-kernels [-- FILTER]`. The limit is measured first: all cores read a buffer larger than the
-//! caches. Products cycle through several matrices, together one gigabyte, so that every weight comes from memory.
+//! `cargo bench -p idefics-kernels [-- FILTER]`. The memory bandwidth is measured first: all cores read a buffer larger
+//! than the caches. Products cycle through several matrices that take one gigabyte together, so that every weight comes
+//! from memory.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -21,7 +22,7 @@ use rayon::prelude::*;
 /// Size of a buffer that is larger than the caches, in bytes.
 const BEYOND_CACHES: usize = 1 << 30;
 
-/// Memory bandwidth of all cores together, in GB/s.
+/// Measures the memory bandwidth of all cores together, in GB/s.
 fn limit() -> f64 {
     let buffer = vec![1f32; BEYOND_CACHES / 4];
     let pass = || {
@@ -32,7 +33,7 @@ fn limit() -> f64 {
     (0..10).map(|_| pass()).fold(0.0, f64::max)
 }
 
-/// A weight with arbitrary content: speed does not depend on it.
+/// Creates a weight with arbitrary content, on which speed does not depend.
 fn weight(format: &str, d_out: usize, d_in: usize) -> Weight<'static> {
     let n = d_out * d_in;
     let codes = |n: usize| -> Vec<u8> { (0..n).into_par_iter().map(|i| ((i * 0x9E37) >> 7) as u8).collect() };
@@ -78,7 +79,7 @@ fn products(c: &mut Criterion) {
     let limit = limit();
     let cap = IsaLevel::cap().unwrap();
     println!(
-        "all cores read {limit:.1} GB/s; kernels of {} (cap: {})",
+        "memory bandwidth of all cores: {limit:.1} GB/s; instruction set: {} (cap: {})",
         Isa::best().name(),
         cap.map_or("none", IsaLevel::name)
     );
@@ -100,7 +101,7 @@ fn products(c: &mut Criterion) {
                 });
                 let rate = bytes as f64 / best.get() / 1e9;
                 if rate > 0.0 {
-                    println!("{rate:.1} GB/s at best, {:.2} of the limit", rate / limit);
+                    println!("fastest batch: {rate:.1} GB/s, {:.2} of the memory bandwidth", rate / limit);
                 }
             }
         }
@@ -123,8 +124,8 @@ fn small_products(c: &mut Criterion) {
     group.finish();
 }
 
-/// All products of one decode step of a decoder with 30 layers of width 576, plus its output head. The rest of the
-/// time of a step of `idefics bench` with that shape is not spent on weights.
+/// Measures all products of a decode step of a decoder with 30 layers of width 576, and of its output head. A step of
+/// `idefics bench` with this shape takes longer; the difference is not spent on weights.
 fn products_of_a_small_step(c: &mut Criterion) {
     let layer = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
     let shapes: Vec<_> = layer.into_iter().cycle().take(30 * layer.len()).chain([(49280, 576)]).collect();
@@ -154,7 +155,7 @@ fn many_rows(c: &mut Criterion) {
         let weight = weight(format, d_out, d_in);
         for n_rows in [16, 64, 512] {
             let (x, mut out) = (vec![0.5; n_rows * d_in], vec![0.0; n_rows * d_out]);
-            // Two operations per weight and row.
+            // A product takes two operations per weight and row.
             group.throughput(Throughput::Elements((2 * n_rows * d_out * d_in) as u64));
             group.bench_function(BenchmarkId::new(format, n_rows), |b| {
                 b.iter(|| linear(&x, n_rows, &weight, None, black_box(&mut out)));

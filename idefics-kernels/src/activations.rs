@@ -7,8 +7,9 @@ pub enum Activations {
     /// f32, without rounding.
     #[default]
     F32,
-    /// Rounded to eight bits, with one scale per row, in products of many rows with int8 and q4 weights: these
-    /// products then use integer arithmetic. Attention of many queries rounds on machines with AMX: queries and keys
-    /// are split into two bf16, attention weights and values are rounded to one bf16. Everything else stays in f32.
+    /// Activations are rounded to eight bits, with one scale per row, in products of many rows with int8 and q4
+    /// weights. These products use integer arithmetic. On machines with AMX, attention of many queries rounds too:
+    /// queries and keys are split into two bf16, and attention weights and values are rounded to one bf16. Everything
+    /// else stays in f32.
     Int8,
 }

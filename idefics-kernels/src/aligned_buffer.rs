@@ -1,7 +1,7 @@
 //! Zeroed f32 buffers, aligned to cache lines and, when large, backed by huge pages.
 //!
 //! A kernel that works on sixteen rows at once touches sixteen 4 kB pages, and the first-level TLB has only a few
-//! dozen entries. Huge pages need fewer of them.
+//! dozen entries. With huge pages, the same memory needs fewer entries.
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
@@ -35,14 +35,14 @@ impl AlignedBuffer {
     /// An empty buffer.
     pub const NONE: Self = Self(Storage::Lines(Vec::new()));
 
-    /// A buffer for at least `len` values, all zero.
+    /// Creates a buffer for at least `len` values, all zero.
     pub fn new(len: usize) -> Self {
         let n_bytes = len * size_of::<f32>();
         if n_bytes >= MAPPED_BYTES
             && let Ok(mapped) = MmapMut::map_anon(n_bytes)
         {
             #[cfg(target_os = "linux")]
-            let _ = mapped.advise(memmap2::Advice::HugePage); // only a hint; works without
+            let _ = mapped.advise(memmap2::Advice::HugePage); // only a hint; a failure does no harm
             return Self(Storage::Mapped(mapped));
         }
         Self(Storage::Lines(vec![Line::zeroed(); len.div_ceil(LINE)]))
@@ -61,7 +61,7 @@ impl AlignedBuffer {
         self.len() == 0
     }
 
-    /// All values of the buffer, [`AlignedBuffer::len`] of them.
+    /// Returns all values of the buffer. Their number is [`AlignedBuffer::len`].
     pub fn values(&self) -> &[f32] {
         match &self.0 {
             Storage::Lines(lines) => bytemuck::cast_slice(lines),
@@ -69,7 +69,7 @@ impl AlignedBuffer {
         }
     }
 
-    /// The values, mutable.
+    /// Returns all values of the buffer as a mutable slice.
     pub fn values_mut(&mut self) -> &mut [f32] {
         match &mut self.0 {
             Storage::Lines(lines) => bytemuck::cast_slice_mut(lines),

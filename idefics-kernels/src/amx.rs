@@ -4,9 +4,9 @@
 //! output columns (16 rows of bf16 pairs) and adds the product to a tile of 16 × 16 f32. Its rate is eight times that
 //! of AVX-512.
 //!
-//! Numerics: an f32 is split into a sum of three bf16 parts, and the product of two such sums is expanded into
-//! products of parts. The products that are left out are below 2⁻²⁴ of the whole, so results are as accurate as with
-//! f32. Subnormal numbers count as zero.
+//! Numerics: an f32 is split into a sum of three bf16 parts, and the product of two such sums is expanded into products
+//! of parts. The smallest products are left out; they are below 2⁻²⁴ of the whole. Results are therefore as accurate as
+//! with f32. Subnormal numbers count as zero.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 #![allow(clippy::needless_range_loop)] // several arrays share the index
@@ -47,7 +47,8 @@ fn has_instructions() -> bool {
         && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Requests permission to use the tile state. Linux grants it per process, because the state is large.
+/// Requests permission to use the tile state, and returns whether it was granted. Linux grants it per process, because
+/// the state is large.
 #[cfg(target_os = "linux")]
 fn is_permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;

@@ -26,7 +26,7 @@ const BLOCK: usize = 48;
 /// Maximum number of queries that are processed together.
 const MAX_ROWS: usize = 8;
 
-/// Vectors of keys that are processed together: the width of a panel.
+/// Number of vectors of keys that are processed together: the width of a panel.
 const PANEL: usize = 3;
 
 /// Approximate size, in bytes, of the values of a block of keys. Chosen for the L1 cache.
@@ -35,7 +35,8 @@ const VALUES_BYTES: usize = 32 << 10;
 /// Maximum number of keys in a block.
 const MAX_KEYS: usize = 384;
 
-/// Attention of many queries: `softmax(query keysᵀ scale) values`. A query that sees no key gives 0.
+/// Computes attention of many queries: `softmax(query keysᵀ scale) values`. The output is 0 for a query that sees no
+/// key.
 ///
 /// Computes in f32. With [`Activations::Int8`](crate::Activations::Int8), inputs are rounded on machines with AMX.
 ///
@@ -84,8 +85,8 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
 }
 
 impl Attention<'_> {
-    /// The arithmetic unit that [`attend`] uses on the best instruction set, and the number of its operations per f32
-    /// operation, averaged over both products.
+    /// Returns the arithmetic unit that [`attend`] uses on the best instruction set, and the number of its operations
+    /// that one f32 operation takes, averaged over the products for scores and outputs.
     pub fn compute_unit(&self) -> (ComputeUnit, f64) {
         match Isa::best() {
             #[cfg(target_arch = "x86_64")]
@@ -104,8 +105,8 @@ impl Attention<'_> {
         self.mask.map(|mask| &mask[(row * self.queries + query) * self.len..][..self.len])
     }
 
-    /// Number of keys up to the last one that any of the queries sees. In a causal prompt, half of all keys on
-    /// average.
+    /// Returns the number of keys up to the last key that any of the queries sees. In a causal prompt, this is half of
+    /// all keys on average.
     pub(crate) fn seen(&self, row: usize, queries: Range<usize>) -> usize {
         let last = |query| match self.mask(row, query) {
             None => self.len,
@@ -114,7 +115,8 @@ impl Attention<'_> {
         queries.map(last).max().unwrap_or(0)
     }
 
-    /// Packs the keys and values of a head in the order in which [`Block`] reads them, and calls `work` with them.
+    /// Packs the keys and values of a head in the order in which [`Block`] reads them. Calls `work` with the packed
+    /// copies.
     fn pack(&self, sizes: &Sizes, [row, head]: [usize; 2], work: &dyn Fn(Packed<'_>)) {
         let Sizes { head_dim, panel, width, .. } = *sizes;
         let n_keys = self.len.next_multiple_of(panel) * head_dim;
@@ -169,7 +171,7 @@ impl Sizes {
     }
 }
 
-/// Returns the number of lanes of a vector.
+/// Work that returns the number of lanes of a vector.
 struct Lanes;
 
 impl Work for Lanes {
@@ -281,7 +283,7 @@ impl<'a> Block<'a> {
                     }
                 }
             }
-            // Weights, in place of the scores.
+            // Weights: they overwrite the scores.
             for (index, query) in self.queries.clone().enumerate() {
                 let scores = &mut scores[index * n_keys..][..keys.len()];
                 if let Some(mask) = self.attention.mask(self.row, query) {
@@ -322,13 +324,13 @@ impl<'a> Block<'a> {
     /// The output of one query of this block.
     fn output(&self, query: usize) -> &'a mut [f32] {
         let Attention { queries, heads, head_dim, .. } = *self.attention;
-        // SAFETY: this task owns the outputs of this head and these queries, and holds one at a time.
+        // SAFETY: only this task accesses the outputs of this head and these queries, and it holds one slice at a time.
         unsafe { self.out.slice(((self.row * queries + query) * heads + self.head) * head_dim, head_dim) }
     }
 }
 
-/// `out = left right`, or `out += left right` with `add`: `M` rows of `k` values times `k` rows of `N` vectors. A
-/// matrix is given as a pointer to its first value and its row stride in values.
+/// Computes `out = left right`, or `out += left right` if `add` is true. `left` has `M` rows of `k` values, and `right`
+/// has `k` rows of `N` vectors. A matrix is given as a pointer to its first value and its row stride in values.
 ///
 /// # Safety
 /// The CPU supports the instruction set of `V`, the caller is compiled for it, and the pointers are valid for these
@@ -406,7 +408,7 @@ unsafe fn weigh<V: Vector>(scores: &mut [f32], largest: &mut f32, total: &mut f3
     }
 }
 
-/// Divides by the total of the weights. If no key was visible, the total is 0 and the output becomes 0.
+/// Divides an output by the total of its weights. If no key was visible, the total is 0 and the output becomes 0.
 fn normalize(out: &mut [f32], total: f32) {
     if total == 0.0 {
         return out.fill(0.0);

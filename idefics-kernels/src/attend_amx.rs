@@ -1,12 +1,12 @@
 //! Attention of many queries on AMX tiles.
 //!
-//! Values are split into bf16 parts. With f32 activations everything has three parts, and results are as accurate as
-//! with f32. With rounded activations, queries and keys have two parts, attention weights and values one; the latter
-//! two then have a relative error of at most 2⁻⁸ each.
+//! All inputs are split into bf16 parts. With f32 activations, each has three parts, and results are as accurate as
+//! with f32. With rounded activations, queries and keys have two parts. Attention weights and values then have one
+//! part, so each has a relative error of at most 2⁻⁸.
 //!
-//! Both products are computed transposed: scores as `keys queryᵀ`, outputs as `valuesᵀ weightsᵀ`. SIMD lanes are then
-//! queries throughout: maxima, totals and scales are vectors, and two neighbouring rows of weights form a tile row
-//! without rearrangement.
+//! Both products are computed transposed: scores as `keys queryᵀ`, outputs as `valuesᵀ weightsᵀ`. Each SIMD lane then
+//! belongs to one query in all steps: maxima, totals and scales are vectors, and two neighbouring rows of weights form
+//! a tile row without rearrangement.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers; tasks write disjoint parts of one slice
 #![allow(clippy::needless_range_loop)] // several arrays share the index
@@ -28,7 +28,7 @@ use task::Task;
 /// Queries per pair of tiles. The two tiles of a pair are processed together.
 const PAIR: usize = 2 * ROWS;
 
-/// Maximum number of pairs of query tiles in a task. Keys and values are read once per task, and its working set fits
+/// Maximum number of pairs of query tiles in a task. A task reads the keys and values once, and its working set fits
 /// the L2 cache.
 const MAX_PAIRS: usize = 16;
 
@@ -39,7 +39,7 @@ const TASKS: usize = 4;
 /// Number of steps (of [`STEP`] keys) in a block. The scores and weights of a block stay in the L1 cache.
 const BLOCK: usize = 8;
 
-/// f32 values that a tile takes in memory.
+/// Size of a tile in memory, in f32 values.
 const TILE_VALUES: usize = TILE / size_of::<f32>();
 
 /// Number of bf16 parts of `[queries and keys, weights and values]` for results as accurate as with f32.
@@ -48,14 +48,14 @@ const EXACT: [usize; 2] = [3, 3];
 /// Number of bf16 parts with rounded activations, in the order of [`EXACT`].
 const ROUNDED: [usize; 2] = [2, 1];
 
-/// From this many queries per key/value head on, tiles pay for any number of keys.
+/// With at least this many queries per key/value head, tiles are faster for any number of keys.
 const QUERIES: usize = 128;
 
-/// With fewer than [`QUERIES`] queries, tiles pay for up to this many keys per query.
+/// With fewer than [`QUERIES`] queries, tiles are faster for up to this many keys per query.
 const KEYS: usize = 8;
 
-/// Whether tiles are faster than vectors. Packing keys and values for tiles takes longer, and few queries do not fill
-/// a tile. With rounded activations, tiles need a third of the products and are always faster.
+/// Whether tiles are faster than vectors. Packing keys and values takes longer for tiles, and few queries do not fill a
+/// tile. With rounded activations, tiles need only a third of the products and are always faster.
 pub(crate) fn is_faster(attention: &Attention<'_>) -> bool {
     let n_queries = attention.queries * (attention.heads / attention.kv_heads);
     match attention.activations {
@@ -64,7 +64,7 @@ pub(crate) fn is_faster(attention: &Attention<'_>) -> bool {
     }
 }
 
-/// [`crate::attend()`] on tiles.
+/// Computes [`crate::attend()`] on tiles.
 pub(crate) fn attend(attention: &Attention<'_>, out: SharedOut<'_>) {
     Isa::Amx.assert_available();
     match attention.activations {
@@ -139,8 +139,8 @@ fn part_pairs(parts: usize) -> impl Iterator<Item = [usize; 2]> {
 /// Layout of the heads in tiles.
 ///
 /// A row holds the bf16 parts of one query or key side by side. If `head_dim` is a multiple of [`STEP`], a row holds
-/// each part once, and `walk` lists which steps of keys and queries are multiplied. Otherwise a row repeats a part
-/// for each product that it occurs in, without gaps, and equal steps of both rows are multiplied.
+/// each part once, and `walk` lists which steps of keys and queries are multiplied. Otherwise a row repeats a part for
+/// each product in which it occurs, without gaps, and step `i` of a key row is multiplied with step `i` of a query row.
 struct Shape {
     head_dim: usize,
     /// Part index of each section of a key row.
@@ -190,13 +190,14 @@ impl Shape {
         STEP * self.row_bytes()
     }
 
-    /// f32 values that the packed keys and values of one step take.
+    /// Size of the packed keys and values of one step, in f32 values.
     fn step_values(&self) -> usize {
         self.keys_bytes() / size_of::<f32>() + self.tiles * self.value_parts * TILE_VALUES
     }
 
-    /// Number of values of each scratch buffer of a task with `n_pairs` pairs of query tiles. For all pairs: queries,
-    /// sums, and largest scores with totals. For one pair: scores (also used to prepare queries) and weights.
+    /// Returns the number of f32 values of each scratch buffer of a task with `n_pairs` pairs of query tiles. The first
+    /// three buffers are for all pairs: queries, sums, and largest scores with totals. The last two are for one pair:
+    /// scores (also used to pack queries) and weights.
     fn scratch(&self, n_pairs: usize) -> [usize; 5] {
         [
             n_pairs * 2 * self.steps * TILE_VALUES,
@@ -207,8 +208,9 @@ impl Shape {
         ]
     }
 
-    /// Packs one step of keys and values. Keys become rows of parts, `[steps, 32]` pieces of 64 bytes. Values become
-    /// `[tiles, V]` tiles: sixteen columns of the step's slots, part by part. Missing slots and columns are zero.
+    /// Packs one step of keys and values. Keys become rows of parts, which are stored as `[steps, 32]` pieces of 64
+    /// bytes. Values become `[tiles, V]` tiles, each with one part of sixteen columns of the step's slots. Missing
+    /// slots and columns are zero.
     ///
     /// # Safety
     /// The CPU supports the enabled target features.
@@ -261,7 +263,8 @@ impl Shape {
         }
     }
 
-    /// Writes one row of parts: `values` times `scale`, as the parts that `which` lists. `None` writes zeros.
+    /// Writes one row of parts: `values` times `scale`, split into parts, in the order of the part indices `which`.
+    /// Writes zeros if `values` is `None`.
     ///
     /// # Safety
     /// The CPU supports the enabled target features.

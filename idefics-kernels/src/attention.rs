@@ -2,7 +2,8 @@
 //!
 //! Query heads that share a key/value head are computed together, so that keys and values are read once. The cache is
 //! split into pieces of a fixed number of slots. Each piece is a task with its own softmax, and the pieces are merged
-//! at the end (as in <https://arxiv.org/abs/2205.14135>), so results do not depend on the number of threads.
+//! at the end (FlashAttention, <https://arxiv.org/abs/2205.14135>). Results therefore do not depend on the number of
+//! threads.
 
 #![allow(unsafe_code)] // SIMD
 
@@ -21,10 +22,11 @@ pub(crate) const PIECE: usize = 512;
 /// With fewer cached values than this, one thread does everything.
 const SINGLE_THREAD_VALUES: usize = 1 << 15;
 
-/// Maximum number of runs in a piece: one for each page of the shortest length.
+/// Maximum number of runs of adjacent slots in a piece: one run for each page, if pages have the minimum length.
 const MAX_RUNS: usize = PIECE / PagedAttention::MIN_PAGE_LEN;
 
-/// `softmax(query keysᵀ scale) values` for one new token per row, with f32 sums. A row that sees no slot gives 0.
+/// Computes `softmax(query keysᵀ scale) values` for one new token per row, with f32 sums. The output is 0 for a row
+/// that sees no slot.
 ///
 /// # Shapes
 /// - `out`: `[batch, heads, head_dim]`, overwritten
@@ -44,8 +46,8 @@ pub fn decode_attention_on(isa: Isa, attention: &DecodeAttention<'_>, out: &mut 
     attend_rows(isa, attention, out);
 }
 
-/// Like [`decode_attention`], over a cache that consists of pages. The other rows do not change the bits of a row's
-/// result.
+/// Computes [`decode_attention`] over a cache that consists of pages. The result of a row is bitwise the same, whatever
+/// the other rows are.
 ///
 /// # Shapes
 /// - `out`: `[rows, heads, head_dim]`, overwritten
@@ -89,7 +91,8 @@ trait RowCache: Sync {
     /// Which of the given slots the token of a row sees; `None` if it sees all of them.
     fn attention_mask(&self, row: usize, slots: Range<usize>) -> Option<&[bool]>;
 
-    /// Writes the runs of a row's slots into `runs`; returns their number.
+    /// Writes the runs that form the slots `slots` into `runs`, and returns their number. `at` is the row and the
+    /// key/value head.
     fn runs(&self, at: [usize; 2], slots: Range<usize>, runs: &mut [Run; MAX_RUNS]) -> usize;
 }
 
@@ -173,8 +176,8 @@ impl RowCache for PagedAttention<'_> {
     }
 }
 
-/// Attention of one new token per row. Each row is cut into pieces at multiples of [`PIECE`] slots, so its result does
-/// not depend on the other rows.
+/// Computes attention of one new token per row. Each row is cut into pieces at multiples of [`PIECE`] slots, so its
+/// result does not depend on the other rows.
 fn attend_rows(isa: Isa, cache: &impl RowCache, out: &mut [f32]) {
     isa.assert_available();
     let [heads, kv_heads, head_dim] = cache.heads();
@@ -182,7 +185,7 @@ fn attend_rows(isa: Isa, cache: &impl RowCache, out: &mut [f32]) {
         let seen = cache.seen(row);
         seen.start / PIECE..if seen.is_empty() { seen.start / PIECE } else { seen.end.div_ceil(PIECE) }
     };
-    // The first task of each row, and the number of all tasks.
+    // `firsts` holds the index of the first task of each row, then the number of all tasks.
     let mut firsts = Vec::with_capacity(cache.n_rows() + 1);
     let (mut n_tasks, mut n_slots) = (0, 0);
     for row in 0..cache.n_rows() {
@@ -195,7 +198,7 @@ fn attend_rows(isa: Isa, cache: &impl RowCache, out: &mut [f32]) {
         return out.fill(0.0);
     }
     let group = heads / kv_heads;
-    let partial = group * (head_dim + 2); // weighted sums of values, largest score, total of the weights
+    let partial = group * (head_dim + 2); // per head: sums of weighted values, largest score, total of the weights
     let cached = count(&[n_slots, kv_heads, head_dim]);
     with_scratch(count(&[n_tasks, partial]).expect("the cache dimensions overflow"), |partials| {
         let task = |(index, partial): (usize, &mut [f32])| {
@@ -241,7 +244,7 @@ fn attend_rows(isa: Isa, cache: &impl RowCache, out: &mut [f32]) {
     });
 }
 
-/// The slots of a piece of a row, without those at its start that the row does not see.
+/// Returns the slots of a piece of a row, without the slots at its start that the row does not see.
 fn visible_slots(cache: &impl RowCache, row: usize, piece: usize) -> Range<usize> {
     let seen = cache.seen(row);
     let slots = seen.start.max(piece * PIECE)..seen.end.min((piece + 1) * PIECE);
@@ -252,8 +255,8 @@ fn visible_slots(cache: &impl RowCache, row: usize, piece: usize) -> Range<usize
     slots.start + hidden..slots.end
 }
 
-/// Merges the pieces of one head. A piece holds `[group · head_dim]` sums, `[group]` largest scores and `[group]`
-/// totals.
+/// Merges the pieces of one head into `out`. A piece holds `[group · head_dim]` sums, `[group]` largest scores and
+/// `[group]` totals.
 fn merge_pieces<'a>(pieces: impl Iterator<Item = &'a [f32]> + Clone, group: usize, head: usize, out: &mut [f32]) {
     let head_dim = out.len();
     let softmax = |piece: &[f32]| (piece[group * head_dim + head], piece[group * (head_dim + 1) + head]);

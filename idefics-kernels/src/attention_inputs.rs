@@ -11,21 +11,21 @@ use crate::shared::count;
 pub struct StridedView<'a> {
     /// The buffer, starting at the first value of the view.
     pub values: &'a [f32],
-    /// Strides in values: from one batch row, one head and one slot to the next.
+    /// Distances from one batch row, one head and one slot to the next, in values.
     pub strides: [usize; 3],
 }
 
 impl<'a> StridedView<'a> {
-    /// A view of a contiguous cache, `[batch, kv_heads, capacity, head_dim]`.
+    /// Creates a view of a contiguous cache, `[batch, kv_heads, capacity, head_dim]`.
     pub fn contiguous(values: &'a [f32], kv_heads: usize, capacity: usize, head_dim: usize) -> Self {
         Self { values, strides: [kv_heads * capacity * head_dim, capacity * head_dim, head_dim] }
     }
 
-    /// Panics unless a view of `sizes` (batch, heads, slots) lies inside the buffer.
+    /// Panics unless a view of `sizes` (batch, heads, slots) is inside the buffer.
     pub(crate) fn check(&self, sizes: [usize; 3], head_dim: usize) {
         if !sizes.contains(&0) {
             let (end, held) = (self.end(sizes.map(|size| size - 1), head_dim), self.values.len());
-            assert!(end.is_some_and(|end| end <= held), "the cache of {held} values is too short for its strides");
+            assert!(end.is_some_and(|end| end <= held), "the buffer of {held} values is too short for its strides");
         }
     }
 
@@ -64,8 +64,8 @@ pub struct DecodeAttention<'a> {
     pub len: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// `[batch, len]`, true for visible slots. Masked slots at the start of a row are not read; values in other
-    /// masked slots must be finite.
+    /// `[batch, len]`, true for visible slots. Masked slots at the start of a row are not read; keys and values in
+    /// other masked slots must be finite.
     pub attention_mask: Option<&'a [bool]>,
     /// Factor of the scores: `1 / √head_dim` in Llama and Mistral.
     pub scale: f32,
@@ -119,12 +119,12 @@ pub struct PagedAttention<'a> {
 /// The cached tokens of one row, and which of them its new token sees.
 #[derive(Debug, Clone)]
 pub struct PagedRow<'a> {
-    /// Pages of the row: slot `i` lies in page `pages[i / page_len]`. Rows may share pages.
+    /// Pages of the row: slot `i` is in page `pages[i / page_len]`. Rows may share pages.
     pub pages: &'a [u32],
-    /// The slots that the new token may see, itself included. No other slot is read.
+    /// The slots that the new token may see, including its own slot. No other slot is read.
     pub seen: Range<usize>,
-    /// `[seen.len()]`, true for visible slots; `None` if all of them are. Masked slots at the start are not read;
-    /// values in other masked slots must be finite.
+    /// `[seen.len()]`, true for visible slots; `None` if all slots are visible. Masked slots at the start are not read;
+    /// keys and values in other masked slots must be finite.
     pub attention_mask: Option<&'a [bool]>,
 }
 
@@ -144,7 +144,7 @@ impl PagedAttention<'_> {
         );
         assert!(
             page_len >= Self::MIN_PAGE_LEN && PIECE.is_multiple_of(page_len),
-            "a page must have a divisor of {PIECE} slots, at least {}, not {page_len}",
+            "a page has {page_len} slots; expected a divisor of {PIECE} that is at least {}",
             Self::MIN_PAGE_LEN
         );
         let query = count(&[rows.len(), heads, head_dim]);
@@ -155,13 +155,13 @@ impl PagedAttention<'_> {
         for (row, PagedRow { pages, seen, attention_mask }) in rows.iter().enumerate() {
             assert!(
                 seen.end.div_ceil(page_len) <= pages.len(),
-                "row {row} sees {} slots, but has {} pages",
+                "row {row} sees slots up to {}, but has only {} pages",
                 seen.end,
                 pages.len()
             );
             assert!(
                 pages.iter().all(|page| (*page as usize) < n_pages),
-                "row {row} has a page beyond the {n_pages} pages"
+                "row {row} has a page that does not exist; the cache has {n_pages} pages"
             );
             assert!(
                 attention_mask.is_none_or(|mask| mask.len() == seen.len()),
@@ -213,7 +213,11 @@ impl Attention<'_> {
             "{heads} query heads cannot share {kv_heads} key/value heads"
         );
         let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
-        assert_eq!(Some(out.len()), product(&[batch, queries, heads, head_dim]), "the output must match the queries");
+        assert_eq!(
+            Some(out.len()),
+            product(&[batch, queries, heads, head_dim]),
+            "the output must be [batch, queries, heads, head_dim]"
+        );
         self.query.check([batch, heads, queries], head_dim);
         self.keys.check([batch, kv_heads, len], head_dim);
         self.values.check([batch, kv_heads, len], head_dim);

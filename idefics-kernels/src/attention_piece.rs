@@ -5,32 +5,32 @@
 use crate::exp::exp;
 use crate::vector::{Vector, Work};
 
-/// Slots that are adjacent in memory.
+/// A run of slots that are adjacent in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Run {
-    /// Index of the first value of the first key.
+    /// Index of the first element of the first key.
     pub(crate) key: usize,
-    /// Index of the first value of the first value vector.
+    /// Index of the first element of the first value vector.
     pub(crate) value: usize,
     /// Number of slots.
     pub(crate) len: usize,
 }
 
-/// Keys or values of one key/value head, slot after slot.
+/// Keys or values of one key/value head, one vector per slot.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Slots<'a> {
     pub(crate) values: &'a [f32],
-    /// Values from one slot of a run to the next.
+    /// Distance from one slot of a run to the next, in elements.
     pub(crate) stride: usize,
 }
 
 /// One task: some slots of one key/value head, for the query heads that share it.
 pub(crate) struct Piece<'a> {
-    /// `[group, head_dim]`.
+    /// Queries, `[group, head_dim]`.
     pub(crate) query: &'a [f32],
     pub(crate) keys: Slots<'a>,
     pub(crate) values: Slots<'a>,
-    /// The slots, in order.
+    /// The slots of the piece, in order.
     pub(crate) runs: &'a [Run],
     /// `[n_slots]`, true for visible slots; `None` if all are visible.
     pub(crate) attention_mask: Option<&'a [bool]>,
@@ -64,7 +64,7 @@ impl Piece<'_> {
         let (group, head_dim, len) = (self.group(), self.head_dim, self.len());
         assert_eq!(self.query.len(), group * head_dim, "the query must be [{group}, {head_dim}]");
         assert_eq!(self.sums.len(), group * head_dim, "the sums must be [{group}, {head_dim}]");
-        assert_eq!(self.total.len(), group, "one total for each head");
+        assert_eq!(self.total.len(), group, "the totals must be [{group}]");
         assert_eq!(self.scores.len(), group * len, "the scores must be [{group}, {len}]");
         assert_eq!(self.runs.iter().map(|run| run.len).sum::<usize>(), len, "the runs must hold all {len} slots");
         let fits = |slots: &Slots<'_>, first: usize, len: usize| {
@@ -139,7 +139,7 @@ impl Work for Piece<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(mut self) {
         let (group, len) = (self.group(), self.len());
-        // Four heads at a time, then two, then one: four fit the registers.
+        // Heads are processed four at a time, then two, then one. The sums of four heads fit the registers.
         // SAFETY: guaranteed by the caller; `Piece::check` has checked the bounds of the cache and the query.
         unsafe {
             let mut index = 0;
@@ -202,7 +202,7 @@ unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) 
     G
 }
 
-/// Turns scores into weights. Returns the largest score and the total of the weights.
+/// Turns scores into weights in place. Returns the largest score and the total of the weights.
 #[inline(always)]
 unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
     let (len, scores) = (scores.len(), scores.as_mut_ptr());
@@ -214,7 +214,7 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
         }
         let largest = largest.largest();
         if largest == f32::NEG_INFINITY {
-            // The vector maximum ignores NaN, but the output must be NaN.
+            // The vector maximum ignores NaN, but the output must be NaN if a score is.
             let is_nan = (0..len).any(|slot| (*scores.add(slot)).is_nan());
             scores.write_bytes(0, len);
             return (if is_nan { f32::NAN } else { largest }, 0.0);
@@ -250,13 +250,13 @@ unsafe fn sum_values<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: us
     G
 }
 
-/// Adds up `C` vectors of columns of the weighted values, from column `start`.
+/// Adds up the weighted values of `C` vectors of columns, from column `start`, for `G` query heads from head `index`.
 #[inline(always)]
 unsafe fn sum_columns<V: Vector, const G: usize, const C: usize>(piece: &mut Piece<'_>, index: usize, start: usize) {
     let Piece { values: Slots { values, stride }, runs, head_dim, .. } = *piece;
     let len = piece.len();
     let mut weights = piece.scores[index * len..].as_ptr();
-    let n = V::LANES.min(head_dim - start); // a partial vector only if C is 1
+    let n = V::LANES.min(head_dim - start); // less than a vector only if C is 1
     debug_assert!(start + (C - 1) * V::LANES + n <= head_dim);
     // SAFETY: `Piece::check` guarantees that the runs lie in the cache, and that there are `G` rows of weights and of
     // sums.

@@ -6,7 +6,7 @@ use crate::Isa;
 use crate::shared::SharedOut;
 use crate::vector::{Vector, Work};
 
-/// `eˣ`, accurate to 2 units in the last place (also for subnormal results). ±∞ and NaN give the exact results.
+/// Computes `eˣ` to within 2 units in the last place, also for subnormal results. The results for ±∞ and NaN are exact.
 ///
 /// Splits `x = n ln 2 + r` and evaluates `eʳ` as a polynomial. Coefficients: `expf` of the Cephes library.
 ///

@@ -14,7 +14,7 @@ use crate::vector::{Vector, Work};
 /// Values per task.
 const TASK: usize = 1 << 14;
 
-/// GELU with the tanh approximation, in place: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+/// Applies GELU in place, with the tanh approximation: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
 pub fn gelu_tanh(values: &mut [f32]) {
     gelu_tanh_on(Isa::best(), values);
 }
@@ -33,7 +33,8 @@ pub fn gelu_tanh_on(isa: Isa, values: &mut [f32]) {
     });
 }
 
-/// Exact GELU, in place: `x Φ(x)`, with Φ the standard normal CDF. The error function is accurate to 1.5e-7.
+/// Applies exact GELU in place: `x Φ(x)`, where Φ is the standard normal CDF. The error function has an error of at
+/// most 1.5e-7.
 pub fn gelu(values: &mut [f32]) {
     gelu_on(Isa::best(), values);
 }
@@ -63,14 +64,15 @@ fn in_parallel(values: &mut [f32], task: impl Fn(&mut [f32]) + Send + Sync) {
     values.par_chunks_mut(TASK).for_each(task);
 }
 
-/// `√(2/π)`, and `√(2/π) · 0.044715`.
+/// Factors of `x` and `x³` in the argument of tanh: `√(2/π)` and `√(2/π) · 0.044715`.
 const TANH: [f32; 2] = [0.797_884_6, 0.035_677_407];
 
 fn argument(x: f32) -> f32 {
     x * (TANH[1] * (x * x) + TANH[0])
 }
 
-/// `erfc(z) ≈ (a₁ t + … + a₅ t⁵) e^(−z²)` with `t = 1 / (1 + p z)`. Holds p, then a₅ to a₁.
+/// `erfc(z) ≈ (a₁ t + … + a₅ t⁵) e^(−z²)` with `t = 1 / (1 + p z)`. The array holds p, then a₅ to a₁.
+///
 /// Source: Abramowitz and Stegun, 7.1.26.
 const ERFC: [f32; 6] = [0.327_591_1, 1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_72, 0.254_829_6];
 
@@ -79,7 +81,7 @@ struct Tanh<'a>(&'a mut [f32]);
 impl Work for Tanh<'_> {
     type Output = ();
 
-    /// Uses ½ (1 + tanh u) = σ(2u).
+    /// Uses `½ (1 + tanh u) = 1 / (1 + e^(−2u))`.
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let out = SharedOut::new(self.0);

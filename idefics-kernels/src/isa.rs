@@ -39,7 +39,7 @@ impl Isa {
         [Self::Amx, Self::Avx512, Self::Avx2, Self::Neon].into_iter().find(is_allowed).unwrap_or(Self::Plain)
     }
 
-    /// All instruction sets that the CPU supports, slowest first. Ignores the cap.
+    /// All instruction sets that the CPU supports, slowest first. Ignores `IDEFICS_ISA`.
     pub fn available() -> Vec<Self> {
         [Self::Plain, Self::Avx2, Self::Avx512, Self::Amx, Self::Neon]
             .into_iter()

@@ -1,4 +1,4 @@
-//! Instruction set levels: the names that the environment variables accept.
+//! Instruction set levels, and the environment variables that select one.
 
 use std::env;
 use std::fmt;
@@ -8,10 +8,10 @@ use std::sync::OnceLock;
 /// Environment variable that caps the instruction set.
 const CAP: &str = "IDEFICS_ISA";
 
-/// Environment variable with the level that the tests must be able to run.
+/// Environment variable that names the level that the CPU must support for the tests to pass.
 const REQUIRED: &str = "IDEFICS_REQUIRE_ISA";
 
-/// An instruction set level. The order is the order in which kernels prefer them.
+/// An instruction set level. Levels are ordered: of two levels that the CPU supports, kernels prefer the later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum IsaLevel {
@@ -46,7 +46,7 @@ impl IsaLevel {
         Self::Neon,
     ];
 
-    /// The name that the environment variables use.
+    /// The name of the level in the environment variables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",

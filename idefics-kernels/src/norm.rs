@@ -10,8 +10,8 @@ use crate::vector::{Vector, Work};
 /// Minimum number of values per task.
 const TASK: usize = 1 << 15;
 
-/// RMS norm of each row: `x / √(mean(x²) + eps) · weight`. Sums are f32 (f64 in the plain loops); multiplications are
-/// in the order of `LlamaRMSNorm` in Transformers.
+/// Computes the RMS norm of each row: `x / √(mean(x²) + eps) · weight`. Sums are f32, or f64 in the plain loops.
+/// Multiplications are in the order of `LlamaRMSNorm` in Transformers.
 ///
 /// # Shapes
 /// - `x`, `out`: `[rows, weight.len()]`
@@ -30,7 +30,7 @@ pub fn rms_norm_on(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32
     for_each_row(x, weight.len(), out, |x, out| isa.run(Row { x, weight, eps, out }, plain));
 }
 
-/// Layer norm of each row: `(x − mean(x)) / √(var(x) + eps) · weight + bias`, with the biased variance.
+/// Computes the layer norm of each row: `(x − mean(x)) / √(var(x) + eps) · weight + bias`, with the biased variance.
 ///
 /// # Shapes
 /// - `x`, `out`: `[rows, weight.len()]`
@@ -57,7 +57,7 @@ pub fn layer_norm_on(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f32
 fn for_each_row(x: &[f32], width: usize, out: &mut [f32], row: impl Fn(&[f32], &mut [f32]) + Sync) {
     assert_eq!(x.len(), out.len(), "x and out must have the same length");
     if width == 0 {
-        return assert!(x.is_empty(), "x must be empty where the weight is");
+        return assert!(x.is_empty(), "x must be empty if the weight is empty");
     }
     assert!(x.len().is_multiple_of(width), "the length of x must be a multiple of {width}");
     let rows = |(x, out): (&[f32], &mut [f32])| {
@@ -168,7 +168,7 @@ impl Work for CentredRow<'_> {
                 sums[index % SUMS] = sums[index % SUMS].add(V::load_head(x.add(start), n, 0.0));
             }
             let mean = total(sums) / width as f32;
-            // From centred values: subtracting the squared mean from the mean of squares would lose precision.
+            // The variance is computed from centred values, because `mean(x²) − mean(x)²` would lose precision.
             let mut sums = [V::splat(0.0); SUMS];
             for (index, start) in (0..width).step_by(V::LANES).enumerate() {
                 let n = V::LANES.min(width - start);

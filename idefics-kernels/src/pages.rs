@@ -11,7 +11,7 @@ use crate::shared::count;
 /// - `states`: `[n_pages, kv_heads, page_len, head_dim]`; only the given slots change
 ///
 /// # Panics
-/// If a slice is too short for the dimensions, or a slot does not exist.
+/// If a slice is too short for the dimensions, or a slot is outside `states`.
 pub fn write_slots(
     new: StridedView<'_>,
     [tokens, kv_heads, head_dim]: [usize; 3],
@@ -28,7 +28,7 @@ pub fn write_slots(
     for (index, slot) in slots.iter().enumerate() {
         let (page_idx, offset) = (*slot as usize / page_len, *slot as usize % page_len);
         let page = states.get_mut(page_idx * page..(page_idx + 1) * page);
-        let page = page.unwrap_or_else(|| panic!("slot {slot} lies in page {page_idx}, which does not exist"));
+        let page = page.unwrap_or_else(|| panic!("slot {slot} is in page {page_idx}, which does not exist"));
         for kv_head in 0..kv_heads {
             let values = new.slot([index / tokens, kv_head, index % tokens], head_dim);
             page[(kv_head * page_len + offset) * head_dim..][..head_dim].copy_from_slice(values);

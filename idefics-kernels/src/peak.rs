@@ -34,13 +34,13 @@ impl fmt::Display for ComputeUnit {
     }
 }
 
-/// Independent accumulators, enough to hide the latency of the additions.
+/// Number of independent accumulators, enough to hide the latency of the additions.
 const SUMS: usize = 12;
 
 /// Number of additions to each accumulator.
 const STEPS: usize = 1 << 18;
 
-/// Number of measurements; the fastest counts.
+/// Number of measurements, of which the fastest is the result.
 const RUNS: usize = 8;
 
 impl ComputeUnit {
@@ -119,7 +119,7 @@ impl Work for Spin {
     }
 }
 
-/// The f32 loop without vectors.
+/// Runs the multiply-adds of [`Spin`] without SIMD intrinsics. Returns their number.
 fn plain() -> usize {
     let factor = black_box(0.5f32);
     let mut sums = [black_box(1.0f32); SUMS];

@@ -1,4 +1,4 @@
-//! Measures memory bandwidth: reads memory with as little work as possible. Other kernels are compared with this
+//! Measures memory bandwidth by reading memory with as little work as possible. Other kernels are compared with this
 //! rate.
 
 #![allow(unsafe_code)] // SIMD
@@ -8,18 +8,19 @@ use rayon::prelude::*;
 use crate::Isa;
 use crate::vector::{Vector, Work};
 
-/// Values per task: 1 MiB.
+/// Number of values per task, which take 1 MiB.
 const TASK: usize = 1 << 18;
 
-/// Number of positions in a task that are read alternately, as a product reads several weight rows at once.
+/// Number of streams that a task reads in turn. Products read several weight rows in the same way.
 const STREAMS: usize = 4;
 
 /// Prefetch distance of each stream, in bytes.
 const PREFETCH_DISTANCE: usize = 1024;
 
-/// The sum of all values, on the best instruction set and all threads. The order of the additions is unspecified.
+/// Returns the sum of all values, computed on the best instruction set and all threads. The order of the additions is
+/// unspecified.
 ///
-/// On a slice larger than the caches, its speed is the memory bandwidth of the machine.
+/// For a slice larger than the caches, this function runs at the memory bandwidth of the machine.
 pub fn stream_sum(values: &[f32]) -> f32 {
     stream_sum_on(Isa::best(), values)
 }
@@ -41,7 +42,8 @@ impl Work for Read<'_> {
     unsafe fn run<V: Vector>(self) -> f32 {
         let stride = self.0.len() / STREAMS / 16 * 16;
         let start = self.0.as_ptr();
-        // SAFETY: each stream covers `stride` values of the slice, a multiple of every vector width.
+        // SAFETY: `STREAMS · stride` does not exceed the length of the slice, and `stride` is a multiple of 16, thus of
+        // every vector width.
         unsafe {
             let mut sums = [V::splat(0.0); STREAMS];
             for line in (0..stride).step_by(16) {

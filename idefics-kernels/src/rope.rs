@@ -18,7 +18,7 @@ const TASK: usize = 1 << 14;
 ///
 /// # Shapes
 /// - `states`: `[batch, heads, seq, head_dim]`
-/// - `cos`, `sin`: `[batch, seq, head_dim]`; both halves of the last dimension hold the same angles
+/// - `cos`, `sin`: `[batch, seq, head_dim]`; the two halves of the last dimension are equal
 ///
 /// # Panics
 /// If `head_dim` is odd, or a slice has the wrong length.
@@ -31,7 +31,7 @@ pub fn rope(states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: 
 /// # Panics
 /// As [`rope`], and if the CPU does not support `isa`.
 pub fn rope_on(isa: Isa, states: &mut [f32], [batch, heads, seq, head_dim]: [usize; 4], cos: &[f32], sin: &[f32]) {
-    assert!(head_dim.is_multiple_of(2), "head_dim must be even, not {head_dim}");
+    assert!(head_dim.is_multiple_of(2), "head_dim is {head_dim}; expected an even number");
     let (all, angles) = (count(&[batch, heads, seq, head_dim]), count(&[batch, seq, head_dim]));
     assert_eq!(Some(states.len()), all, "states must be [{batch}, {heads}, {seq}, {head_dim}]");
     assert_eq!(Some(cos.len()), angles, "cos must be [{batch}, {seq}, {head_dim}]");

@@ -17,7 +17,7 @@ pub(crate) struct SharedOut<'a> {
 
 // SAFETY: the writing methods are unsafe, and their callers guarantee that tasks write disjoint elements.
 unsafe impl Send for SharedOut<'_> {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for SharedOut<'_> {}
 
 impl<'a> SharedOut<'a> {
@@ -39,7 +39,7 @@ impl<'a> SharedOut<'a> {
         unsafe { *self.start.add(index) = value }
     }
 
-    /// The elements `start .. start + len`.
+    /// Returns the elements `start .. start + len` for writing.
     ///
     /// # Safety
     /// Nothing else accesses these elements while the returned slice is alive.
@@ -49,7 +49,7 @@ impl<'a> SharedOut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 
-    /// Pointer to element `index`; `index` may be one past the end.
+    /// Returns a pointer to element `index`, which may be one past the end.
     pub(crate) fn pointer(&self, index: usize) -> *mut f32 {
         assert!(index <= self.len);
         self.start.wrapping_add(index)
@@ -62,8 +62,8 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     thread_local! {
         static SCRATCH: Cell<AlignedBuffer> = const { Cell::new(AlignedBuffer::NONE) };
     }
-    // Taken, not borrowed: while it waits, the thread may run another task that needs scratch. That task gets its
-    // own.
+    // The buffer is taken out of the cell, not borrowed. If `work` waits for other tasks, this thread may run a task
+    // that needs scratch memory too, and that task gets its own buffer.
     let mut scratch = SCRATCH.replace(AlignedBuffer::NONE);
     if scratch.len() < len {
         drop(scratch); // free the old buffer before allocating the new one
@@ -74,7 +74,7 @@ pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     result
 }
 
-/// The product of the dimensions; `None` on overflow.
+/// Returns the product of the dimensions, or `None` on overflow.
 pub(crate) fn count(dims: &[usize]) -> Option<usize> {
     dims.iter().try_fold(1, |product: usize, dim| product.checked_mul(*dim))
 }

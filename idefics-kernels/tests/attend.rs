@@ -10,7 +10,7 @@ use crate::common::{assert_close, isas, normal};
 /// most 2⁻⁸; the error of queries and keys is negligible.
 const ROUNDED: f64 = 8e-3;
 
-/// A view of `[tokens, heads, head_dim]`, as a projection produces it.
+/// Returns a view of `[tokens, heads, head_dim]`, the layout that a projection produces.
 fn heads_in_tokens(values: &[f32], tokens: usize, heads: usize, head_dim: usize) -> StridedView<'_> {
     StridedView { values, strides: [tokens * heads * head_dim, head_dim, heads * head_dim] }
 }
@@ -125,10 +125,10 @@ fn attention_over_several_blocks_of_keys_matches_the_formula() {
 }
 
 #[test]
-fn a_late_largest_score_rescales_earlier_sums() {
+fn a_larger_score_in_a_later_block_rescales_earlier_sums() {
     let (queries, len, head_dim) = (70, 1000, 72);
     let query = vec![1.0; queries * head_dim];
-    // Scores rise from −50 to 50; the values are the indices of the keys.
+    // Scores rise from −50 to 50. The value of a key is its index.
     let keys: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32 / 10.0 - 50.0).collect();
     let values: Vec<f32> = (0..len * head_dim).map(|i| (i / head_dim) as f32).collect();
     let attention = Attention {
@@ -145,7 +145,7 @@ fn a_late_largest_score_rescales_earlier_sums() {
         scale: 1.0 / head_dim as f32,
         activations: Activations::F32,
     };
-    // The weighted mean is that of a geometric series whose last term is the largest.
+    // The weights form a geometric series whose last term is the largest. This is the weighted mean of the indices.
     let ratio = (-0.1f64).exp();
     let expected = (len - 1) as f64 - ratio / (1.0 - ratio);
     for isa in isas() {
@@ -229,7 +229,7 @@ fn layer_norm_matches_the_formula() {
                 for ((x, weight), bias) in row.iter().zip(&weight).zip(&bias) {
                     let deviation = (variance + 1e-6).sqrt();
                     expected.push((x - mean) / deviation * f64::from(*weight) + f64::from(*bias));
-                    // The f32 mean has a rounding error.
+                    // The mean in f32 has a rounding error.
                     let rounding = (x - mean).abs() + mean.abs();
                     sizes.push(rounding / deviation * f64::from(weight.abs()) + f64::from(bias.abs()));
                 }
@@ -243,7 +243,7 @@ fn layer_norm_matches_the_formula() {
     }
 }
 
-/// The error function: by its series, and for large arguments by its continued fraction.
+/// Computes the error function by its series, or by its continued fraction if `|x|` is large.
 fn erf(x: f64) -> f64 {
     if x.abs() > 3.0 {
         let fraction = (1..60).rev().fold(0.0, |rest, k| f64::from(k) / 2.0 / (x.abs() + rest));

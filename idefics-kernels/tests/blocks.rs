@@ -1,4 +1,4 @@
-//! GGUF blocks: quantisers against gguf-py, products against f64.
+//! GGUF blocks: quantisers compared with gguf-py, and products compared with f64.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use safetensors::SafeTensors;
 
 use crate::common::{assert_close, isas, normal};
 
-/// Types that store codes rather than numbers.
+/// Returns the types that store codes rather than numbers.
 fn block_types() -> Vec<GgufType> {
     GgufType::ALL.into_iter().filter(|kind| kind.block_len() > 1).collect()
 }
@@ -19,7 +19,7 @@ fn quantizable() -> Vec<GgufType> {
     block_types().into_iter().filter(|kind| kind.is_quantizable()).collect()
 }
 
-/// Where the f16 numbers of a block lie, and where its codes.
+/// Returns the offsets of the f16 numbers of a block, and the range of the bytes with its codes.
 fn layout(kind: GgufType) -> (&'static [usize], std::ops::Range<usize>) {
     match kind {
         GgufType::Q4_0 => (&[0], 2..18),
@@ -36,7 +36,7 @@ fn layout(kind: GgufType) -> (&'static [usize], std::ops::Range<usize>) {
     }
 }
 
-/// Random blocks with finite scales, some of them extreme.
+/// Creates random blocks with finite scales, some of them extreme.
 fn random_blocks(kind: GgufType, n: usize, seed: u64) -> Vec<u8> {
     use rand::{Rng, SeedableRng};
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
@@ -61,8 +61,8 @@ fn random_blocks(kind: GgufType, n: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// The greatest magnitude that each value could have with other codes and the same scales: rounding errors are relative
-/// to it, because minima are multiplied apart from the codes.
+/// Returns the largest magnitude that each value could have with other codes and the same scales. Rounding errors are
+/// relative to it, because minima are multiplied separately from the codes.
 fn reach(kind: GgufType, bytes: &[u8], n_values: usize) -> Vec<f64> {
     let mut reach = vec![0f64; n_values];
     for code in [0x00, 0xff, 0x80] {
@@ -79,7 +79,7 @@ fn reach(kind: GgufType, bytes: &[u8], n_values: usize) -> Vec<f64> {
     reach
 }
 
-/// Compares products of `n_rows` rows, and transposed ones, with sums in f64 on every instruction set.
+/// Compares products and transposed products of `n_rows` rows with sums in f64, on every instruction set.
 fn check(kind: GgufType, d_out: usize, blocks_per_row: usize, n_rows: usize, seed: u64) {
     let d_in = blocks_per_row * kind.block_len();
     let bytes = random_blocks(kind, d_out * blocks_per_row, seed);
@@ -217,7 +217,7 @@ fn activations_of_any_magnitude_are_multiplied_accurately() {
 }
 
 #[test]
-fn quantisers_are_those_of_gguf_py() {
+fn quantized_blocks_match_gguf_py() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf_quantized.safetensors");
     let file = std::fs::read(path).unwrap();
     let fixture = SafeTensors::deserialize(&file).unwrap();
@@ -236,13 +236,13 @@ fn quantisers_are_those_of_gguf_py() {
     }
 }
 
-/// Root of the mean squared difference.
+/// Returns the root of the mean squared difference.
 fn error(a: &[f32], b: &[f32]) -> f64 {
     (a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / a.len() as f64).sqrt()
 }
 
-/// Quantises to steps between the smallest and the largest of each `n` values. Minima and steps are rounded to six bits
-/// in each block of 256 values, as in the types with sub-blocks.
+/// Quantises each `n` values to `steps` equal steps between their smallest and their largest value, and dequantises
+/// them. Minima and step sizes are rounded to six bits in each block of 256 values, as in the types with sub-blocks.
 fn naive(values: &[f32], n: usize, steps: f32) -> Vec<f32> {
     let quantized = values.chunks(256).flat_map(|block| {
         let range = |values: &[f32]| {
@@ -263,8 +263,8 @@ fn naive(values: &[f32], n: usize, steps: f32) -> Vec<f32> {
     quantized.collect()
 }
 
-/// Quantises to 64 steps around 0, of which the extreme value of each 16 gets the last. Steps are rounded to eight bits in
-/// each block of 256 values.
+/// Quantises each 16 values to codes from −32 to 31, and dequantises them. The value of largest magnitude gets code
+/// −32. Step sizes are rounded to eight bits in each block of 256 values.
 fn naive_symmetric(values: &[f32]) -> Vec<f32> {
     let quantized = values.chunks(256).flat_map(|block| {
         let extreme = |values: &[f32]| {
@@ -282,7 +282,7 @@ fn naive_symmetric(values: &[f32]) -> Vec<f32> {
 }
 
 #[test]
-fn searched_scales_beat_those_of_the_extreme_values() {
+fn searched_scales_are_more_accurate_than_scales_from_extreme_values() {
     let values = normal(256 * 64, 11, true);
     let lost = |kind| error(&values, &Weight::from(Blocks::quantize(kind, &values, 64, 256).unwrap()).dequantize());
     assert!(lost(GgufType::Q4_K) < 0.95 * error(&values, &naive(&values, 32, 15.0)), "{}", lost(GgufType::Q4_K));
@@ -301,9 +301,12 @@ fn zeros_stay_zeros() {
 }
 
 #[test]
-fn sizes_and_values_are_checked() {
+fn rejects_wrong_sizes_and_invalid_values() {
     let error = |result: Result<Blocks<'_>, FormatError>| result.unwrap_err().to_string();
-    assert_eq!(error(Blocks::new(GgufType::Q4_K, vec![], 1, 32)), "rows of 32 values are not whole Q4_K blocks of 256");
+    assert_eq!(
+        error(Blocks::new(GgufType::Q4_K, vec![], 1, 32)),
+        "a row has 32 values; expected a multiple of 256, the block length of Q4_K"
+    );
     assert!(error(Blocks::new(GgufType::Q8_0, vec![0; 35], 1, 32)).contains("expected 34 elements, found 35"));
     assert!(error(Blocks::quantize(GgufType::Q8_0, &[1e6; 32], 1, 32)).contains("weight 0 is 1000000"));
     assert!(error(Blocks::quantize(GgufType::Q8_0, &[f32::NAN; 32], 1, 32)).contains("weight 0 is NaN"));

@@ -1,4 +1,5 @@
-//! The other kernels of a decode step: every instruction set and unaligned shapes, compared with f64.
+//! Elementwise kernels, RMS norm, RoPE and decode attention: every instruction set and unaligned shapes, compared with
+//! f64.
 
 use idefics_kernels::{
     DecodeAttention, Isa, StridedView, decode_attention_on, exp_on, rms_norm_on, rope_on, stream_sum_on, swiglu_on,
@@ -6,7 +7,7 @@ use idefics_kernels::{
 
 use crate::common::{assert_close, isas, normal};
 
-/// Maximum difference to f64, relative to the sum of the magnitudes that are added.
+/// Maximum difference from the result in f64, relative to the sum of the magnitudes that are added.
 const EXACT: f64 = 1e-6;
 
 #[test]
@@ -230,7 +231,7 @@ fn decode_attention_without_visible_slots_gives_zero() {
     }
 }
 
-/// Decode attention of one row, with two query heads that share `len` keys of width 4.
+/// Creates the inputs of decode attention for one row, with two query heads that share `len` keys of width 4.
 fn one_row<'a>(query: &'a [f32], keys: StridedView<'a>, values: StridedView<'a>, len: usize) -> DecodeAttention<'a> {
     let (attention_mask, scale) = (None, 0.5);
     DecodeAttention { query, keys, values, batch: 1, heads: 2, kv_heads: 1, len, head_dim: 4, attention_mask, scale }
@@ -259,7 +260,7 @@ fn overflowing_strides_panic() {
 }
 
 #[test]
-fn read_sums_every_value() {
+fn stream_sum_adds_every_value() {
     for len in [0, 1, 63, 64, 4096, 262_144, 300_001] {
         let values: Vec<f32> = (0..len).map(|index| (index % 3) as f32).collect();
         let sum: f32 = values.iter().sum(); // an integer below 2²⁴

@@ -6,8 +6,8 @@ use half::bf16;
 use idefics_kernels::formats::{FourBit, FourBitType, Int8, NestedAbsmax, check_nested_quant_map, dynamic_map};
 use safetensors::SafeTensors;
 
-/// Distance between the values of the look-up table, with 65 536 entries, by which the CPU code of bitsandbytes finds
-/// eight-bit codes.
+/// Distance between neighbouring inputs of the table with 65 536 entries, in which the CPU code of bitsandbytes looks
+/// up eight-bit codes.
 const PLACE: f32 = 2.0 / 65535.0;
 
 fn with_fixture(test: impl FnOnce(&SafeTensors<'_>)) {
@@ -74,7 +74,7 @@ fn nested_scales_match_bitsandbytes() {
         };
         assert_same("expanded", &theirs.dequantize().unwrap(), &floats(fixture, "nf4_nested.absmax_expanded"));
 
-        // torch adds in a different order.
+        // torch adds the scales in a different order.
         let mean = NestedAbsmax::quantize(&absmax).unwrap().offset;
         assert!((mean - offset).abs() <= 2.0 * f32::EPSILON * offset, "{mean} instead of {offset}");
 
@@ -84,8 +84,8 @@ fn nested_scales_match_bitsandbytes() {
         for (index, (our, their)) in ours.codes.iter().zip(&theirs.codes).enumerate() {
             let scaled = (absmax[index] - offset) / theirs.nested_absmax[index / 256];
             let distance = |code: u8| (map[usize::from(code)] - scaled).abs();
-            // bitsandbytes on the CPU first rounds to an entry of its table. We take the nearest code, as
-            // bitsandbytes does on GPUs.
+            // On the CPU, bitsandbytes first rounds to an entry of its look-up table. This crate takes the nearest
+            // code, as bitsandbytes does on GPUs.
             let is_same = our == their || (distance(*their) - distance(*our)).abs() <= PLACE;
             assert!(is_same, "code {index}: {our} instead of {their} for {scaled}");
         }

@@ -1,4 +1,4 @@
-//! GGUF blocks equal those of gguf-py bit for bit.
+//! Dequantised GGUF blocks equal those of gguf-py bit for bit.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 
 #[test]
-fn blocks_are_read_as_gguf_py_reads_them() {
+fn dequantized_blocks_match_gguf_py() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf.safetensors");
     let file = std::fs::read(path).unwrap();
     let fixture = SafeTensors::deserialize(&file).unwrap();
@@ -30,7 +30,7 @@ fn blocks_are_read_as_gguf_py_reads_them() {
 }
 
 #[test]
-fn numbers_of_types_lead_back_to_them() {
+fn type_ids_round_trip() {
     for kind in GgufType::ALL {
         assert_eq!(GgufType::from_id(kind.id()), Some(kind));
         assert_eq!(kind.row_bytes(512), Some(512 / kind.block_len() * kind.block_bytes()));
@@ -43,7 +43,7 @@ fn numbers_of_types_lead_back_to_them() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_some_values(kind in prop::sample::select(GgufType::ALL.to_vec()), bytes: [u8; 210]) {
+    fn any_bytes_can_be_dequantized(kind in prop::sample::select(GgufType::ALL.to_vec()), bytes: [u8; 210]) {
         let mut out = vec![0.0; kind.block_len()];
         kind.dequantize(&bytes[..kind.block_bytes()], &mut out);
     }

@@ -1,4 +1,4 @@
-//! Int4: the layouts of files against their definitions, and products with any groups and zero points.
+//! Int4: file layouts compared with their definitions, and products with any groups and zero points.
 
 use half::f16;
 use idefics_kernels::formats::{FormatError, Int4, Weight};
@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::common::{assert_close, isas, normal, size};
 
-/// Codes, zero points and scales of a weight, one number each.
+/// Codes, zero points and scales of a weight, one array element for each.
 #[derive(Debug, Clone)]
 struct Parts {
     dims: [usize; 2],
@@ -40,7 +40,7 @@ impl Parts {
         self.dims[1].div_ceil(self.group)
     }
 
-    /// The definition, with the scale and the zero point of `group_of` each input.
+    /// Dequantises by the definition. Input `i` has the scale and the zero point of group `group_of(i)`.
     fn dequantized(&self, group_of: impl Fn(usize) -> usize) -> Vec<f32> {
         let [d_out, d_in] = self.dims;
         let value = |row: usize, column: usize| {
@@ -50,7 +50,7 @@ impl Parts {
         (0..d_out * d_in).map(|at| value(at / d_in, at % d_in)).collect()
     }
 
-    /// Scales as AWQ and GPTQ store them, `[groups, d_out]`.
+    /// Returns the scales as AWQ and GPTQ store them, `[groups, d_out]`.
     fn scales_by_group(&self) -> Vec<f32> {
         (0..self.groups() * self.dims[0])
             .map(|at| self.scales[at % self.dims[0] * self.groups() + at / self.dims[0]])
@@ -58,7 +58,8 @@ impl Parts {
     }
 }
 
-/// Packs `[n, m]` codes along the second axis: eight in a word, code `order[k]` of them in bits `4 k` to `4 k + 3`.
+/// Packs codes `[n, m]` along the second axis, eight in a word. The four bits from bit `4 k` hold code `order[k]` of
+/// the eight.
 fn words(codes: &[u8], m: usize, order: [usize; 8]) -> Vec<u8> {
     let rows = codes.chunks(m.max(1)).map(|row| row.to_vec());
     let word = |eight: &[u8]| {
@@ -73,7 +74,7 @@ fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
     (0..values.len()).map(|at| values[at % rows.max(1) * columns + at / rows.max(1)]).collect()
 }
 
-/// Words `[n / 8, m]` of codes `[n, m]`, packed along the first axis.
+/// Packs codes `[n, m]` along the first axis into words, `[n / 8, m]`.
 fn words_down(codes: &[u8], m: usize) -> Vec<u8> {
     let n = codes.len() / m;
     let words = words(&transposed(codes, m), n, NATURAL);
@@ -99,7 +100,7 @@ fn gptq(parts: &Parts, zero_offset: u8, order: Option<&[u32]>) -> Int4<'static> 
     Int4::from_gptq(&qweight, &qzeros, zero_offset, &scales, order, size(parts.group), parts.dims).unwrap()
 }
 
-/// A random order of `n` inputs.
+/// Returns a random order of `n` inputs.
 fn shuffled(n: usize, seed: u64) -> Vec<u32> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut order: Vec<u32> = (0..n as u32).collect();
@@ -109,12 +110,13 @@ fn shuffled(n: usize, seed: u64) -> Vec<u32> {
     order
 }
 
-/// Columns of `values`, `[_, order.len()]`, in another order.
+/// Reorders the columns of `values`, `[_, order.len()]`: column `i` of the result is column `order[i]`.
 fn reordered(values: &[f32], order: &[u32]) -> Vec<f32> {
     values.chunks(order.len()).flat_map(|row| order.iter().map(|column| row[*column as usize])).collect()
 }
 
-/// A group size of files: 32, 64, 128, an odd one, or a whole row.
+/// Generates group sizes: three that files use (32, 64, 128), two that are not whole blocks (8, 24), and a whole row
+/// (4096).
 fn group() -> impl Strategy<Value = usize> {
     prop::sample::select(vec![8, 24, 32, 64, 128, 4096])
 }
@@ -137,7 +139,7 @@ proptest! {
     }
 
     #[test]
-    fn gptq_words_in_another_order_are_read_exactly(d_in in 1usize..20, group in group(), seed: u64) {
+    fn gptq_words_of_reordered_inputs_are_read_exactly(d_in in 1usize..20, group in group(), seed: u64) {
         let parts = Parts::random([24, 8 * d_in], group, 1..=16, seed);
         let order = shuffled(8 * d_in, seed);
         let mut groups = vec![0; order.len()];
@@ -173,7 +175,7 @@ proptest! {
     fn product_matches_f64(
         d_out in 1usize..40, d_in in 1usize..20, odd in 0usize..2, group in group(), n_rows in 1usize..12, seed: u64,
     ) {
-        // Whole blocks of 32 columns, or some more.
+        // Rows have whole blocks of 32 columns, or nine more columns if `odd` is 1.
         let parts = Parts::random([8 * d_out, 32 * d_in + 9 * odd], group, 0..=15, seed);
         let [d_out, d_in] = parts.dims;
         let (x, weight) = (normal(n_rows * d_in, seed, true), Weight::from(awq(&parts)));
@@ -231,7 +233,7 @@ fn rejects_invalid_parts() {
         message(awq(&qweight, &qzeros, &[1.0; 15], 8)),
         "scales of a [8, 64] weight: expected 16 elements, found 15"
     );
-    assert!(message(awq(&qweight, &qzeros, &[1.0; 14], 7)).starts_with("output features in words"));
+    assert!(message(awq(&qweight, &qzeros, &[1.0; 14], 7)).starts_with("output features (a multiple of 8)"));
     for scale in [f32::NAN, f32::INFINITY, 1e38] {
         let mut scales = [1.0; 16];
         scales[8] = scale;

@@ -5,7 +5,7 @@ use idefics_kernels::{Isa, linear_int8_on, linear_on, linear_transposed_on};
 
 use crate::common::{assert_close, every_format, isas, normal};
 
-/// `x Wᵀ + b` in f64, and for each output the sum of the magnitudes that it adds.
+/// Computes `x Wᵀ + b` in f64, and for each output the sum of the magnitudes of its terms.
 fn expected(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&[f32]>) -> (Vec<f64>, Vec<f64>) {
     let [d_out, d_in] = weight.dims();
     let values = weight.dequantize();
@@ -159,7 +159,7 @@ fn product_is_bitwise_equal_on_any_number_of_threads() {
 
 #[test]
 fn small_product_of_many_rows_is_bitwise_equal_on_any_number_of_threads() {
-    let d_in = 1100; // more than one block of columns in gemm
+    let d_in = 1100; // gemm splits this many columns into several blocks
     for d_out in [16, 32, 48, 80, 97, 144, 192] {
         let weights = normal(d_out * d_in, 5, false);
         for n_rows in [9, 12, 16, 33, 64] {
@@ -251,7 +251,7 @@ fn overflowing_number_of_rows_panics() {
     linear_on(Isa::best(), &[], 1 << 62, &weight, None, &mut []);
 }
 
-/// The activations after rounding each row to eight bits, in f64.
+/// Rounds each row of activations to eight bits. Returns the rounded activations in f64.
 fn rounded(x: &[f32], d_in: usize) -> Vec<f64> {
     let rows = x.chunks_exact(d_in.max(1)).flat_map(|row| {
         let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));

@@ -1,4 +1,5 @@
-//! A cache in pages gives the same bits as a contiguous one, whatever the pages and the other rows are.
+//! Attention over a cache in pages is bitwise equal to attention over a contiguous cache, for any pages and any other
+//! rows.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::common::{isas, normal};
 
-/// Sizes of a cache: heads, key/value heads, width of a head, slots per page.
+/// Sizes of a cache: query heads per key/value head, key/value heads, width of a head, slots per page.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     group: usize,
@@ -21,7 +22,7 @@ struct Sizes {
     page_len: usize,
 }
 
-/// A row of the test: its keys and values, `[kv_heads, len, head_dim]`, and what its token sees.
+/// A row of the test: its keys and values, `[kv_heads, len, head_dim]`, and the slots that its token sees.
 #[derive(Debug)]
 struct Row {
     keys: Vec<f32>,
@@ -43,13 +44,14 @@ fn rows(sizes: Sizes, lens: &[usize], seed: u64) -> Vec<Row> {
     lens.iter().enumerate().map(row).collect()
 }
 
-/// Writes the rows into shuffled pages, token by token. Returns the keys, the values and the pages of each row.
+/// Writes the rows into shuffled pages, token by token. Returns the keys and values of all pages, and the pages of each
+/// row.
 fn in_pages(sizes: Sizes, rows: &[Row], seed: u64) -> ([Vec<f32>; 2], Vec<Vec<u32>>) {
     let Sizes { kv_heads, head_dim, page_len, .. } = sizes;
     let n_pages = |row: &Row| row.len.div_ceil(page_len);
     let mut pages: Vec<u32> = (0..rows.iter().map(n_pages).sum::<usize>() as u32 + 2).collect();
     pages.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    // Slots that nobody may read are not finite.
+    // Slots that must not be read stay NaN.
     let mut store = [(); 2].map(|()| vec![f32::NAN; pages.len() * kv_heads * page_len * head_dim]);
     let mut pages = pages.into_iter();
     let tables: Vec<Vec<u32>> = rows.iter().map(|row| pages.by_ref().take(n_pages(row)).collect()).collect();
@@ -64,7 +66,7 @@ fn in_pages(sizes: Sizes, rows: &[Row], seed: u64) -> ([Vec<f32>; 2], Vec<Vec<u3
     (store, tables)
 }
 
-/// Attention of a row alone over its contiguous cache; slots before `seen` are masked.
+/// Computes attention of one row over its contiguous cache. Slots outside `seen` are masked.
 fn alone(isa: Isa, sizes: Sizes, row: &Row, query: &[f32]) -> Vec<f32> {
     let Sizes { group, kv_heads, head_dim, .. } = sizes;
     let is_seen = |slot: usize| match &row.mask {
@@ -94,7 +96,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn pages_give_the_bits_of_a_contiguous_cache(
+    fn paged_attention_is_bitwise_equal_to_a_contiguous_cache(
         lens in prop::collection::vec(1usize..1200, 1..5),
         (group, kv_heads, head_dim) in (1usize..6, 1usize..3, 1usize..70),
         page_len in prop::sample::select(vec![8, 64, 512]),
@@ -127,7 +129,7 @@ proptest! {
 }
 
 #[test]
-fn rows_may_share_pages_and_see_nothing() {
+fn rows_may_share_pages_or_see_no_slot() {
     let (keys, values) = (vec![1.0; 2 * 8 * 4], (0..64).map(|value| value as f32).collect::<Vec<_>>());
     let row = |seen: Range<usize>| PagedRow { pages: &[1, 1], seen, attention_mask: None };
     let rows = [row(0..1), row(8..9), row(3..3)];
@@ -151,7 +153,7 @@ fn rows_may_share_pages_and_see_nothing() {
 }
 
 #[test]
-#[should_panic(expected = "row 0 has a page beyond the 2 pages")]
+#[should_panic(expected = "row 0 has a page that does not exist; the cache has 2 pages")]
 fn pages_that_do_not_exist_are_refused() {
     let states = vec![0.0; 2 * 8 * 4];
     let rows = [PagedRow { pages: &[2], seen: 0..1, attention_mask: None }];
@@ -170,7 +172,7 @@ fn pages_that_do_not_exist_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "slot 16 lies in page 2, which does not exist")]
+#[should_panic(expected = "slot 16 is in page 2, which does not exist")]
 fn slots_that_do_not_exist_are_refused() {
     let new = [1.0; 4];
     write_slots(StridedView::contiguous(&new, 1, 1, 4), [1, 1, 4], &[16], 8, &mut [0.0; 2 * 8 * 4]);

@@ -32,7 +32,7 @@ fn rejects_invalid_scales() {
         let offset = NestedAbsmax { codes: vec![255; 2], nested_absmax: vec![1.0], offset: scale };
         assert!(offset.dequantize().is_err());
     }
-    // The expanded scale is −0.99 + 0.5, too far below zero.
+    // The expanded scale is about −0.99 + 0.5, too far below zero.
     let nested = NestedAbsmax { codes: vec![0; 2], nested_absmax: vec![1.0], offset: 0.5 };
     assert!(matches!(nested.dequantize(), Err(FormatError::Scale { index: 0, .. })));
     let counts = NestedAbsmax { codes: vec![0; 257], nested_absmax: vec![1.0], offset: 1.0 };
@@ -59,7 +59,7 @@ fn accepts_rounding_differences_in_the_nested_table() {
 }
 
 #[test]
-fn rejects_other_tables_and_non_finite_weights() {
+fn rejects_wrong_tables_and_non_finite_weights() {
     let mut table = *FourBitType::Nf4.table();
     table[3] += 0.001;
     assert!(matches!(FourBitType::Nf4.check_quant_map(&table), Err(FormatError::QuantMap { index: 3, .. })));

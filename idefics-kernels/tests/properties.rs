@@ -1,11 +1,11 @@
-//! Properties of all weights: error bounds, zeros, round trips, unaligned shapes.
+//! Properties of weights in all formats: error bounds, zeros, round trips, unaligned shapes.
 
 use idefics_kernels::formats::{Dense, FourBit, FourBitType, Int4, Int8, NestedAbsmax, Q4, Weight};
 use proptest::prelude::*;
 
 use crate::common::{every_format, normal};
 
-/// Weights of any small shape and any magnitude, with any fraction of zeros.
+/// Generates weights of any small shape and any magnitude, with any fraction of zeros.
 fn weights() -> impl Strategy<Value = (Vec<f32>, usize, usize)> {
     (0usize..40, 0usize..150, any::<u64>(), -20i32..10, 0.0f32..1.0).prop_map(|(d_out, d_in, seed, exponent, zeros)| {
         let mut values = normal(d_out * d_in, seed, true);
@@ -73,7 +73,7 @@ proptest! {
                 let mut error = 0.0;
                 for (value, expanded) in values.iter().zip(expanded) {
                     // The error is at most half the widest gap of the table, or a fifth of the largest weight if that
-                    // is clipped.
+                    // weight is clipped.
                     prop_assert!((value - expanded).abs() <= 0.21 * largest, "{value} {expanded} of {largest}");
                     error += f64::from(value - expanded).powi(2);
                 }
@@ -90,7 +90,7 @@ proptest! {
             let once = weight.dequantize();
             let twice = requantize(&weight).dequantize();
             for (once, twice) in once.iter().zip(&twice) {
-                // These values are rounded products, so recomputed scales may differ in the last place.
+                // Values of int8 and int4 are rounded products, so recomputed scales may differ in the last place.
                 let is_rounded = matches!(weight, Weight::Int8(_) | Weight::Int4(_));
                 let bound = if is_rounded { 4.0 * f32::EPSILON * once.abs() } else { 0.0 };
                 prop_assert!((once - twice).abs() <= bound, "{} {once} {twice}", weight.name());
@@ -99,7 +99,7 @@ proptest! {
     }
 
     #[test]
-    fn dequantized_rows_match_the_whole((values, d_out, d_in) in weights(), from in 0usize..40, len in 0usize..40) {
+    fn dequantized_rows_match_the_weight((values, d_out, d_in) in weights(), from in 0usize..40, len in 0usize..40) {
         let (from, to) = (from.min(d_out), (from + len).min(d_out));
         for weight in every_format(&values, d_out, d_in) {
             let whole = weight.dequantize();
@@ -127,7 +127,7 @@ proptest! {
     }
 }
 
-/// The result must be the same bits on any number of threads.
+/// The quantised weights must be bitwise equal on any number of threads.
 #[test]
 fn quantization_does_not_depend_on_the_number_of_threads() {
     let values = normal(300 * 515, 9, true);
@@ -141,7 +141,7 @@ fn quantization_does_not_depend_on_the_number_of_threads() {
 /// The q4 format must be more accurate than nf4, which has the same number of bits. Errors are root mean squares, in
 /// percent of the root mean square of the weights.
 #[test]
-fn q4_loses_less_than_nf4() {
+fn q4_is_more_accurate_than_nf4() {
     let (d_out, d_in) = (256, 1024);
     for (heavy, q4, nf4) in [(false, 7.6, 9.0), (true, 9.5, 12.0)] {
         let values = normal(d_out * d_in, 13, heavy);

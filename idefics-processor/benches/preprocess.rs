@@ -13,7 +13,7 @@ use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
 
-/// Smooth shapes with a little noise, so that the JPEG file is about as large as that of a photograph.
+/// Draws smooth shapes with a little noise, so that the JPEG file is about as large as that of a photograph.
 fn photograph(width: u32, height: u32) -> RgbImage {
     let mut data = Vec::with_capacity((3 * width * height) as usize);
     let mut noise = 1_u32;
@@ -30,7 +30,7 @@ fn photograph(width: u32, height: u32) -> RgbImage {
     RgbImage::new(width, height, data).expect("data has three bytes per pixel")
 }
 
-/// Colour ramps with hard edges.
+/// Draws colour ramps with hard edges.
 fn ramps(width: u32, height: u32) -> RgbImage {
     let pixel = |x: u32, y: u32| [1, 2, 3].map(|slope| ((x + y) * slope % 256) as u8);
     let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
@@ -63,7 +63,7 @@ fn png(picture: &RgbImage) -> Vec<u8> {
     file.into_inner()
 }
 
-/// Throughput is in source pixels.
+/// Benchmarks decoding, cutting into tiles, and both together. Throughput is in pixels of the source picture.
 fn preprocess(c: &mut Criterion) {
     let mut group = c.benchmark_group("preprocess/idefics2");
     group.sample_size(20);

@@ -17,7 +17,7 @@ fn stream(c: &mut Criterion) {
         for (what, text) in
             [("words", "The cat on the mat sees 3 birds, and "), ("bytes", "ᚠᛇᚻ᛫ᛒᛦᚦ"), ("one-word", "pneumono")]
         {
-            let line = tokenizer.encode(text, false).expect("the text is encoded");
+            let line = tokenizer.encode(text, false).expect("the text can be encoded");
             for n_tokens in [64, 512, 4096] {
                 let ids: Vec<u32> = line.iter().copied().cycle().take(n_tokens).collect();
                 group.throughput(Throughput::Elements(n_tokens as u64));
@@ -25,9 +25,9 @@ fn stream(c: &mut Criterion) {
                     b.iter(|| {
                         let mut decoder = StreamDecoder::new(tokenizer, true);
                         for &id in ids {
-                            black_box(decoder.push(id).expect("ids decode"));
+                            black_box(decoder.push(id).expect("the ids can be decoded"));
                         }
-                        decoder.end().expect("ids decode")
+                        decoder.end().expect("the ids can be decoded")
                     });
                 });
             }

@@ -16,19 +16,19 @@ use crate::image::ImageProcessorConfig;
 use crate::video::{self, VideoSettings};
 use crate::warning::ProcessorWarning;
 
-/// Largest accepted `tokenizer.json`, in bytes. Real ones have 2 to 20 MB.
+/// Largest accepted size of `tokenizer.json`, in bytes. Real tokenizers have 2 to 20 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// Largest accepted size of every other JSON file, in bytes.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// Largest accepted chat template, in bytes. Real ones have less than 20 kB.
+/// Largest accepted size of a chat template, in bytes. Real templates have less than 20 kB.
 const MAX_TEMPLATE_BYTES: u64 = 256 << 10;
 
 /// Text files from another source than the folder, such as the metadata of a GGUF file.
 #[derive(Debug, Clone, Default)]
 pub struct ExtraFiles {
-    /// Path of the file that provides them, for error messages.
+    /// Path of the file that the contents come from, for error messages.
     pub source: PathBuf,
-    /// Contents by name. A file in the folder takes precedence over one here, except `config.json`.
+    /// File contents by name. A file of the same name in the folder takes precedence, except for `config.json`.
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
@@ -80,17 +80,18 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), others: ExtraFiles::default() })
     }
 
-    /// The same folder, with extra files.
+    /// Returns the same folder, with `others` as extra files.
     pub(crate) fn with_others(self, others: ExtraFiles) -> Self {
         Self { others, ..self }
     }
 
-    /// Reads `config.json`. It may be missing: only loading the model requires it.
+    /// Reads the fields of `config.json` that the processor uses. The file may be missing, because only the model needs
+    /// it.
     pub(crate) fn model_head(&self) -> Result<ModelHead, ProcessorError> {
         Ok(self.json::<ModelHead>("config.json")?.map(|file| file.content).unwrap_or_default())
     }
 
-    /// The rules of the model family that `config.json` names.
+    /// Returns the rules of the model family that `config.json` names.
     pub(crate) fn family(&self, head: &ModelHead) -> Result<&'static dyn FamilyRules, ProcessorError> {
         let model_type = head.model_type.as_deref();
         families::for_model_type(model_type).ok_or_else(|| ProcessorError::Family {
@@ -100,7 +101,7 @@ impl Checkpoint {
         })
     }
 
-    /// The bytes of `tokenizer.json`, without a byte order mark.
+    /// Reads the bytes of `tokenizer.json`, without a byte order mark.
     pub(crate) fn tokenizer(&self) -> Result<Sourced<Vec<u8>>, ProcessorError> {
         let missing = || ProcessorError::MissingFile { folder: self.folder.clone(), file: "tokenizer.json" };
         let file = self.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?.ok_or_else(missing)?;
@@ -108,7 +109,7 @@ impl Checkpoint {
         Ok(Sourced { content: file.content[mark_length..].to_vec(), ..file })
     }
 
-    /// Reads a JSON file; `None` if it does not exist.
+    /// Reads a JSON file. Returns `None` if the file does not exist.
     pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<Sourced<T>>, ProcessorError> {
         let Some(Sourced { path, content }) = self.bytes(name, MAX_CONFIG_BYTES)? else { return Ok(None) };
         match serde_json::from_slice(without_byte_order_mark(&content)) {
@@ -120,8 +121,8 @@ impl Checkpoint {
     /// Reads the processor's configuration from the files that exist. Missing fields get the defaults of the
     /// reference's classes.
     ///
-    /// Source: `ProcessorMixin.get_processor_dict` for the precedence of the chat templates and of the image
-    /// processor's sections.
+    /// Source: `ProcessorMixin.get_processor_dict`, for the order in which files are searched for the chat template and
+    /// for the image processor's section.
     pub(crate) fn processor(
         &self,
         family: &dyn FamilyRules,
@@ -161,8 +162,8 @@ impl Checkpoint {
         Ok(ProcessorFiles { images, images_path, image_seq_len, video, chat_template, warnings })
     }
 
-    /// The settings of videos: `video_processor` of `processor_config.json`, `video_preprocessor_config.json`, or else
-    /// those of pictures.
+    /// Reads the settings of videos from the first source that exists: `video_processor` in `processor_config.json`,
+    /// the file `video_preprocessor_config.json`, or the settings of pictures.
     ///
     /// Source: `BaseVideoProcessor.get_video_processor_dict`.
     fn video(
@@ -187,8 +188,8 @@ impl Checkpoint {
         }
     }
 
-    /// The chat template from the first of these files that has one: `processor_config.json`, `chat_template.json`,
-    /// `chat_template.jinja`, `tokenizer_config.json`.
+    /// Reads the chat template from the first of these files that has one: `processor_config.json`,
+    /// `chat_template.json`, `chat_template.jinja`, `tokenizer_config.json`.
     fn chat_template(
         &self,
         processor: Option<&Sourced<Map<String, Value>>>,
@@ -198,7 +199,7 @@ impl Checkpoint {
             let content = match file.content.get("chat_template") {
                 None | Some(Value::Null) => return Ok(None),
                 Some(value) => named_default(value)
-                    .ok_or_else(|| field(&file.path, "chat_template", value, "a template, or one named `default`"))?,
+                    .ok_or_else(|| field(&file.path, "chat_template", value, "text, or an entry named `default`"))?,
             };
             check_size(&file.path, content.len() as u64, MAX_TEMPLATE_BYTES)?;
             Ok(Some(Sourced { path: file.path.clone(), content }))
@@ -239,7 +240,7 @@ impl Checkpoint {
         if let Err(error) = read {
             return Err(ProcessorError::Read { path, error });
         }
-        check_size(&path, content.len() as u64, limit)?; // the file may have grown since its metadata were read
+        check_size(&path, content.len() as u64, limit)?; // the file may have grown since its metadata was read
         if is_git_lfs_pointer(&content) {
             return Err(ProcessorError::GitLfsPointer { path });
         }
@@ -247,8 +248,8 @@ impl Checkpoint {
     }
 }
 
-/// The template in a `chat_template` field: the string itself, or the entry `default` of an object or of the older
-/// list form (`[{"name": …, "template": …}]`).
+/// Returns the template in a `chat_template` field: the string itself, or the entry `default` of an object or of the
+/// older list form (`[{"name": …, "template": …}]`).
 fn named_default(value: &Value) -> Option<String> {
     match value {
         Value::String(template) => Some(template.clone()),
@@ -268,7 +269,7 @@ fn check_size(path: &Path, bytes: u64, limit: u64) -> Result<(), ProcessorError>
     }
 }
 
-/// The error for a field with an invalid value.
+/// Returns the error for a field with an invalid value.
 pub(crate) fn field(path: &Path, field: &'static str, found: &Value, expected: &str) -> ProcessorError {
     ProcessorError::Field {
         path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! Errors of loading a checkpoint's processor and of processing samples.
+//! Errors from loading a checkpoint's processor and from processing samples.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub enum ErrorKind {
     Cancelled,
 }
 
-/// An error of loading a processor or of processing a batch.
+/// An error from loading a processor or from processing a batch.
 ///
 /// Rows, messages and images are counted from 0.
 #[derive(Debug, thiserror::Error)]
@@ -237,13 +237,14 @@ pub enum ProcessorError {
     EmptyBatch,
 
     /// The conversation has no messages.
-    #[error("row {row}: the conversation has no messages")]
+    #[error("row {row}: the conversation has no messages; give at least one")]
     EmptyMessages {
         /// Row in the batch.
         row: usize,
     },
 
-    /// A role is not a plain word. Templates write roles between their own tokens, so other text could pass for them.
+    /// A role is not a plain word. Templates write roles between special tokens, so a role with other characters could
+    /// imitate such a token.
     #[error(
         "row {row}, message {message}: invalid role {role:?}; a role must have 1 to 64 characters, \
          which may be letters, digits, `-`, `_` and `.`"
@@ -273,8 +274,8 @@ pub enum ProcessorError {
 
     /// The number of separate images differs from the number of image parts without an image of their own.
     #[error(
-        "row {row}: `images` has {images}, but `messages` has {parts} with no image attached; add one \
-         {{\"type\": \"image\"}} part per image and one image per part (text never becomes an image)"
+        "row {row}: `images` has {images}, but `messages` has {parts} without an image; give one \
+         {{\"type\": \"image\"}} part per image (an <image> inside a text does not count)"
     )]
     ImageParts {
         /// Row in the batch.
@@ -321,7 +322,7 @@ pub enum ProcessorError {
 
     /// Encoding changed the number of image tokens, because the tokenizer merged them with the text around them.
     #[error(
-        "row {row}: the prompt has {expected} image tokens, but {found} after encoding; \
+        "row {row}: the prompt has {expected} image tokens before encoding but {found} after it; \
          use the tokenizer of this checkpoint"
     )]
     ImageTokenCount {
@@ -335,7 +336,7 @@ pub enum ProcessorError {
 
     /// A conversation contains the text of a special token, and
     /// [`SpecialTokensInText::Reject`](crate::SpecialTokensInText::Reject) is set.
-    #[error("row {row}: `{variable}` contains the special token {token}")]
+    #[error("row {row}: `{variable}` contains the special token {token}; remove it from the text")]
     SpecialTokenInText {
         /// Row in the batch.
         row: usize,
@@ -392,13 +393,13 @@ pub enum ProcessorError {
         error: VideoError,
     },
 
-    /// The checkpoint turns padding off, but the images of the batch differ in size or number.
+    /// The checkpoint turns padding off (`do_pad`), but the images of the batch differ in size or number.
     #[error(transparent)]
     Pad(#[from] PadError),
 }
 
 impl ProcessorError {
-    /// Category of this error.
+    /// Returns the category of this error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read { .. } | Self::NotThere { .. } => ErrorKind::FileSystem,

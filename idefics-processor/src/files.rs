@@ -8,7 +8,7 @@ pub fn describe_io_error(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound if is_os_error => "there is no such file or folder".to_owned(),
         io::ErrorKind::PermissionDenied if is_os_error => "permission denied".to_owned(),
-        io::ErrorKind::IsADirectory if is_os_error => "it is a folder; a file was expected".to_owned(),
+        io::ErrorKind::IsADirectory if is_os_error => "it is a folder; expected a file".to_owned(),
         io::ErrorKind::NotADirectory if is_os_error => "a part of the path is a file, not a folder".to_owned(),
         io::ErrorKind::StorageFull if is_os_error => "no space is left on the device".to_owned(),
         _ => {
@@ -19,8 +19,8 @@ pub fn describe_io_error(error: &io::Error) -> String {
     }
 }
 
-/// Whether `content` starts like a Git LFS pointer: the small text file that `git clone` writes instead of a large
-/// file if Git LFS is not installed.
+/// Returns whether `content` starts like a Git LFS pointer: the small text file that `git clone` writes instead of a
+/// large file if Git LFS is not installed.
 ///
 /// Source: the Git LFS specification (`docs/spec.md` of git-lfs): a pointer begins with its `version` key.
 pub fn is_git_lfs_pointer(content: &[u8]) -> bool {

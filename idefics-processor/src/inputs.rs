@@ -67,7 +67,8 @@ impl ProcessedInputs {
         TokenBatch { input_ids, attention_mask, batch, seq }
     }
 
-    /// Packs the tiles of all rows into one array, zero-padded to the largest tile. `None` if no row has an image.
+    /// Packs the tiles of all rows into one array, zero-padded to the largest tile. Returns `None` if no row has an
+    /// image.
     pub fn padded_images(&self) -> Option<PaddedImages> {
         self.images.iter().any(|row| !row.is_empty()).then(|| pad_batch(&self.images))
     }

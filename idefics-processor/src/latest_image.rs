@@ -2,11 +2,10 @@
 
 use crate::inputs::TokenBatch;
 
-/// Returns, for each token, the index of the image that it attends to: the latest image up to and including this
-/// token.
+/// Returns the index of the image that each token attends to: the latest image up to and including the token.
 ///
-/// `None` before the first image, and after an end-of-text token until the next image (the end token itself still sees
-/// the image before it). An image token sees its own image.
+/// The entry is `None` for tokens before the first image, and for tokens between an end-of-text token and the next
+/// image. The end-of-text token itself still attends to the image before it. An image token attends to its own image.
 ///
 /// Source: `image_attention_mask_for_packed_input_ids`.
 pub fn latest_images(input_ids: &[u32], image_token_id: u32, eos_token_id: Option<u32>) -> Vec<Option<usize>> {
@@ -14,18 +13,19 @@ pub fn latest_images(input_ids: &[u32], image_token_id: u32, eos_token_id: Optio
     latest_images_in_branches(input_ids, &parents, image_token_id, eos_token_id)
 }
 
-/// Like [`latest_images`], for texts that share prefixes: `parents[i]` is the slot of the token before token `i` in
-/// its text, or `None` if token `i` begins a text.
+/// Returns the same as [`latest_images`], for several texts that share prefixes.
+///
+/// `parents[i]` is the index of the token before token `i` in its text, or `None` if token `i` begins a text.
 ///
 /// # Panics
-/// If a parent's slot does not come before the token's own slot.
+/// If a parent's index is not below the index of its token.
 pub fn latest_images_in_branches(
     input_ids: &[u32],
     parents: &[Option<usize>],
     image_token_id: u32,
     eos_token_id: Option<u32>,
 ) -> Vec<Option<usize>> {
-    // For each token: the number of images up to it, and whether an end token followed the last of them.
+    // For each token: the number of images up to it, and whether an end-of-text token followed the last image.
     let mut states: Vec<(usize, bool)> = Vec::with_capacity(input_ids.len());
     let see = |(&id, parent): (&u32, &Option<usize>)| {
         let (mut images, mut is_over) = parent.map_or((0, false), |parent| states[parent]);
@@ -40,10 +40,10 @@ pub fn latest_images_in_branches(
     input_ids.iter().zip(parents).map(see).collect()
 }
 
-/// The reference's `image_attention_mask`, `[batch, seq, n_images]` in row-major order: 1 where a token attends to an
-/// image, else 0.
+/// Returns the reference's `image_attention_mask`, `[batch, seq, n_images]` in row-major order: 1 where a token attends
+/// to an image, else 0.
 ///
-/// `n_images` is the largest number of images in a row, or 1 if no row has an image.
+/// `n_images` must be the largest number of images in a row, or 1 if no row has an image.
 ///
 /// Source: `IdeficsProcessor.__call__`, `incremental_to_binary_attention_mask`.
 pub fn image_attention_mask(

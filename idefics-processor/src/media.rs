@@ -9,16 +9,17 @@ use crate::processor::{MAX_TILES, ProcessOptions};
 use crate::prompt::ChatTemplate;
 use crate::video::{Medium, SampledVideo, VIDEO_TOKEN, VideoReader, VideoSampling, VideoSource, split_media};
 
-/// The media of a row: what the text says about each, and its tiles.
+/// The images or the videos of a row. Each entry has what the prompt needs to know, a grid or the sampled frames, and
+/// its tiles.
 pub(crate) type Loaded<T> = Vec<(T, Vec<ImageTile>)>;
 
-/// What the processor of a family with videos needs in addition.
+/// The additional parts of a processor whose family reads videos.
 #[derive(Debug, Clone)]
 pub(crate) struct VideoProcessor {
-    /// Makes one tile of a frame.
+    /// Turns a frame into one tile.
     pub(crate) images: ImageProcessor,
     pub(crate) sampling: VideoSampling,
-    /// The template of conversations with videos.
+    /// The chat template for conversations with videos.
     pub(crate) chat_template: ChatTemplate,
 }
 
@@ -62,7 +63,7 @@ pub(crate) fn load_images(
     images.into_iter().collect()
 }
 
-/// Takes the tiles of one row, in the order of the placeholders in its text.
+/// Moves the tiles of one row out of `pictures` and `clips`, in the order of the placeholders in its text.
 pub(crate) fn in_order(
     text: &str,
     image_token: &str,
@@ -82,7 +83,7 @@ pub(crate) fn in_order(
     parts.into_iter().filter_map(next).flatten().collect()
 }
 
-/// What the text says about each medium.
+/// Drops the tiles and keeps the grid or the sampled frames of each image or video.
 pub(crate) fn without_tiles<T>(loaded: Loaded<T>) -> Vec<T> {
     loaded.into_iter().map(|(medium, _)| medium).collect()
 }

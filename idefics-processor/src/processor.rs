@@ -29,24 +29,25 @@ pub const MAX_TILES: u64 = 100;
 /// Options of [`Processor::process`].
 #[derive(Debug, Clone, Default)]
 pub struct ProcessOptions {
-    /// Whether parts of each image are added before the image itself: its four quarters, or the tiles of a grid.
-    /// `None`: the setting of the checkpoint.
+    /// Whether parts of each image are added before the image itself: its four quarters, or the tiles of a grid. `None`
+    /// uses the setting of the checkpoint.
     pub do_image_splitting: Option<bool>,
     /// How transparent pixels are handled.
     pub alpha: Alpha,
-    /// Page of multi-page images, counted from 1. `None`: the first.
+    /// Page to read from multi-page images, counted from 1. `None` reads the first page.
     pub page: Option<NonZeroU32>,
     /// Limits on the size and cost of each image.
     pub limits: Limits,
-    /// Maximum number of tiles of an image, in families where it depends on the image's size. `None`: [`MAX_TILES`].
+    /// Maximum number of tiles of an image, in families whose number of tiles depends on the image's size. `None` means
+    /// [`MAX_TILES`].
     pub max_tiles: Option<u64>,
     /// How videos are read.
     pub video: VideoOptions,
-    /// The files and URLs that samples may load images from; all by default. Restrict it for samples from untrusted
-    /// users.
+    /// The files and URLs that samples may load images and videos from. By default, all are allowed. Restrict them for
+    /// samples from untrusted users.
     pub sources: SourcePolicy,
-    /// Cancels reading images: soon after this becomes `true`, even while waiting for a server, processing fails with
-    /// an error of kind [`Cancelled`](crate::ErrorKind::Cancelled).
+    /// A flag that cancels the reading of images and videos. Soon after it becomes `true`, even while waiting for a
+    /// server, processing fails with an error of kind [`Cancelled`](crate::ErrorKind::Cancelled).
     pub cancel: Option<Arc<AtomicBool>>,
     /// Limits on the text and the number of messages and images of a sample.
     pub text_limits: TextLimits,
@@ -54,8 +55,8 @@ pub struct ProcessOptions {
     pub special_tokens_in_text: SpecialTokensInText,
     /// The release of the reference to reproduce.
     pub compatibility: Compatibility,
-    /// Whether `<end_of_utterance>` is inserted between consecutive texts of a prompt list. `None`: only if the
-    /// tokenizer has that token, as in release 4 of the reference. Release 5 never inserts it by default.
+    /// Whether `<end_of_utterance>` is inserted between consecutive texts of a prompt list. With `None`, it is inserted
+    /// if the tokenizer has that token, as in release 4 of the reference. Release 5 never inserts it by default.
     pub add_end_of_utterance_token: Option<bool>,
     /// Whether `</s>` is appended to prompts of IDEFICS v1.
     pub add_eos_token: bool,
@@ -91,7 +92,7 @@ pub struct Processor {
     warnings: Vec<ProcessorWarning>,
 }
 
-/// One tokenizer per release of the reference. Both are the same one if the releases agree.
+/// One tokenizer per release of the reference. Both fields share one tokenizer if the releases build the same.
 #[derive(Debug, Clone)]
 struct Tokenizers {
     transformers5: Arc<Tokenizer>,
@@ -115,10 +116,10 @@ impl Processor {
         Self::new(&checkpoint, &head, family)
     }
 
-    /// Like [`Self::from_folder`], with additional files that are not in the folder.
+    /// Loads the processor of a checkpoint folder, with additional files that are not in the folder.
     ///
     /// # Errors
-    /// Those of [`Self::from_folder`].
+    /// The errors of [`Self::from_folder`].
     pub fn from_folder_with_files(folder: &Path, others: ExtraFiles) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?.with_others(others);
         let head = checkpoint.model_head()?;
@@ -126,10 +127,11 @@ impl Processor {
         Self::new(&checkpoint, &head, family)
     }
 
-    /// Like [`Self::from_folder`], with the rules of `family` instead of the family that `config.json` names.
+    /// Loads the processor of a checkpoint folder with the rules of `family`, instead of those of the family that
+    /// `config.json` names.
     ///
     /// # Errors
-    /// Those of [`Self::from_folder`].
+    /// The errors of [`Self::from_folder`].
     pub fn from_folder_with(folder: &Path, family: &'static dyn FamilyRules) -> Result<Self, ProcessorError> {
         let checkpoint = Checkpoint::open(folder)?;
         let head = checkpoint.model_head()?;
@@ -183,49 +185,50 @@ impl Processor {
         Ok(Self { family, tokenizers, tokenizer_config, images, video, chat_template, image_tokens, warnings })
     }
 
-    /// Problems of the checkpoint folder that do not prevent its use.
+    /// Returns the problems of the checkpoint folder that do not prevent its use.
     pub fn warnings(&self) -> &[ProcessorWarning] {
         &self.warnings
     }
 
-    /// The rules of the model family.
+    /// Returns the rules of the model family.
     pub fn family(&self) -> &'static dyn FamilyRules {
         self.family
     }
 
-    /// Whether samples may have videos.
+    /// Returns whether samples may have videos.
     pub fn reads_videos(&self) -> bool {
         self.video.is_some()
     }
 
-    /// How the checkpoint samples videos; `None` if the family has no videos.
+    /// Returns how the checkpoint samples the frames of videos, or `None` if the family has no videos.
     pub fn video_sampling(&self) -> Option<VideoSampling> {
         self.video.as_ref().map(|video| video.sampling)
     }
 
-    /// Whether conversations are supported: with the checkpoint's chat template, or in the fixed format of IDEFICS
-    /// v1' instruct checkpoints, which have an end-of-turn token but no template.
+    /// Returns whether conversations are supported. They need either a chat template, or the end-of-turn token of the
+    /// instruct checkpoints of IDEFICS v1, which have a fixed format and no template.
     pub fn can_chat(&self) -> bool {
         self.chat_template.is_some() || self.end_of_turn().is_some()
     }
 
-    /// Id of the end-of-turn token, `<end_of_utterance>`, if conversations are written without a chat template.
+    /// Returns the id of the end-of-turn token, `<end_of_utterance>`, if conversations are written without a chat
+    /// template.
     pub fn end_of_turn_id(&self) -> Option<u32> {
         let writes_turns = self.chat_template.is_none() && self.family.prompt_style() == PromptStyle::Interleaved;
         self.tokenizer().end_of_utterance_id().filter(|_| writes_turns)
     }
 
-    /// The text of the token of [`Self::end_of_turn_id`].
+    /// Returns the text of the token with the id [`Self::end_of_turn_id`].
     fn end_of_turn(&self) -> Option<String> {
         self.end_of_turn_id().map(|end| self.tokenizer().content(end))
     }
 
-    /// The tokenizer for the default [`Compatibility`]. Its ids mean the same tokens in the other release.
+    /// Returns the tokenizer for the default [`Compatibility`]. An id means the same token in both releases.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.tokenizer_for(Compatibility::default())
     }
 
-    /// The tokenizer as the given release of the reference builds it.
+    /// Returns the tokenizer as the given release of the reference builds it.
     pub fn tokenizer_for(&self, compatibility: Compatibility) -> &Tokenizer {
         match compatibility {
             Compatibility::Transformers5 => &self.tokenizers.transformers5,
@@ -233,37 +236,37 @@ impl Processor {
         }
     }
 
-    /// Number of image tokens per tile, unless [`FamilyRules::tile_tokens`] says otherwise.
+    /// Returns the number of image tokens per tile, unless [`FamilyRules::tile_tokens`] gives another number.
     pub fn image_seq_len(&self) -> usize {
         self.image_tokens.image_seq_len
     }
 
-    /// The tokens that represent an image in the text.
+    /// Returns the tokens that represent an image in the text.
     pub fn image_tokens(&self) -> &ImageTokens {
         &self.image_tokens
     }
 
-    /// The image processor.
+    /// Returns the image processor.
     pub fn image_processor(&self) -> &ImageProcessor {
         &self.images
     }
 
-    /// The configuration of the image processor.
+    /// Returns the configuration of the image processor.
     pub fn image_config(&self) -> &ImageProcessorConfig {
         self.images.config()
     }
 
-    /// The checkpoint's chat template. Base models have none.
+    /// Returns the checkpoint's chat template. Base models have none.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
     }
 
-    /// Turns a batch of samples into token ids and image tiles. Rows are independent: each gives the same result as
-    /// in a batch of its own.
+    /// Turns a batch of samples into token ids and image tiles. Rows are independent: each row gives the same result as
+    /// it would alone in a batch.
     ///
     /// # Errors
-    /// A [`ProcessorError`] for the first row that fails, with the row and, for images and videos, their index. All
-    /// texts are checked first, then all images and videos are loaded, then the prompts are encoded.
+    /// The error of the first row that fails. The error of an image or a video also has its index in the row. All texts
+    /// are checked first, then all images and videos are loaded, then the prompts are encoded.
     pub fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, ProcessorError> {
         if samples.is_empty() {
             return Err(ProcessorError::EmptyBatch);
@@ -276,7 +279,7 @@ impl Processor {
             collect_rows(samples, |row, sample| media::load_images(&images, &sample.images(), row, options))?;
         let mut clips = collect_rows(samples, |row, sample| match &self.video {
             Some(video) => video.load(&sample.videos(), row, options),
-            None => Ok(Vec::new()), // the sample has none, see `write`
+            None => Ok(Vec::new()), // `write` has rejected samples with videos
         })?;
         let rows = pictures.iter_mut().zip(&mut clips).zip(&written);
         let in_order = |((pictures, clips), (text, _)): ((&mut _, &mut _), &(String, Literals))| {
@@ -302,7 +305,7 @@ impl Processor {
     /// of the reference's `apply_chat_template`.
     ///
     /// # Errors
-    /// Those of [`Self::process`], for row 0.
+    /// The errors of [`Self::process`] for conversations, with row 0.
     pub fn render(&self, chat: &Chat) -> Result<String, ProcessorError> {
         let (text, _) = self.render_chat(chat, 0, SpecialTokensInText::Parse)?;
         Ok(text)
@@ -413,7 +416,7 @@ impl Processor {
         row: usize,
         special_tokens_in_text: SpecialTokensInText,
     ) -> Result<(String, Literals), ProcessorError> {
-        // The placeholder of videos is no token, but stands for one here.
+        // `<video>` need not be a token of the tokenizer, but user text must not produce it either.
         let video = self.video.as_ref();
         let protected: Vec<&str> = self.tokenizer().protected().chain(video.map(|_| VIDEO_TOKEN)).collect();
         let end_of_turn = self.end_of_turn();

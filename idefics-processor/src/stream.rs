@@ -14,20 +14,21 @@ use line::Line;
 /// character, it emits everything; otherwise it emits the text up to the last space. Bytes of an incomplete character
 /// are held back with their word.
 ///
-/// The chunks of a line, joined, equal [`Tokenizer::decode`] of all ids of the line. After a line break, decoding
-/// starts anew, so a space at the start of the next line is dropped. There is one exception, as in the reference: an
-/// invalid byte makes `decode` replace the whole run of byte tokens before it by U+FFFD, including Chinese characters
-/// and words that have already been emitted.
+/// The joined chunks of a line equal the result of [`Tokenizer::decode`] for all ids of the line. After a line break,
+/// decoding starts anew, so a space at the start of the next line is dropped.
 ///
-/// Each id is decoded only once, except with decoders that depend on several tokens at once, such as WordPiece: they
-/// decode the whole line again for each id.
+/// There is one exception, as in the reference. An invalid byte makes `decode` replace the whole run of byte tokens
+/// before it by U+FFFD. That run may include Chinese characters and words that this decoder has already emitted.
+///
+/// Each id is decoded only once, unless the tokenizer's decoder depends on several tokens at once, as WordPiece does.
+/// Then the whole line is decoded again for each id.
 ///
 /// Source: `TextStreamer.put` and `.end`.
 #[derive(Debug, Clone)]
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     skip_special_tokens: bool,
-    /// `None` if the decoder needs all ids of the line.
+    /// The decoder of single tokens; `None` if the tokenizer's decoder needs all ids of the line.
     fragments: Option<Fragments>,
     line: Line,
     /// Whether a token of the line has been decoded.
@@ -47,7 +48,7 @@ impl<'a> StreamDecoder<'a> {
     /// Decodes the next id and returns the text that is now final. It may be empty.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::decode`].
+    /// The errors of [`Tokenizer::decode`].
     pub fn push(&mut self, id: u32) -> Result<String, ProcessorError> {
         match &self.fragments {
             Some(fragments) => {
@@ -72,7 +73,7 @@ impl<'a> StreamDecoder<'a> {
     /// Returns the text that was held back, and resets the decoder.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::decode`].
+    /// The errors of [`Tokenizer::decode`].
     pub fn end(&mut self) -> Result<String, ProcessorError> {
         Ok(self.end_line())
     }
@@ -86,7 +87,7 @@ impl<'a> StreamDecoder<'a> {
     }
 }
 
-/// Whether `character` is a CJK ideograph (not kana or Hangul).
+/// Returns whether `character` is a CJK ideograph (not kana or Hangul).
 ///
 /// Source: `TextStreamer._is_chinese_char`.
 fn is_chinese(character: char) -> bool {

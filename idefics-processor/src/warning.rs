@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// A problem in a checkpoint folder that does not prevent its use. Returned by
+/// A problem in a checkpoint folder that does not prevent its use; returned by
 /// [`Processor::warnings`](crate::Processor::warnings).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -18,7 +18,7 @@ pub enum ProcessorWarning {
     },
 }
 
-/// The names in backticks, separated by commas.
+/// Joins the names, each in backticks, with commas.
 fn list(names: &[String]) -> String {
     names.iter().map(|name| format!("`{}`", crate::checkpoint::shorten(name))).collect::<Vec<_>>().join(", ")
 }

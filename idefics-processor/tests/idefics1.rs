@@ -1,4 +1,4 @@
-//! Prompt lists of IDEFICS v1. The cases of `cargo xtask verify` compare them with the reference.
+//! Prompt lists of IDEFICS v1. The cases of `cargo xtask verify` compare such prompts with the reference.
 
 use idefics_processor::image::{ImageProcessorConfig, ImageSize};
 use idefics_processor::{
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::common::{checkpoint, dot};
 
-/// An instruct checkpoint, which has `<end_of_utterance>`.
+/// Loads an instruct checkpoint, which has `<end_of_utterance>`.
 fn processor() -> Processor {
     Processor::from_folder(&checkpoint("idefics1-vector")).unwrap()
 }
@@ -58,7 +58,7 @@ fn rejects_options_and_prompts_of_other_families() {
     let split = ProcessOptions { do_image_splitting: Some(true), ..ProcessOptions::default() };
     let error = text(vec![image()], &split).unwrap_err();
     assert!(matches!(error, ProcessorError::NoSplitting) && error.kind() == ErrorKind::Input);
-    // An image token without an image would hide all images from the tokens after it.
+    // An `<image>` in a text has no image. If it were accepted, it would hide all images from the tokens after it.
     let error = text(vec![image(), words("and <image>")], &ProcessOptions::default()).unwrap_err();
     assert!(matches!(error, ProcessorError::ImageCount { placeholders: 2, images: 1, .. }), "{error}");
     let second = Processor::from_folder(&checkpoint("tiny-idefics2")).unwrap();
@@ -84,7 +84,7 @@ fn special_tokens_in_messages_stay_text() {
     let count = |id: u32| typed.iter().filter(|&&found| found == id).count();
     assert_eq!(count(tokenizer.image_token_id()), 0);
     assert_eq!(count(tokenizer.eos_token_id().unwrap()), 0);
-    assert_eq!(count(tokenizer.end_of_utterance_id().unwrap()), 1, "only the one that ends the turn");
+    assert_eq!(count(tokenizer.end_of_utterance_id().unwrap()), 1, "only the token that ends the turn");
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn crc32(bytes: impl Iterator<Item = u8>) -> u32 {
     })
 }
 
-/// The same pictures as in `xtask/reference/processor_fixtures.py`.
+/// Draws the same pictures as `xtask/reference/processor_fixtures.py`.
 fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
     let mut data = Vec::new();
     for y in 0..height {
@@ -60,7 +60,7 @@ fn edges_size_matches_reference() {
     for [width, height, new_width, new_height] in table {
         assert_eq!(resize_output_size(width, height, 378, 980), (new_width, new_height), "{width}x{height}");
     }
-    // (height, width), as in the reference's documentation.
+    // Pairs of (height, width), as in the reference's documentation.
     let examples = [
         ((480, 640), (480, 640)),
         ((300, 400), (378, 400)),
@@ -304,7 +304,7 @@ fn tile_length_must_match_its_size() {
 
 fn any_tile() -> impl Strategy<Value = ImageTile> {
     (1..6_usize, 1..6_usize).prop_flat_map(|(width, height)| {
-        // Only zeros would mean padding, so the first value is not zero.
+        // A tile with only zeros would count as padding, so the first value is not zero.
         prop::collection::vec(-1.0..1.0_f32, 3 * width * height).prop_map(move |mut pixels| {
             pixels[0] = 0.5;
             ImageTile::new(width, height, pixels).unwrap()

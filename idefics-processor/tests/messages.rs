@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::common::{Folder, dot, real};
 
-/// Written by `xtask/reference/message_fixtures.py`.
+/// The file of expected results that `xtask/reference/message_fixtures.py` writes.
 #[derive(Deserialize)]
 struct Fixture {
     transformers: String,
@@ -41,7 +41,8 @@ fn templates_render_like_reference() {
         assert_eq!(processor.render(chat).unwrap(), text, "{template}");
         if let Some(ids) = ids {
             sample.resolve_paths(pictures.path());
-            let options = ProcessOptions { do_image_splitting: Some(true), ..Default::default() }; // the checkpoint's setting
+            // The fixtures were made with the checkpoint's setting.
+            let options = ProcessOptions { do_image_splitting: Some(true), ..Default::default() };
             let inputs = processor.process(&[sample], &options).unwrap();
             assert_eq!(inputs.input_ids[0], ids, "{template}: {text:?}");
             encoded += 1;
@@ -63,7 +64,7 @@ fn start_token_of_template_is_not_duplicated() {
     assert_eq!(starts(Sample::chat(vec![Message::new("user", "Hi")]), &options), 1);
     // The tokenizer always adds its start token to `text`.
     assert_eq!(starts(Sample::Text { text: "<s>Hi".to_owned(), images: vec![], videos: Vec::new() }, &options), 2);
-    // A start token that a user types does not add a second one.
+    // If a user types the start token, the ids still have only one.
     let plain = Folder::copy_of("tiny-idefics2").template("{{ messages[0].content }}").load().unwrap();
     for (special_tokens_in_text, expected) in [(SpecialTokensInText::Literal, 1), (SpecialTokensInText::Parse, 1)] {
         let options = ProcessOptions { special_tokens_in_text, ..Default::default() };
@@ -101,12 +102,12 @@ fn separate_images_fill_parts_without_image() {
 
     for images in [json!([]), json!(["a.png"]), json!(["a.png", "b.png", "c.png"])] {
         let error = parse(json!({"messages": messages, "images": images})).unwrap_err().to_string();
-        assert!(error.contains("2 image parts in `messages` with no image attached"), "{error}");
+        assert!(error.contains("2 image parts in `messages` without an image"), "{error}");
     }
     let without = parse(json!({"messages": [user(json!([empty_part]))]})).unwrap_err().to_string();
     assert_eq!(
         without,
-        "the sample has 0 images in `images`, but 1 image part in `messages` with no image attached; \
+        "the sample has 0 images in `images`, but 1 image part in `messages` without an image; \
          give one image per part, and one part per image"
     );
 
@@ -130,7 +131,7 @@ fn typed_placeholders_take_images_only_if_special_tokens_are_parsed() {
     assert_eq!(process(SpecialTokensInText::Parse).unwrap().images[0].len(), 1);
     let error = process(SpecialTokensInText::Literal).unwrap_err();
     assert!(matches!(error, ProcessorError::ImageParts { .. }), "{error}");
-    assert!(error.to_string().contains("text never becomes an image"), "{error}");
+    assert!(error.to_string().contains("inside a text does not count"), "{error}");
 }
 
 /// The templates of Idefics2 checkpoints only read parts.
@@ -139,7 +140,7 @@ fn string_content_becomes_text_part_if_template_drops_it() {
     let strings = Chat::new(vec![Message::new("system", "Be brief."), Message::new("user", " Why?")]);
     let parts = Chat::new(vec![Message::text("system", "Be brief."), Message::text("user", " Why?")]);
     assert_eq!(real().render(&strings).unwrap(), real().render(&parts).unwrap());
-    // Strings stay strings in templates that leave out messages or that would print a list as it is.
+    // A string stays a string if the template leaves out the message, or would print a list of parts as it is.
     for template in ["{{ messages[1].content }}", "{% for m in messages[1:] %}{{ m.content | upper }}{% endfor %}"] {
         let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
         assert!(processor.render(&strings).unwrap().to_lowercase().ends_with(" why?"), "{template}");
@@ -202,7 +203,7 @@ fn errors_are_in_terms_of_json() {
             json!({"messages": ["hi"]}),
             "`messages[0]` is the string \"hi\"; expected an object with `role` and `content`",
         ),
-        (json!({"messages": [{"content": "x"}]}), "`messages[0]` has no `role`; expected `user`"),
+        (json!({"messages": [{"content": "x"}]}), "`messages[0]` has no `role`; expected a role, such as `user`"),
         (json!({"messages": [{"role": 1}]}), "`messages[0].role` is 1; expected a string"),
         (json!({"messages": [user(json!(3))]}), "`messages[0].content` is 3; expected a string or a list of parts"),
         (
@@ -246,7 +247,7 @@ fn errors_are_in_terms_of_json() {
         (json!({"messages": [], "documents": "x"}), "`documents` is the string \"x\"; expected a list of objects"),
         (json!({"messages": [], "chat_template_kwargs": {"tools": []}}), "`chat_template_kwargs` sets `tools`"),
     ] {
-        let error = parse(wrong.clone()).expect_err("the sample is refused").to_string();
+        let error = parse(wrong.clone()).expect_err("the sample is rejected").to_string();
         assert!(error.contains(expected), "{wrong}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
         for word in ["struct", "enum", "variant", "Raw", "invalid type"] {
@@ -333,7 +334,7 @@ fn idefics1_writes_strings_and_rejects_other_parts() {
     assert!(error.to_string().contains("a part of type \"note\""), "{error}");
 }
 
-/// Random JSON in which the keys of samples are frequent.
+/// Generates random JSON in which the keys of samples are frequent.
 fn any_json() -> impl Strategy<Value = Value> {
     let key = prop_oneof![
         8 => prop::sample::select(vec![
@@ -359,7 +360,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// JSON that is nearly a valid sample.
+/// Generates JSON that is nearly a valid sample.
 fn nearly_a_sample() -> impl Strategy<Value = Value> {
     let part = (any_json(), prop::sample::select(vec!["text", "image", "image_url", "note"]))
         .prop_map(|(value, kind)| json!({"type": kind, "text": value, "image_url": value}));
@@ -379,7 +380,7 @@ proptest! {
     fn any_json_gives_sample_or_one_line_error(value in prop_oneof![any_json(), nearly_a_sample()]) {
         match Sample::try_from(value.clone()) {
             Ok(sample) => {
-                // Its images do not exist, and its text, roles or counts may be rejected, but nothing panics.
+                // The images do not exist, and the text, roles or counts may be rejected. But nothing panics.
                 if let Err(error) = real().process(&[sample], &ProcessOptions::default()) {
                     prop_assert!(error.kind() != ErrorKind::Model || matches!(error, ProcessorError::Render { .. }), "{}", error);
                 }

@@ -241,7 +241,7 @@ fn errors_name_the_broken_file_and_field() {
     }
 }
 
-/// The tiny checkpoint with an edited `tokenizer.json`.
+/// Returns the tiny checkpoint with an edited `tokenizer.json`.
 fn tokenizer(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Folder {
     Folder::copy_of("tiny-idefics2").change("tokenizer.json", change)
 }
@@ -297,7 +297,7 @@ fn missing_tokens_are_appended_to_the_vocabulary() {
     let folder = folder.remove("special_tokens_map.json");
     let processor = folder.load().unwrap();
     let tokenizer = processor.tokenizer();
-    // As in the reference: the vocabulary has 474 tokens, followed by `<end_of_utterance>`.
+    // The vocabulary has 474 tokens. As in the reference, `<end_of_utterance>` and then the appended tokens follow.
     assert_eq!((tokenizer.fake_token_id(), tokenizer.image_token_id()), (475, 476));
     let same = Folder::copy_of("tiny-idefics2").change("tokenizer_config.json", |config| {
         config.insert("image_token".into(), json!("<end_of_utterance>"));

@@ -15,7 +15,7 @@ fn user(content: Vec<Content>) -> Vec<Message> {
     vec![Message::new("user", content)]
 }
 
-/// A conversation in which the assistant speaks next.
+/// Returns a conversation in which the assistant speaks next.
 fn with_generation_prompt(messages: &[Message]) -> Chat {
     Chat::new(messages.to_vec()).with_generation_prompt()
 }
@@ -226,10 +226,10 @@ fn rejects_invalid_templates_at_load() {
 fn malicious_templates_end_in_an_error() {
     let doubling = "{% set x = x ~ x %}".repeat(60);
     let hostile = [
-        // Steps.
+        // Too many steps.
         "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(),
         "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}".to_owned(),
-        // Depth.
+        // Unlimited recursion.
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}".to_owned(),
         "{% macro f(x) %}{{ f(x ~ x) }}{{ f(x ~ x) }}{% endmacro %}{{ f('x') }}".to_owned(),
         // Exponential growth, by every operation that can double a value.
@@ -248,11 +248,11 @@ fn malicious_templates_end_in_an_error() {
         "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor %}".to_owned(),
         "{% set n = namespace(x=['x'], s='') %}{% for i in range(5000) %}{% set n.s = n.s ~ 'xxxxxxxxxxxxxxxxxxxxxxxx' %}\
          {% set n.x = n.x + [n.s] %}{% endfor %}".to_owned(),
-        // Other templates.
+        // Attempts to load other templates.
         "\n{% include 'a' %}".to_owned(),
         "{% import 'a' as b %}".to_owned(),
         "{%- extends 'a' %}".to_owned(),
-        // Sizes, and a function that does not exist.
+        // Very large sizes, and a function that does not exist.
         "{{ 'x' | indent(1000000000) }}".to_owned(),
         "{{ '%1000000000d' | format(1) }}".to_owned(),
         "{{ '{:1000000000}'.format(1) }}".to_owned(),
@@ -282,7 +282,7 @@ fn literal_text_of_templates_is_limited() {
     assert!(matches!(error, ProcessorError::TemplateLimit { .. }), "{error}");
 }
 
-/// Random text of special tokens, parts of them, and arbitrary characters.
+/// Generates random text from special tokens, parts of special tokens, and arbitrary characters.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         3 => prop::sample::select(SPECIAL.to_vec()).prop_map(str::to_owned),
@@ -316,7 +316,7 @@ proptest! {
     fn user_text_survives_encoding_and_decoding(text in any_text()) {
         let inputs = process(user(vec![Content::text(&text)]), SpecialTokensInText::Literal).unwrap();
         prop_assert!(inputs.prompts[0].contains(&text));
-        // SentencePiece encodes `▁` like a space.
+        // SentencePiece encodes `▁` as a space.
         let decoded = real().tokenizer().decode(&inputs.input_ids[0], true).unwrap();
         prop_assert!(decoded.contains(&text.replace('▁', " ")), "{:?} in {:?}", text, decoded);
     }

@@ -1,4 +1,5 @@
-//! The streaming decoder decodes each id once. Its chunks equal those of decoding the whole line again for each id.
+//! The streaming decoder decodes each id once. Its chunks must equal those of a decoder that decodes the whole line
+//! again for each id.
 
 use std::sync::LazyLock;
 
@@ -8,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::common::{Folder, checkpoint, real};
 
-/// Chunks of the reference's `TextStreamer`, which decodes the whole line again for each id.
+/// Returns the chunks of the reference's `TextStreamer`, which decodes the whole line again for each id.
 fn reference_chunks(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Vec<String> {
-    let decode = |ids: &[u32]| tokenizer.decode(ids, skip_special_tokens).expect("ids decode");
+    let decode = |ids: &[u32]| tokenizer.decode(ids, skip_special_tokens).expect("ids are decoded");
     let is_chinese = |c: char| {
         matches!(u32::from(c),
             0x4E00..=0x9FFF | 0x3400..=0x4DBF | 0x20000..=0x2A6DF | 0x2A700..=0x2B73F | 0x2B740..=0x2B81F
@@ -38,21 +39,21 @@ fn reference_chunks(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: boo
 
 fn chunks(tokenizer: &Tokenizer, ids: &[u32], skip_special_tokens: bool) -> Vec<String> {
     let mut decoder = StreamDecoder::new(tokenizer, skip_special_tokens);
-    let mut chunks: Vec<String> = ids.iter().map(|&id| decoder.push(id).expect("ids decode")).collect();
-    chunks.push(decoder.end().expect("ids decode"));
+    let mut chunks: Vec<String> = ids.iter().map(|&id| decoder.push(id).expect("ids are decoded")).collect();
+    chunks.push(decoder.end().expect("ids are decoded"));
     chunks
 }
 
-/// The tiny checkpoint with another decoder in its `tokenizer.json`.
+/// Returns the tiny checkpoint with another decoder in its `tokenizer.json`.
 fn with_decoder(decoder: Value) -> Processor {
     let folder = Folder::copy_of("tiny-idefics2").change("tokenizer.json", |file| {
         file.insert("decoder".to_owned(), decoder);
     });
-    folder.load().expect("it loads")
+    folder.load().expect("the folder loads")
 }
 
-/// All decoders of the committed checkpoints, and some of other models. With `Transformers4`, the decoder is that of
-/// the file.
+/// Returns tokenizers with all decoders of the committed checkpoints, and with decoders of other models. With
+/// `Transformers4`, a tokenizer uses the decoder of `tokenizer.json`.
 fn tokenizers() -> &'static [(&'static str, Processor, Compatibility)] {
     static ALL: LazyLock<Vec<(&'static str, Processor, Compatibility)>> = LazyLock::new(|| {
         use Compatibility::{Transformers4, Transformers5};
@@ -82,13 +83,14 @@ fn tokenizers() -> &'static [(&'static str, Processor, Compatibility)] {
     &ALL
 }
 
-/// Random ids: words, bytes (of whole characters, and arbitrary ones), line breaks, special tokens and unknown ids.
+/// Generates random ids: words, bytes of whole characters, arbitrary bytes, line breaks, special tokens and unknown
+/// ids.
 fn ids(tokenizer: &Tokenizer) -> BoxedStrategy<Vec<u32>> {
     let n = tokenizer.max_id() + 3;
     let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>"));
     let bytes: Vec<u32> = (0..=255).filter_map(byte).collect();
     let all_bytes = if bytes.is_empty() { vec![0] } else { bytes };
-    let encode = |text: &str| tokenizer.encode(text, false).expect("a text is encoded");
+    let encode = |text: &str| tokenizer.encode(text, false).expect("the text is encoded");
     let words: Vec<Vec<u32>> =
         [" the", "\n", " ", "世界", " 世", "é", "👩‍🚀", "x y", "</s>", "�", "한", "  ", "ab\n"].map(encode).to_vec();
     let characters: Vec<Vec<u32>> = ["世", "é", "😀", " ", "a", "\n"]
@@ -126,15 +128,16 @@ proptest! {
         prop_assert_eq!(chunks(tokenizer, &ids, skip_special_tokens), expected, "{}: {:?}", name, ids);
     }
 
-    /// With a byte-level vocabulary, this also holds across line breaks and for invalid bytes.
+    /// With a byte-level vocabulary, the chunks join to the whole text even across line breaks and with invalid bytes.
     #[test]
     fn byte_level_chunks_join_to_the_whole_text(ids in prop::collection::vec(0..480_u32, 0..60), skip: bool) {
         let (_, processor, compatibility) = &tokenizers()[2];
         let tokenizer = processor.tokenizer_for(*compatibility);
-        prop_assert_eq!(chunks(tokenizer, &ids, skip).concat(), tokenizer.decode(&ids, skip).expect("ids decode"));
+        prop_assert_eq!(chunks(tokenizer, &ids, skip).concat(), tokenizer.decode(&ids, skip).expect("ids are decoded"));
     }
 
-    /// For words without line breaks and bytes of whole characters, emitted text is final.
+    /// The ids are words without line breaks, and bytes of whole characters. Text that has been emitted for them is
+    /// final.
     #[test]
     fn chunks_of_a_line_join_to_the_whole_text(
         parts in prop::collection::vec(
@@ -149,7 +152,7 @@ proptest! {
         skip: bool,
     ) {
         let (ids, tokenizer) = (parts.concat(), real().tokenizer());
-        let whole = tokenizer.decode(&ids, skip).expect("ids decode");
+        let whole = tokenizer.decode(&ids, skip).expect("ids are decoded");
         let mut shown = String::new();
         for chunk in chunks(tokenizer, &ids, skip) {
             shown.push_str(&chunk);
@@ -164,8 +167,8 @@ fn byte_runs_match_reference() {
     let tokenizer = real().tokenizer();
     let bytes = |bytes: &[u8]| bytes.iter().map(|&byte| 3 + u32::from(byte)).collect::<Vec<_>>();
     for (given, expected) in [
-        (&b"\xE4\xB8\x96"[..], "世"),                        // emitted at its last byte
-        (b"\xE4\xB8\x96\xFF", "世\u{FFFD}\u{FFFD}\u{FFFD}"), // `decode` gives four U+FFFD, but 世 was already emitted
+        (&b"\xE4\xB8\x96"[..], "世"),                        // emitted after its last byte
+        (b"\xE4\xB8\x96\xFF", "世\u{FFFD}\u{FFFD}\u{FFFD}"), // `decode` gives four U+FFFD, but 世 was emitted before
         (b"\xE4\xB8", "\u{FFFD}\u{FFFD}"),
         (b"  a", " a"),
         (b"", ""),

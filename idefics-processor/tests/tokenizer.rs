@@ -1,5 +1,4 @@
-//! Ids, decoded texts and streamed chunks compared with the reference, with the full vocabulary of the real
-//! checkpoint.
+//! Compares ids, decoded texts and streamed chunks with the reference, using the full vocabulary of the real Idefics2.
 
 use idefics_processor::{Chat, Compatibility, Content, Message, ProcessOptions, Processor, Sample, StreamDecoder};
 use proptest::prelude::*;
@@ -9,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::common::{Folder, dot, real};
 
-/// Written by `xtask/reference/tokenizer_fixtures.py`.
+/// The file of expected results that `xtask/reference/tokenizer_fixtures.py` writes.
 #[derive(Deserialize)]
 struct Fixture {
     transformers: String,
@@ -37,7 +36,7 @@ struct Variant {
     skipped: Rows<String>,
 }
 
-/// One row per text, or the string `as legacy`: the same rows as in the variant `legacy`.
+/// One row per text, or the string `as legacy`, which means the rows of the variant `legacy`.
 #[derive(Deserialize, Clone)]
 #[serde(untagged)]
 enum Rows<T> {
@@ -70,7 +69,7 @@ struct Conversation {
     ids: Vec<u32>,
 }
 
-/// A message without image files: any image will do.
+/// A message whose images are not stored, because any image gives the same ids.
 #[derive(Deserialize)]
 struct FixtureMessage {
     role: String,
@@ -130,9 +129,9 @@ fn compare(variants: &BTreeMap<String, Variant>, fixture: &Fixture, compatibilit
             let inputs = processor.process(&[sample(text)], &options).expect("the text is processed");
             let ids = &variant.ids.or(&legacy.ids)[index];
             assert_eq!(&inputs.input_ids[0], ids, "{name}: {text:?}");
-            let decoded = tokenizer.decode(ids, false).expect("ids decode");
+            let decoded = tokenizer.decode(ids, false).expect("ids are decoded");
             assert_eq!(decoded, variant.decoded.or(&legacy.decoded)[index], "{name}: {text:?} decoded");
-            let skipped = tokenizer.decode(ids, true).expect("ids decode");
+            let skipped = tokenizer.decode(ids, true).expect("ids are decoded");
             assert_eq!(skipped, variant.skipped.or(&legacy.skipped)[index], "{name}: {text:?} without special tokens");
         }
     }
@@ -177,8 +176,8 @@ fn conversations_match_reference() {
 fn streamed_chunks_match_reference() {
     for stream in fixture().streams {
         let mut decoder = StreamDecoder::new(real().tokenizer(), stream.skip_special_tokens);
-        let mut chunks: Vec<String> = stream.ids.iter().map(|&id| decoder.push(id).expect("ids decode")).collect();
-        chunks.push(decoder.end().expect("ids decode"));
+        let mut chunks: Vec<String> = stream.ids.iter().map(|&id| decoder.push(id).expect("ids are decoded")).collect();
+        chunks.push(decoder.end().expect("ids are decoded"));
         assert_eq!(chunks, stream.chunks, "{:?}", stream.ids);
     }
 }
@@ -204,9 +203,9 @@ fn special_ids_match_checkpoint() {
     assert_eq!(tokenizer.decode(&[99_999], false).expect("unknown ids are skipped"), "");
 }
 
-/// The expected text of a stream: each part that ends in a line break, decoded at once.
+/// Returns the expected text of a stream. Each part up to a line break is decoded at once.
 fn whole_text(ids: &[u32], skip_special_tokens: bool) -> String {
-    let decode = |ids: &[u32]| real().tokenizer().decode(ids, skip_special_tokens).expect("ids decode");
+    let decode = |ids: &[u32]| real().tokenizer().decode(ids, skip_special_tokens).expect("ids are decoded");
     let mut text = String::new();
     let mut stretch = Vec::new();
     for &id in ids {
@@ -222,16 +221,16 @@ fn whole_text(ids: &[u32], skip_special_tokens: bool) -> String {
 
 fn streamed(ids: &[u32], skip_special_tokens: bool) -> String {
     let mut decoder = StreamDecoder::new(real().tokenizer(), skip_special_tokens);
-    let mut text: String = ids.iter().map(|&id| decoder.push(id).expect("ids decode")).collect();
-    text.push_str(&decoder.end().expect("ids decode"));
+    let mut text: String = ids.iter().map(|&id| decoder.push(id).expect("ids are decoded")).collect();
+    text.push_str(&decoder.end().expect("ids are decoded"));
     text
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5000))]
 
-    /// Random ids, and characters of one to four bytes as byte tokens. Without invalid bytes: in `decode`, they could
-    /// change text that was already emitted.
+    /// Tests random ids, and characters of one to four bytes as byte tokens. There are no invalid bytes, because they
+    /// could make `decode` change text that has already been emitted.
     #[test]
     fn chunks_of_any_ids_join_to_the_whole_text(
         parts in prop::collection::vec(
@@ -247,7 +246,7 @@ proptest! {
         prop_assert_eq!(streamed(&ids, skip_special_tokens), whole_text(&ids, skip_special_tokens));
     }
 
-    /// For ids of an encoded text, the chunks join to that text.
+    /// Tests ids of an encoded text. The chunks must join to that text.
     #[test]
     fn chunks_of_encoded_text_join_to_the_text(text in "([a-zA-Z,.!?]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}| |\n)(([a-z]{1,8}|[äéßñ]{1,4}|[дж한글かな]{1,4}|[你好世界。]{1,4}|[😀👩🎉]{1,2}|\n) ?){0,12}") {
         let lines: Vec<&str> = text.split('\n').map(str::trim_start).collect(); // spaces at the start of a line are dropped

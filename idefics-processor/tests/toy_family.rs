@@ -51,7 +51,7 @@ impl FamilyRules for Toy {
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
         let (PromptText::Text(text) | PromptText::Conversation(text)) = prompt else {
-            unreachable!("lists are never passed in this style")
+            unreachable!("this style has no prompt lists")
         };
         let image = &context.tokens.image;
         let mut grids = context.grids.iter();

@@ -1,4 +1,4 @@
-//! Videos of SmolVLM2: every kind of source gives the same frames, and bad ones are rejected.
+//! Videos of SmolVLM2: every kind of source gives the same frames, and invalid videos are rejected.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn smolvlm2() -> &'static Processor {
     &PROCESSOR
 }
 
-/// The palette index of each pixel of a frame.
+/// Returns the palette index of each pixel of a frame.
 fn indices(frame: usize) -> Vec<u8> {
     let at = |place: usize| (place % WIDTH * 5 + place / WIDTH * 9 + 31 * frame) as u8;
     (0..WIDTH * HEIGHT).map(at).collect()
@@ -40,7 +40,7 @@ fn rgb(frame: usize) -> image::RgbImage {
     image::RgbImage::from_raw(WIDTH as u32, HEIGHT as u32, pixels).unwrap()
 }
 
-/// A folder with the frames as PNG files, some with shorter names than others.
+/// Writes the frames to a folder as PNG files. The numbers in their names have one or two digits.
 fn folder_of_frames(folder: &Path) -> PathBuf {
     let frames = folder.join("frames");
     std::fs::create_dir(&frames).unwrap();
@@ -49,7 +49,8 @@ fn folder_of_frames(folder: &Path) -> PathBuf {
     frames
 }
 
-/// A GIF with the frames. Codes have 9 bits, because the table is cleared before it needs more.
+/// Encodes the frames as a GIF. All LZW codes have 9 bits, because the code table is cleared before it needs longer
+/// codes.
 fn gif() -> Vec<u8> {
     let (width, height) = ((WIDTH as u16).to_le_bytes(), (HEIGHT as u16).to_le_bytes());
     let mut gif = [&b"GIF89a"[..], &width, &height, &[0xf7, 0, 0]].concat();
@@ -82,7 +83,7 @@ fn gif() -> Vec<u8> {
     gif
 }
 
-/// A frame as a JPEG file.
+/// Encodes a frame as a JPEG file.
 fn jpeg(frame: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
@@ -90,7 +91,7 @@ fn jpeg(frame: usize) -> Vec<u8> {
     bytes
 }
 
-/// A Motion JPEG file with the frames.
+/// Encodes the frames as an AVI file with Motion JPEG.
 fn avi() -> Vec<u8> {
     let chunk = |kind: &[u8], data: &[u8]| {
         let mut chunk = [kind, &(data.len() as u32).to_le_bytes(), data].concat();
@@ -127,7 +128,7 @@ fn process(sample: Sample) -> Result<ProcessedInputs, ProcessorError> {
 fn refused(sample: Sample) -> VideoError {
     match process(sample) {
         Err(ProcessorError::Video { row: 0, video: 0, error } | ProcessorError::Videos { row: 0, error }) => error,
-        other => panic!("expected an error of a video, found {other:?}"),
+        other => panic!("expected an error from a video, found {other:?}"),
     }
 }
 
@@ -141,7 +142,7 @@ fn every_source_gives_the_same_frames() {
     let frames = folder_of_frames(folder.path());
     let from_folder = process(ask(with_fps(frames.clone().into(), FPS))).unwrap();
     let video = &from_folder.videos[0][0];
-    assert_eq!(video.frames_indices, [0, 2, 5, 8, 11], "two per second, at most five");
+    assert_eq!(video.frames_indices, [0, 2, 5, 8, 11], "two frames per second, at most five frames");
     assert_eq!((video.fps, video.duration, video.is_fps_assumed), (FPS, Some(3.0), false));
     assert_eq!(from_folder.images[0].len(), 5);
     let image_tokens = from_folder.input_ids[0].iter().filter(|&&id| id == smolvlm2().tokenizer().image_token_id());
@@ -175,13 +176,13 @@ fn motion_jpeg_gives_the_frames_of_its_pictures() {
     let truncated = folder.path().join("truncated.avi");
     std::fs::write(&truncated, &avi()[..2000]).unwrap();
     let error = refused(ask(truncated.into())).to_string();
-    assert!(error.contains("truncated.avi: not a complete, valid AVI file: byte 0"), "{error}");
+    assert!(error.contains("truncated.avi: not a complete, valid AVI file: at byte 0"), "{error}");
 }
 
 #[test]
 fn ffmpeg_gives_the_frames_of_lossless_videos() {
     if Command::new("ffmpeg").arg("-version").output().is_err() {
-        eprintln!("NOT RUN: the program ffmpeg is not installed, so the road through it is not tested");
+        eprintln!("NOT RUN: the program ffmpeg is not installed, so decoding with it is not tested");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -199,10 +200,10 @@ fn ffmpeg_gives_the_frames_of_lossless_videos() {
     assert_eq!(process(ask(path("clip.avi").into())).unwrap(), expected);
     encode("clip.mp4", &["-c:v", "libx264rgb", "-qp", "0"]);
     assert_eq!(process(ask(path("clip.mp4").into())).unwrap(), expected);
-    // A name that could be an option or a protocol.
+    // A file name that looks like an option and a protocol.
     std::fs::copy(path("clip.mkv"), path("-i concat:x.mkv")).unwrap();
     assert_eq!(process(ask(path("-i concat:x.mkv").into())).unwrap(), expected);
-    // More frames than a sum in FFmpeg's expressions may have terms.
+    // More frames than the number of terms that FFmpeg accepts in a sum.
     let mut many = ProcessOptions::default();
     many.video.num_frames = NonZeroUsize::new(300);
     many.video.target_fps = Some(FPS);
@@ -210,7 +211,7 @@ fn ffmpeg_gives_the_frames_of_lossless_videos() {
     let long = smolvlm2().process(&[ask(path("long.mkv").into())], &many).unwrap();
     assert_eq!(long.images[0].len(), 300);
     assert!(long.images[0][..N_FRAMES] == long.images[0][N_FRAMES..2 * N_FRAMES]);
-    // Lossy, from the same frames: same ids, other pixels.
+    // A lossy video of the same frames gives the same ids and other pixels.
     encode("lossy.mp4", &["-c:v", "libx264", "-pix_fmt", "yuv420p"]);
     let lossy = process(ask(path("lossy.mp4").into())).unwrap();
     assert_eq!((&lossy.input_ids, &lossy.videos), (&expected.input_ids, &expected.videos));
@@ -221,7 +222,7 @@ fn ffmpeg_gives_the_frames_of_lossless_videos() {
     std::fs::write(path("cut.mp4"), damaged).unwrap();
     let error = refused(ask(path("cut.mp4").into()));
     assert!(matches!(error, VideoError::Program { program: "ffprobe", .. }), "{error}");
-    // A playlist with the first bytes of a video names no other file.
+    // A playlist that begins like a video file is not read as a playlist.
     std::fs::write(
         path("list.mp4"),
         format!("\0\0\0\x18ftypmp42\n#EXTM3U\n#EXTINF:1\n{}\n", path("clip.mp4").display()),
@@ -274,11 +275,11 @@ fn options_change_the_sampling() {
     };
     let mut options = ProcessOptions::default();
     let video = || VideoSource::from(frames.clone());
-    assert_eq!(sampled(&options, video()), (vec![0], true), "24 per second, half a second");
+    assert_eq!(sampled(&options, video()), (vec![0], true), "24 frames per second are assumed");
     options.video.native_fps = Some(FPS);
     options.video.num_frames = NonZeroUsize::new(3);
     assert_eq!(sampled(&options, video()), (vec![0, 5, 11], false));
-    assert_eq!(sampled(&options, with_fps(video(), 12.0)), (vec![0, 11], false), "the sample states another rate");
+    assert_eq!(sampled(&options, with_fps(video(), 12.0)), (vec![0, 11], false), "the sample's rate takes precedence");
     options.video.num_frames = NonZeroUsize::new(600);
     options.video.target_fps = Some(3.0);
     assert_eq!(sampled(&options, video()).0.len(), 9);
@@ -289,7 +290,7 @@ fn options_change_the_sampling() {
 }
 
 #[test]
-fn bad_videos_are_refused() {
+fn invalid_videos_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let frames = folder_of_frames(folder.path());
@@ -326,7 +327,7 @@ fn bad_videos_are_refused() {
         let error = frames_with(key, value.clone());
         assert!(matches!(error, VideoError::Field { field, .. } if field == key), "{key} {value}: {error}");
     }
-    // Any index is possible if only chosen frames are there.
+    // A list with only the chosen frames accepts any index.
     let far = json!({"type": "video", "frames": [frame], "fps": 30, "frames_indices": [u32::MAX]});
     assert!(process(list(far)).unwrap().prompts[0].contains("Frame from 2386092:56:"));
     let many =
@@ -350,7 +351,7 @@ fn numbers_of_placeholders_and_videos_must_agree() {
 }
 
 #[test]
-fn families_without_videos_refuse_them_by_name() {
+fn families_without_videos_are_named_in_the_error() {
     for (folder, family) in [("tiny-smolvlm", "idefics3"), ("tiny-idefics2", "idefics2"), ("idefics1-plain", "idefics")]
     {
         let processor = Processor::from_folder(&checkpoint(folder)).unwrap();
@@ -360,7 +361,7 @@ fn families_without_videos_refuse_them_by_name() {
         assert!(matches!(&error, ProcessorError::Videos { error: VideoError::NotSupported { .. }, .. }), "{error}");
         assert!(error.to_string().contains(&format!("`model_type` {family} cannot read videos")), "{error}");
         assert_eq!(error.kind(), ErrorKind::Input);
-        // The placeholder of another family is ordinary text.
+        // In a family without videos, `<video>` is ordinary text.
         let text = parsed(json!({"text": "a <video> b"}));
         assert!(processor.process(&[text], &ProcessOptions::default()).is_ok());
     }
@@ -376,14 +377,14 @@ fn placeholders_that_a_user_types_stay_text() {
 }
 
 #[test]
-fn forms_of_json_are_equal() {
+fn equivalent_forms_of_json_give_equal_videos() {
     let file = json!({"path": "clip.mp4", "fps": 30});
     let Sample::Text { videos, .. } = parsed(json!({"text": "", "videos": [file, "frames", ["a.png", "b.png"]]}))
     else {
         panic!("expected a text")
     };
     assert_eq!(videos[0], with_fps(PathBuf::from("clip.mp4").into(), 30.0));
-    assert_eq!(videos[1], PathBuf::from("frames").into(), "a path, although it could be base64");
+    assert_eq!(videos[1], PathBuf::from("frames").into(), "the string is a path, although it could be base64");
     assert!(matches!(&videos[2].frames, VideoFrames::Pictures(pictures) if pictures.len() == 2));
     let part = |part: serde_json::Value| parsed(json!({"messages": [{"role": "user", "content": [part]}]}));
     let named = part(json!({"type": "video", "path": "clip.mp4"}));
@@ -394,7 +395,7 @@ fn forms_of_json_are_equal() {
     ] {
         assert_eq!(part(other).videos(), named.videos());
     }
-    // A conversation can be written and read again.
+    // A conversation with a video can be written as JSON.
     let video = json!({"frames": ["/a.png", "/b.png"], "fps": 2.5, "duration": 0.8, "frames_indices": [0, 9]});
     let mut keys = video.clone();
     keys["type"] = json!("video");
@@ -446,7 +447,7 @@ fn policy_applies_to_files_and_folders() {
 }
 
 #[test]
-fn settings_come_from_the_files_of_a_folder() {
+fn video_settings_are_read_from_the_files_of_a_checkpoint() {
     let flat = |video: serde_json::Value| {
         Folder::copy_of("tiny-smolvlm2")
             .change("processor_config.json", |keys| {

@@ -1,5 +1,6 @@
-//! Compares rendered templates with the reference: `compare FILE`, where `xtask/reference/template_fixtures.py`
-//! generates the file. Prints every difference, then a summary.
+//! Compares rendered templates with those of Transformers. Prints every difference, then a summary.
+//!
+//! Run it as `compare FILE`. `xtask/reference/template_fixtures.py` generates the file.
 
 #![allow(clippy::print_stdout)]
 

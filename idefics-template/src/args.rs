@@ -1,4 +1,4 @@
-//! Call arguments, and their binding to the parameters of a function.
+//! The arguments of a call, and their binding to the parameters of a function.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ impl Args {
         Ok(values)
     }
 
-    /// Checks that there are no arguments.
+    /// Checks that the call has no arguments.
     pub(crate) fn none(self, function: &str) -> Result<()> {
         self.bind(function, [], 0).map(|[]| ())
     }

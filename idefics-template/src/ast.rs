@@ -47,8 +47,8 @@ pub(crate) enum CompareOp {
     NotIn,
 }
 
-/// An expression with its line and nesting depth. `is_constant` is set if it uses no variables: the reference
-/// evaluates such an expression when it compiles the template.
+/// An expression with its line and nesting depth. `is_constant` is set if the expression uses no variables. The
+/// reference evaluates such an expression when it compiles the template.
 #[derive(Debug)]
 pub(crate) struct Expr {
     pub(crate) line: u32,
@@ -70,13 +70,14 @@ pub(crate) enum ExprKind {
     And(Box<(Expr, Expr)>),
     Or(Box<(Expr, Expr)>),
     Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
-    /// Inline `if`: the test, the value if it is true, the value of `else`.
+    /// Inline `if`: the test, the value if the test is true, and the value of `else`.
     Cond(Box<(Expr, Expr, Option<Expr>)>),
     Attr(Box<Expr>, Name),
     Item(Box<(Expr, Expr)>),
     Slice(Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Box<Args>),
-    /// The value is absent in `{% filter %}` and `{% set %}` blocks.
+    /// The value, the name of the filter, and its other arguments. `{% filter %}` and `{% set %}` blocks have no
+    /// value.
     Filter(Option<Box<Expr>>, Name, Box<Args>),
     Test(Box<Expr>, Name, Box<Args>),
 }
@@ -94,7 +95,7 @@ pub(crate) struct Args {
 #[derive(Debug)]
 pub(crate) enum Target {
     Name(Name),
-    /// An attribute of a namespace.
+    /// An attribute of a namespace: the names of the namespace and of the attribute.
     Attr(Name, Name),
     Tuple(Vec<Target>),
 }
@@ -119,12 +120,13 @@ pub(crate) enum StmtKind {
     If(Vec<(Expr, Body)>, Body),
     With(Vec<(Target, Expr)>, Body),
     Macro(Arc<Macro>),
-    /// The call, and the block's body, which is passed as `caller`.
+    /// The call, and the body of the `call` block. The body is passed as the argument `caller`.
     Call(Expr, Arc<Macro>),
     Filter(Expr, Body),
     Block(Arc<Block>, bool),
     Autoescape(Expr, Body),
-    /// The body, and the special names that it reads: the reference compiles the body to a macro.
+    /// The body, and the special names that it reads. The reference compiles the body to a macro, and
+    /// macros define these names.
     Generation(Body, SpecialNames),
     /// Names that the enclosing body sets before it reads them. They are undefined until then, even if an outer scope
     /// defines them.
@@ -152,7 +154,7 @@ pub(crate) struct Macro {
     /// Parameter names with their default values.
     pub(crate) params: Vec<(Name, Option<Expr>)>,
     pub(crate) body: Body,
-    /// Whether the body reads `caller`, `kwargs` or `varargs` without having set them.
+    /// Which of `caller`, `kwargs` and `varargs` the body reads before it sets them.
     pub(crate) uses: SpecialNames,
 }
 
@@ -171,7 +173,7 @@ pub(crate) struct Block {
 }
 
 impl Expr {
-    /// Creates an expression; its depth and constness follow from its children.
+    /// Creates an expression. Its depth and `is_constant` follow from its children.
     pub(crate) fn new(line: u32, kind: ExprKind) -> Self {
         let depth = kind.children_depth() + 1;
         let is_constant = kind.is_constant();
@@ -230,12 +232,12 @@ impl ExprKind {
             Self::Dict(pairs) => pairs.iter().all(|(key, value)| key.is_constant && value.is_constant),
             Self::Unary(_, value) | Self::Attr(value, _) => value.is_constant,
             Self::Binary(_, pair) | Self::Item(pair) => pair.0.is_constant && pair.1.is_constant,
-            // Short-circuiting: the first operand may decide the result.
+            // Later operands may never be evaluated, so only the first ones must be constant.
             Self::And(pair) | Self::Or(pair) => pair.0.is_constant,
             Self::Cond(parts) => parts.0.is_constant,
             Self::Compare(first, rest) => first.is_constant && rest.iter().take(1).all(|(_, value)| value.is_constant),
             Self::Slice(parts) => parts.iter().flatten().all(|value| value.is_constant),
-            // The reference does not evaluate filters that take the context at compile time.
+            // These filters take the context, so the reference does not evaluate them at compile time.
             Self::Filter(_, name, _)
                 if matches!(&**name, "map" | "select" | "reject" | "selectattr" | "rejectattr" | "random") =>
             {
@@ -268,7 +270,7 @@ impl ExprKind {
 }
 
 impl Args {
-    /// All argument expressions.
+    /// Returns all argument expressions.
     fn all(&self) -> impl Iterator<Item = &Expr> {
         let named = self.named.iter().map(|(_, value)| value);
         self.positional.iter().chain(named).chain(&self.star).chain(&self.star_star)

@@ -64,7 +64,7 @@ const STR_METHODS: &[&str] = &[
 const MARKUP_METHODS: &[&str] = &["escape", "striptags", "unescape"];
 const LIST_MUTATORS: &[&str] = &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const DICT_MUTATORS: &[&str] = &["clear", "pop", "popitem", "setdefault", "update"];
-/// Attributes of every Python object, all hidden by the sandbox.
+/// Attributes that every Python object has. The sandbox hides all of them.
 const OBJECT_ATTRIBUTES: &[&str] = &[
     "__class__",
     "__delattr__",
@@ -126,7 +126,7 @@ fn unsafe_attr(value: &Value, name: &str) -> Value {
     Value::Undefined(Rc::new(Undefined::Unsafe { type_name: value.type_name(), name: name.into() }))
 }
 
-/// Whether the attribute exists in Python but is hidden by the sandbox.
+/// Whether the attribute exists in Python and the sandbox hides it.
 fn is_hidden(value: &Value, name: &str) -> bool {
     if value.is_undefined() && matches!(name, "__contains__" | "__class_getitem__") {
         return false;
@@ -153,7 +153,7 @@ fn is_hidden(value: &Value, name: &str) -> bool {
 }
 
 impl Vm<'_> {
-    /// `value.name`.
+    /// Evaluates `value.name`.
     pub(crate) fn get_attr(&mut self, value: &Value, name: &str) -> Result<Value> {
         if value.is_undefined() && is_hidden(value, name) {
             return Ok(unsafe_attr(value, name));
@@ -170,7 +170,7 @@ impl Vm<'_> {
         Ok(Value::Undefined(Rc::new(Undefined::Attr { type_name: value.type_name(), name: name.into() })))
     }
 
-    /// `value[key]`.
+    /// Evaluates `value[key]`.
     pub(crate) fn get_item(&mut self, value: &Value, key: &Value) -> Result<Value> {
         value.defined()?;
         let found = match value {
@@ -201,7 +201,7 @@ impl Vm<'_> {
             return Ok(found);
         }
         if let Value::Slice(parts) = key {
-            // While folding constants, slicing a value that cannot be sliced gives undefined instead of an error.
+            // In constant folding, slicing a value that cannot be sliced gives undefined instead of an error.
             match crate::ops::slice(self, value, parts) {
                 Err(error) if self.folding && error.kind() == ErrorKind::Type => {}
                 result => return result,
@@ -314,7 +314,8 @@ impl Vm<'_> {
             _ => {}
         }
         let Object::Loop(state) = &**object else { return Ok(None) };
-        let state = state.try_borrow().map_err(|_| Error::value("the loop is already advancing"))?;
+        let state =
+            state.try_borrow().map_err(|_| Error::value("the loop cannot be used while it computes its next item"))?;
         let number = |number: usize| Some(Value::usize(number));
         let yielded = BigInt::from(state.yielded);
         let length = BigInt::from(state.length.unwrap_or_default());
@@ -342,7 +343,9 @@ impl Vm<'_> {
     pub(crate) fn advance_loop(&mut self, object: &Rc<Object>) -> Result<Option<Value>> {
         self.look_ahead_if(object, false)?;
         let Object::Loop(state) = &**object else { return Ok(None) };
-        let mut state = state.try_borrow_mut().map_err(|_| Error::value("the loop is already advancing"))?;
+        let mut state = state
+            .try_borrow_mut()
+            .map_err(|_| Error::value("the loop cannot be used while it computes its next item"))?;
         let Some(item) = state.lookahead.take().flatten() else { return Ok(None) };
         state.yielded += 1;
         state.previous = state.current.replace(item.clone());
@@ -353,10 +356,10 @@ impl Vm<'_> {
         self.look_ahead_if(object, true)
     }
 
-    /// Reads one item ahead, unless that was done already. The end of the iterator is recorded only if `keep_end`.
+    /// Reads one item ahead, unless one was read ahead already. Records the end of the iterator only if `keep_end`.
     fn look_ahead_if(&mut self, object: &Rc<Object>, keep_end: bool) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
-        let busy = |_| Error::value("the loop is already advancing");
+        let busy = |_| Error::value("the loop cannot be used while it computes its next item");
         let mut iter = {
             let mut state: std::cell::RefMut<'_, Loop> = state.try_borrow_mut().map_err(busy)?;
             if state.lookahead.is_some() {
@@ -373,10 +376,10 @@ impl Vm<'_> {
         Ok(())
     }
 
-    /// Determines the length of a loop over an iterator by reading the rest of it.
+    /// Determines the length of a loop over an iterator by reading all remaining items.
     pub(crate) fn measure_loop(&mut self, object: &Rc<Object>) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
-        let busy = |_| Error::value("the loop is already advancing");
+        let busy = |_| Error::value("the loop cannot be used while it computes its next item");
         let iter = {
             let mut state = state.try_borrow_mut().map_err(busy)?;
             if state.length.is_some() {
@@ -393,7 +396,7 @@ impl Vm<'_> {
     }
 }
 
-/// Resolves a Python index: negative indices count from the end. `None` if it is out of range.
+/// Resolves a Python index. Negative indices count from the end. Returns `None` if the index is out of range.
 pub(crate) fn position(index: i64, length: usize) -> Option<usize> {
     let index = if index < 0 { index.checked_add(length as i64)? } else { index };
     usize::try_from(index).ok().filter(|index| *index < length)

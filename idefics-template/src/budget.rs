@@ -1,7 +1,7 @@
 //! The limits of one rendering.
 //!
-//! Templates are untrusted programs. Time is limited by counting steps, memory by counting the bytes of every value
-//! before it is built.
+//! Templates are untrusted programs. Counting steps limits the time. Counting the bytes of every value before it is
+//! built limits the memory.
 
 use crate::error::{Error, Result};
 
@@ -22,15 +22,15 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Sufficient for any chat template and a conversation of up to 1 MiB.
+    /// Returns limits that suffice for any chat template and a conversation of up to 1 MiB.
     fn default() -> Self {
         Self::for_conversation(1000, 1 << 20)
     }
 }
 
 impl Limits {
-    /// Sufficient for any chat template and a conversation of `parts` messages and content parts, with `bytes` bytes
-    /// of text in total.
+    /// Returns limits that suffice for any chat template and a conversation of `parts` messages and content parts, with
+    /// `bytes` bytes of text in total.
     pub fn for_conversation(parts: usize, bytes: usize) -> Self {
         Self {
             steps: 1_000_000 + 4_000 * parts as u64,
@@ -63,11 +63,11 @@ impl Limits {
     }
 }
 
-/// Maximum nesting depth while rendering; more could overflow the stack of a thread.
+/// Maximum nesting depth while rendering. Deeper nesting could overflow the stack of a thread.
 pub(crate) const MAX_DEPTH: u32 = 400;
 /// Maximum nesting depth of lists, tuples and dicts.
 pub(crate) const MAX_VALUE_DEPTH: u32 = 200;
-/// Maximum size of an integer in bits. Python refuses to print integers of more than 4300 digits.
+/// Maximum size of an integer in bits, about 9900 decimal digits. Python refuses to print more than 4300 digits.
 pub(crate) const MAX_INT_BITS: u64 = 1 << 15;
 /// Maximum length of a `range`. Source: `jinja2.sandbox.MAX_RANGE`.
 pub(crate) const MAX_RANGE: usize = 100_000;
@@ -112,7 +112,7 @@ impl Budget {
         }
     }
 
-    /// Counts work over `bytes` bytes that exist already.
+    /// Counts `bytes` bytes of existing values that are about to be read.
     pub(crate) fn scan(&mut self, bytes: usize) -> Result<()> {
         match self.bytes.checked_sub(bytes) {
             Some(left) => {
@@ -123,7 +123,7 @@ impl Budget {
         }
     }
 
-    /// Maximum size of a value, in bytes.
+    /// Returns the maximum size of a value, in bytes.
     pub(crate) fn value_bytes(&self) -> usize {
         self.limits.value_bytes
     }

@@ -20,7 +20,7 @@ use crate::value::{Range, Value};
 use crate::vm::Vm;
 
 impl Vm<'_> {
-    /// Python's `value(*args)`.
+    /// Calls a value, as `value(*args)` does in Python.
     pub(crate) fn call(&mut self, value: &Value, args: Args) -> Result<Value> {
         let Value::Object(object) = value.defined()? else {
             return Err(Error::type_error(format!("'{}' object is not callable", value.type_name())));
@@ -64,7 +64,7 @@ impl Vm<'_> {
         }
     }
 
-    /// Source: `jinja2.runtime.Macro.__call__`.
+    /// Calls a macro. Source: `jinja2.runtime.Macro.__call__`.
     #[inline(never)]
     fn call_macro(&mut self, object: &MacroObject, mut args: Args) -> Result<Value> {
         let declared = object.declared.clone();
@@ -108,7 +108,7 @@ impl Vm<'_> {
     }
 
     fn run_macro(&mut self, declared: &Macro, values: Vec<Option<Value>>, scope: &Rc<Scope>) -> Result<String> {
-        // Default values can use the preceding parameters.
+        // The default value of a parameter can use the preceding parameters.
         for ((param, default), value) in declared.params.iter().zip(values) {
             let value = match (value, default) {
                 (Some(value), _) => value,
@@ -167,7 +167,7 @@ impl Vm<'_> {
         }
     }
 
-    /// `range` with the length limit of the sandbox. Source: `jinja2.sandbox.safe_range`.
+    /// Creates a `range` with the length limit of the sandbox. Source: `jinja2.sandbox.safe_range`.
     fn range(&mut self, args: Args) -> Result<Value> {
         if !args.named.is_empty() {
             return Err(Error::type_error("range() takes no keyword arguments"));
@@ -193,7 +193,7 @@ impl Vm<'_> {
             && length == 0
             && (is_big(first) || rest.first().is_some_and(is_big))
         {
-            // `index` clamps integers beyond `i64`, so both ends may have become the same number.
+            // `index` clamps integers to `i64`, so two different ends may have become the same number.
             let (start, stop) = rest.first().map_or((&Value::Int(0), first), |stop| (first, stop));
             let forward = order(start, stop, "<")?;
             if forward == Some(if step > 0 { Ordering::Less } else { Ordering::Greater }) {
@@ -206,7 +206,7 @@ impl Vm<'_> {
         Ok(Value::Range(Rc::new(Range { start, stop, step, length })))
     }
 
-    /// Python's `dict`: builds a dict from a dict or an iterable of pairs, and from keyword arguments.
+    /// Builds a dict as Python's `dict` does: from a dict or an iterable of pairs, and from keyword arguments.
     fn build_dict(&mut self, args: Args) -> Result<IndexMap<Key, Value>> {
         if args.positional.len() > 1 {
             return Err(Error::type_error(format!("dict expected at most 1 argument, got {}", args.positional.len())));
@@ -237,7 +237,7 @@ impl Vm<'_> {
         Ok(map)
     }
 
-    /// `dict.fromkeys`.
+    /// Evaluates `dict.fromkeys`: builds a dict from an iterable of keys, all with the same value.
     pub(crate) fn dict_from_keys(&mut self, args: Args) -> Result<Value> {
         let [keys, value] = args.bind("fromkeys", ["/iterable", "/value"], 1)?;
         let value = value.unwrap_or(Value::None);

@@ -1,8 +1,8 @@
 //! Reports unknown filters and tests before rendering, as the reference does.
 //!
-//! The reference compiles a template first. An unknown name is an error at that point, unless it is used directly
-//! inside an `if`. In this module, `lenient` means inside an `if`: unknown names are accepted and fail only when they
-//! are executed.
+//! The reference compiles a template before it renders it. An unknown name is an error at that point, unless it is used
+//! directly inside an `if`. In this module, `lenient` means inside an `if`. Unknown names are accepted there and fail
+//! only when they are executed.
 
 use crate::ast::{Args, Body, Expr, ExprKind, Macro, Stmt, StmtKind};
 use crate::error::{Error, Result};
@@ -73,7 +73,7 @@ fn expr(value: &Expr, lenient: bool) -> Result<()> {
             pairs.iter().try_for_each(|(key, value)| expr(key, lenient).and_then(|()| expr(value, lenient)))
         }
         ExprKind::Unary(_, value) | ExprKind::Attr(value, _) => expr(value, lenient),
-        // The reference drops the second operand if a constant first operand decides the result.
+        // The reference drops the second operand if the first is constant and decides the result.
         ExprKind::And(pair) | ExprKind::Or(pair)
             if literal(&pair.0).is_some_and(|first| first == matches!(value.kind, ExprKind::Or(_))) =>
         {
@@ -114,7 +114,7 @@ fn expr(value: &Expr, lenient: bool) -> Result<()> {
     }
 }
 
-/// The truth value of a literal; `None` for other expressions.
+/// Returns the truth value of a literal, or `None` for other expressions.
 fn literal(value: &Expr) -> Option<bool> {
     match &value.kind {
         ExprKind::Const(value) => Some(Value::from_const(value).is_true()),

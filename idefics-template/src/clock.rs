@@ -10,12 +10,13 @@ pub struct Now {
 }
 
 impl Now {
-    /// The current time in UTC.
+    /// Returns the current time in UTC.
     pub fn utc() -> Self {
         Self::from(SystemTime::now())
     }
 
-    /// The wall-clock time `seconds` seconds after 1970-01-01 00:00:00, clamped to the years 1 to 9999 as in Python.
+    /// Returns the wall-clock time `seconds` seconds after 1970-01-01 00:00:00, clamped to the years 1 to 9999 as in
+    /// Python.
     pub fn from_seconds(seconds: i64) -> Self {
         // From 0001-01-01 00:00:00 to 9999-12-31 23:59:59.
         Self { seconds: seconds.clamp(-62_135_596_800, 253_402_300_799), micros: 0 }
@@ -27,7 +28,7 @@ impl Now {
 }
 
 impl From<SystemTime> for Now {
-    /// The time in UTC.
+    /// Converts a system time to the time in UTC.
     fn from(time: SystemTime) -> Self {
         let (seconds, micros) = match time.duration_since(UNIX_EPOCH) {
             Ok(after) => (i64::try_from(after.as_secs()).unwrap_or(i64::MAX), after.subsec_micros()),
@@ -66,7 +67,7 @@ struct Date {
 }
 
 impl Now {
-    /// The date in the proleptic Gregorian calendar. Source: Howard Hinnant, "chrono-Compatible Low-Level Date
+    /// Computes the date in the proleptic Gregorian calendar. Source: Howard Hinnant, "chrono-Compatible Low-Level Date
     /// Algorithms".
     fn date(self) -> Date {
         let days = self.seconds.div_euclid(86_400);
@@ -87,7 +88,7 @@ impl Now {
         Date { year, month, day, day_of_year, weekday: (days + 3).rem_euclid(7) }
     }
 
-    /// Python's `datetime.strftime` in the C locale, on top of the `strftime` of the GNU C library.
+    /// Formats the time as Python's `datetime.strftime` does in the C locale with the GNU C library.
     pub(crate) fn strftime(self, format: &str) -> String {
         // C strings end at the first null character.
         let format = format.split('\0').next().unwrap_or_default();
@@ -119,7 +120,8 @@ impl Now {
         self.directives(&plain, capacity).filter(|text| text.chars().count() < capacity).unwrap_or_default()
     }
 
-    /// The C library's `strftime`; `None` if a field is at least `capacity` characters wide.
+    /// Formats the time as `strftime` of the C library does. Returns `None` if a field is at least `capacity`
+    /// characters wide.
     fn directives(self, format: &str, capacity: usize) -> Option<String> {
         let mut text = String::new();
         let mut rest = format;
@@ -212,9 +214,9 @@ struct Field<'a> {
     other_case: bool,
     /// Minimum width in characters.
     width: usize,
-    /// `E` or `O`.
+    /// Modifier `E` (alternative era) or `O` (alternative digits).
     modifier: Option<char>,
-    /// The letter, or `None` at the end of the format.
+    /// The letter of the directive, or `None` at the end of the format.
     directive: Option<char>,
 }
 
@@ -272,7 +274,7 @@ impl<'a> Field<'a> {
         if upper { text.to_uppercase() } else { text }
     }
 
-    /// A number, padded to at least `digits` digits.
+    /// Formats a number, padded to at least `digits` digits.
     fn number(&self, value: i64, digits: usize) -> String {
         let width = digits.max(self.width);
         match self.fill {
@@ -282,7 +284,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A number padded to two characters with spaces.
+    /// Formats a number, padded with spaces to at least two characters.
     fn spaced(&self, value: i64) -> String {
         match self.fill {
             None => format!("{value:>width$}", width = self.width.max(2)),
@@ -299,7 +301,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// The ISO 8601 year and week; week 1 contains the first Thursday of the year.
+/// Returns the ISO 8601 year and week. Week 1 contains the first Thursday of the year.
 fn iso_week(date: &Date) -> (i64, i64) {
     let weeks_in = |year: i64| {
         let weekday_of_31_december = |year: i64| (year + year / 4 - year / 100 + year / 400) % 7;

@@ -1,6 +1,6 @@
 //! Formats floats as Python does.
 
-/// Python's `repr` of a float: the shortest decimal that parses to the same number.
+/// Formats a float as Python's `repr` does: the shortest decimal that parses to the same number.
 pub(crate) fn float_repr(number: f64) -> String {
     if let Some(text) = non_finite(number) {
         return text.to_owned();
@@ -10,7 +10,7 @@ pub(crate) fn float_repr(number: f64) -> String {
     format!("{sign}{}", layout(&digits, exponent, -4..16, true))
 }
 
-/// `inf`, `-inf` or `nan`; `None` for finite numbers.
+/// Returns `inf`, `-inf` or `nan`, or `None` for finite numbers.
 pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
     match number {
         _ if number.is_nan() => Some("nan"),
@@ -20,7 +20,7 @@ pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
     }
 }
 
-/// The shortest digits of a number that is not negative, and the decimal exponent of the first digit.
+/// Returns the shortest digits of a number that is not negative, and the decimal exponent of the first digit.
 fn shortest(number: f64) -> (String, i32) {
     let (digits, exponent) = split(&format!("{number:e}"));
     // If two shortest decimals are equally close, Python chooses the one with an even last digit.
@@ -36,8 +36,8 @@ fn split(text: &str) -> (String, i32) {
     (mantissa.replace('.', ""), exponent.parse().unwrap_or(0))
 }
 
-/// Positional notation if the exponent is in `positional`, otherwise scientific notation. With `point`, whole numbers
-/// in positional notation end in `.0`.
+/// Writes digits in positional notation if the exponent is in `positional`, otherwise in scientific notation. With
+/// `point`, whole numbers in positional notation end in `.0`.
 fn layout(digits: &str, exponent: i32, positional: std::ops::Range<i32>, point: bool) -> String {
     if !positional.contains(&exponent) {
         let (first, rest) = digits.split_at(1);
@@ -60,10 +60,10 @@ fn exponent_text(exponent: i32) -> String {
     format!("{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// No `f64` has more significant digits after the decimal point; the rest are zeros.
+/// Maximum number of computed digits after the decimal point. An `f64` has at most 1074; further digits are zeros.
 const MAX_DIGITS: usize = 1100;
 
-/// Format code `f`, for numbers that are not negative. `alternate` (`#`) keeps the decimal point at precision 0.
+/// Formats a number that is not negative with code `f`. `alternate` (`#`) keeps the decimal point at precision 0.
 pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
     let mut text = format!("{number:.*}", precision.min(MAX_DIGITS));
     text.extend(std::iter::repeat_n('0', precision.saturating_sub(MAX_DIGITS)));
@@ -73,7 +73,7 @@ pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
     text
 }
 
-/// Format code `e`, for numbers that are not negative. `alternate` (`#`) keeps the decimal point at precision 0.
+/// Formats a number that is not negative with code `e`. `alternate` (`#`) keeps the decimal point at precision 0.
 pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String {
     let text = format!("{number:.*e}", precision.min(MAX_DIGITS));
     let (mantissa, power) = text.split_once('e').unwrap_or((&text, "0"));
@@ -82,7 +82,7 @@ pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String
     format!("{mantissa}{zeros}{point}e{}", exponent_text(power.parse().unwrap_or(0)))
 }
 
-/// Format code `g`, for numbers that are not negative. `alternate` (`#`) keeps trailing zeros.
+/// Formats a number that is not negative with code `g`. `alternate` (`#`) keeps trailing zeros.
 pub(crate) fn general(number: f64, precision: usize, alternate: bool) -> String {
     let precision = precision.max(1);
     let (digits, power) = rounded(number, precision);
@@ -95,8 +95,8 @@ pub(crate) fn general(number: f64, precision: usize, alternate: bool) -> String 
     layout(&digits, power, -4..precision.min(1 << 20) as i32, false)
 }
 
-/// A float formatted with a precision but no format code: like `g`, but with at least one digit after the decimal
-/// point.
+/// Formats a float with a precision but without a format code: as with code `g`, but with at least one digit after the
+/// decimal point.
 pub(crate) fn precise(number: f64, precision: usize) -> String {
     let precision = precision.max(1);
     let (digits, power) = rounded(number, precision);
@@ -104,8 +104,8 @@ pub(crate) fn precise(number: f64, precision: usize) -> String {
     layout(&digits, power, -4..(precision.min(1 << 20) as i32 - i32::from(precision > 0)).max(1), true)
 }
 
-/// Rounds to `precision` significant digits. Returns the digits without trailing zeros, and the exponent of the first
-/// one.
+/// Rounds to `precision` significant digits. Returns the digits without trailing zeros, and the decimal exponent of the
+/// first digit.
 fn rounded(number: f64, precision: usize) -> (String, i32) {
     let (digits, power) = split(&format!("{number:.*e}", (precision - 1).min(MAX_DIGITS)));
     let kept = digits.trim_end_matches('0');

@@ -18,11 +18,11 @@ pub enum ErrorKind {
     Raised,
     /// The template exceeded one of its [`Limits`](crate::Limits).
     Limit,
-    /// The reference supports this, but this crate does not.
+    /// The template uses a feature that the reference supports but this crate does not.
     Unsupported,
 }
 
-/// An error while parsing or rendering a template: a message and the line of the template.
+/// An error while parsing or rendering a template, with a message and the line of the template.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}", self.0.message, self.location())]
 pub struct Error(Box<Inner>);
@@ -57,7 +57,7 @@ impl Error {
         Self::new(ErrorKind::Limit, message)
     }
 
-    /// Sets the line, unless an inner expression did so already.
+    /// Sets the line, unless an inner expression has already set it.
     pub(crate) fn at(mut self, line: u32) -> Self {
         if self.0.line == 0 {
             self.0.line = line;

@@ -45,7 +45,7 @@ impl Vm<'_> {
         value
     }
 
-    /// Evaluates the expression of `{{ … }}`.
+    /// Evaluates the expression of an output tag, `{{ … }}`.
     pub(crate) fn eval_output(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         if expr.is_constant {
             match self.fold(expr, scope) {
@@ -56,8 +56,8 @@ impl Vm<'_> {
         self.eval(expr, scope)
     }
 
-    /// Evaluates a constant as the reference does at compile time. If this fails, the reference evaluates the
-    /// expression at render time instead.
+    /// Evaluates a constant expression as the reference does at compile time. If this fails, the reference evaluates
+    /// the expression at render time instead.
     fn fold(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         self.folding = true;
         let value = self.eval(expr, scope);
@@ -65,11 +65,11 @@ impl Vm<'_> {
         value
     }
 
-    /// Evaluates a later operand of `and`, `or` or a comparison, or a branch. It may be non-constant even though the
-    /// whole expression counts as constant; then folding fails.
+    /// Evaluates a branch, or a later operand of `and`, `or` or a comparison. The operand may be non-constant although
+    /// the whole expression counts as constant. Constant folding then fails.
     fn eval_rest(&mut self, expr: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         match self.folding && !expr.is_constant {
-            true => Err(Error::value("not a constant")),
+            true => Err(Error::value("the operand is not a constant")),
             false => self.eval(expr, scope),
         }
     }
@@ -154,7 +154,7 @@ impl Vm<'_> {
             ExprKind::Filter(value, name, args) => {
                 let value = match value {
                     Some(value) => self.eval(value, scope)?,
-                    None => return Err(Error::value("the filter has no value")),
+                    None => return Err(Error::value("the filter has no value to work on")),
                 };
                 let args = self.eval_args(args, scope)?;
                 self.call_filter(name, value, args)
@@ -182,7 +182,7 @@ impl Vm<'_> {
         Value::dict(map, &mut self.budget)
     }
 
-    /// `~`: converts all operands to text and concatenates them.
+    /// Evaluates `~`: converts all operands to text and concatenates them.
     #[inline(never)]
     fn eval_concat(&mut self, parts: &[Expr], scope: &Rc<Scope>) -> Result<Value> {
         let values = self.eval_all(parts, scope)?;
@@ -235,7 +235,7 @@ impl Vm<'_> {
         self.eval_args_with(args, scope, None)
     }
 
-    /// Like `eval_args`, with the body of a `call` block as the keyword argument `caller`.
+    /// Evaluates arguments. `caller`, the body of a `call` block, becomes a keyword argument of that name.
     fn eval_args_with(&mut self, args: &ast::Args, scope: &Rc<Scope>, caller: Option<Value>) -> Result<Args> {
         let mut values = Args { positional: self.eval_all(&args.positional, scope)?, named: Vec::new() };
         for (name, value) in &args.named {
@@ -291,8 +291,8 @@ impl Vm<'_> {
         self.call(&callee, args)
     }
 
-    /// Follows the attributes and items in `parts`, as filters do for `attribute=`. Undefined results are replaced by
-    /// `default`, if there is one.
+    /// Looks up the attributes and items in `parts` one after the other, as filters do for `attribute=`. Replaces
+    /// undefined results by `default`, if there is one.
     pub(crate) fn attribute(&mut self, value: &Value, parts: &[Value], default: Option<&Value>) -> Result<Value> {
         let mut value = value.clone();
         for part in parts {
@@ -327,20 +327,20 @@ impl Vm<'_> {
         self.object(Object::Iter { iter: iter.into(), name })
     }
 
-    /// `soft_str`: strings are kept, including whether they are escaped; other values are converted to text.
+    /// Converts a value to text as `soft_str` of markupsafe does. Strings are kept, including whether they are escaped.
     pub(crate) fn soft(&mut self, value: &Value) -> Result<crate::value::Text> {
         soft_text(value, &mut self.budget)
     }
 }
 
-/// The error for an infinite or NaN constant: the reference writes constants to its compiled code, where `inf` and
-/// `nan` are undefined names.
+/// Creates the error for an infinite or NaN constant. The reference writes constants to its compiled code, where `inf`
+/// and `nan` are undefined names.
 fn non_finite_constant() -> Error {
     Error::value("name 'inf' is not defined: constants must be finite")
 }
 
-/// Whether the reference can write a constant to its compiled code. `None` if it would not try, because the value has
-/// no literal form.
+/// Whether the reference can write a constant to its compiled code. It cannot write infinite and NaN numbers. `None` if
+/// the value has no literal form, so that the reference does not try.
 fn has_literal_form(value: &Value) -> Option<bool> {
     fn all<'a>(mut items: impl Iterator<Item = &'a Value>) -> Option<bool> {
         items.try_fold(true, |all, item| has_literal_form(item).map(|item| all && item))

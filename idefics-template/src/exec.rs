@@ -112,11 +112,11 @@ impl Vm<'_> {
                     return Ok(flow);
                 }
                 let value = self.buffered(text)?;
-                // The result is written without escaping, and it must be a string.
+                // The result is written without escaping. It must be a string.
                 match self.filter_chain(filter, value, &inner)? {
                     Value::Str(text) => self.write(&text.text)?,
                     other => {
-                        return Err(Error::type_error(format!("filter block gave {}, not a str", other.type_name())));
+                        return Err(Error::type_error(format!("filter block gave {}, not text", other.type_name())));
                     }
                 }
             }
@@ -175,7 +175,7 @@ impl Vm<'_> {
         self.call_filter(name, value, args).map_err(|error| error.at(filter.line))
     }
 
-    /// Checks that attribute targets belong to namespaces. This happens before the value is evaluated.
+    /// Checks that a target `name.attribute` belongs to a namespace. This happens before the value is evaluated.
     fn check_target(&mut self, target: &Target, scope: &Rc<Scope>) -> Result<()> {
         match target {
             Target::Name(_) => Ok(()),
@@ -293,7 +293,7 @@ impl Vm<'_> {
                 Flow::Break => break,
             }
         }
-        // As in the reference, `else` runs unless at least one iteration ran to its end.
+        // As in the reference, the `else` body runs unless at least one iteration ran to its end.
         if !completed {
             self.exec(&statement.otherwise, &Scope::inside(scope))?;
         }

@@ -10,14 +10,14 @@ use crate::repr::{ascii, repr, to_str};
 use crate::value::{Text, Value};
 use crate::vm::Vm;
 
-/// `format.format(*args)`.
+/// Evaluates `format.format(*args)`.
 pub(crate) fn format(vm: &mut Vm, format: &Text, args: &Args) -> Result<Value> {
     let mut formatter = Formatter { vm, args, mapping: None, automatic: Some(0), safe: format.safe };
     let text = formatter.run(&format.text, 3)?;
     Ok(Value::text(text, format.safe))
 }
 
-/// `format.format_map(mapping)`.
+/// Evaluates `format.format_map(mapping)`.
 pub(crate) fn format_map(vm: &mut Vm, format: &Text, mapping: &Value) -> Result<Value> {
     let args = Args::default();
     let mut formatter = Formatter { vm, args: &args, mapping: Some(mapping), automatic: Some(0), safe: format.safe };
@@ -183,19 +183,19 @@ impl Formatter<'_, '_> {
                 })
             }
             (None, Some(Value::Dict(dict))) => {
-                dict.map.get(name).cloned().ok_or_else(|| Error::value(format!("KeyError: '{name}'")))
+                dict.map.get(name).cloned().ok_or_else(|| Error::value(format!("the mapping has no key '{name}'")))
             }
             (None, Some(Value::Undefined(undefined))) => Err(undefined.error()),
             (None, Some(other)) => Err(Error::type_error(format!("{} indices must be integers", other.type_name()))),
             (None, None) => {
                 let found = self.args.named.iter().find(|(known, _)| **known == *name);
-                found.map(|(_, value)| value.clone()).ok_or_else(|| Error::value(format!("KeyError: '{name}'")))
+                found.map(|(_, value)| value.clone()).ok_or_else(|| Error::value(format!("missing argument '{name}'")))
             }
         }
     }
 }
 
-/// The position of the brace that closes a field.
+/// Returns the byte offset of the brace that closes a field.
 fn field_end(text: &str) -> Option<usize> {
     let mut open = 1;
     let mut bracket = false;
@@ -219,7 +219,7 @@ fn field_end(text: &str) -> Option<usize> {
     None
 }
 
-/// A field name or item key: an integer if it consists of digits, otherwise a string.
+/// Converts a field name or item key: to an integer if it consists of digits, otherwise to a string.
 fn key(text: &str) -> Value {
     match text.bytes().all(|byte| byte.is_ascii_digit()) {
         true if !text.is_empty() => text.parse().map_or_else(|_| Value::str(text), Value::Int),

@@ -26,7 +26,7 @@ struct Spec {
     kind: Option<char>,
 }
 
-/// Python's `format`.
+/// Formats a value as Python's `format` does.
 pub(crate) fn format_value(value: &Value, spec: &str, budget: &mut Budget) -> Result<String> {
     budget.scan(spec.len())?;
     if spec.is_empty() {
@@ -47,7 +47,7 @@ pub(crate) fn format_value(value: &Value, spec: &str, budget: &mut Budget) -> Re
             None | Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | 'n' | '%') => spec.float(*number),
             Some(kind) => return Err(unknown(kind)),
         },
-        // Bools are formatted as integers. Only an empty specification, handled above, writes `True` or `False`.
+        // Bools are formatted as integers. Only the empty specification, handled above, writes `True` or `False`.
         (value, kind) => match kind {
             Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%') => spec.float(to_float(value)?.unwrap_or_default()),
             None | Some('b' | 'c' | 'd' | 'n' | 'o' | 'x' | 'X') => {
@@ -203,8 +203,8 @@ impl Spec {
         self.number(negative, "", &body[..end], &format!("{}{percent}", &body[end..]), 3)
     }
 
-    /// Sign, prefix, grouped digits and `rest` (the fraction, exponent or percent sign), padded. Groups have `every`
-    /// digits.
+    /// Joins sign, prefix, grouped digits and `rest` (the fraction, exponent or percent sign), and pads the result.
+    /// Groups have `every` digits.
     fn number(&self, negative: bool, prefix: &str, digits: &str, rest: &str, every: usize) -> String {
         let sign = match (negative, self.sign) {
             (true, _) => "-",
@@ -213,7 +213,7 @@ impl Spec {
             (false, _) => "",
         };
         let head = format!("{sign}{prefix}");
-        // Zero padding is grouped together with the digits.
+        // Zeros that pad the number are grouped together with its digits.
         let zero_width = match self.fill == '0' && self.align == Some('=') {
             true => self.width.saturating_sub(head.len() + rest.len()),
             false => 0,

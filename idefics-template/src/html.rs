@@ -39,7 +39,7 @@ pub(crate) fn strip_tags(text: &str) -> String {
     unescape(&words.join(" "))
 }
 
-/// The characters for the numeric entities 128 to 159 (windows-1252).
+/// The characters of the numeric entities 128 to 159, as in windows-1252.
 const WINDOWS: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
 
 /// Supported named entities: those of XML and the common ones of HTML.
@@ -86,7 +86,7 @@ const ENTITIES: [(&str, &str); 40] = [
     ("egrave", "è"),
 ];
 
-/// Python's `html.unescape`, limited to the named entities above.
+/// Decodes entities as Python's `html.unescape` does, but only the named entities above.
 pub(crate) fn unescape(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -107,7 +107,7 @@ pub(crate) fn unescape(text: &str) -> String {
     plain + rest
 }
 
-/// Decodes the entity at the start of `text`, after its `&`. Returns the characters and the entity's length in bytes.
+/// Decodes an entity. `text` starts after its `&`. Returns the characters, and the length of the entity in bytes.
 fn entity(text: &str) -> Option<(String, usize)> {
     if let Some(number) = text.strip_prefix('#') {
         let (digits, radix, skip) = match number.strip_prefix(['x', 'X']) {

@@ -12,7 +12,7 @@ use crate::vm::Vm;
 #[derive(Debug)]
 pub(crate) enum Iter {
     Empty,
-    /// The items in the range `next..end`, or in reverse order.
+    /// The items of `seq` in the range `next..end`, from the end if `reversed`.
     Items {
         seq: Rc<Seq>,
         next: usize,
@@ -41,11 +41,11 @@ pub(crate) enum Iter {
     Lazy(Box<Lazy>),
     /// A generator that raises an exception when it is read.
     Fails(Error),
-    /// An iterator object, which may also be read elsewhere.
+    /// An iterator object. Other expressions may read from it too.
     Shared(Rc<Object>),
 }
 
-/// Applies a filter to each item when the item is read.
+/// An iterator that applies a filter to each item when the item is read.
 #[derive(Debug)]
 pub(crate) struct Lazy {
     pub(crate) source: Iter,
@@ -59,7 +59,7 @@ pub(crate) enum LazyStep {
     /// `map(attribute=…, default=…)`: the attribute path, and the value for missing attributes.
     Attribute(Vec<Value>, Option<Value>),
     /// `select`, `reject`, `selectattr` and `rejectattr`: the attribute to test, the test (truthiness if `None`), and
-    /// whether to keep the items that fail it.
+    /// whether to keep the items for which the test fails.
     Select { attribute: Vec<Value>, test: Option<(Arc<str>, Args)>, rejects: bool },
 }
 
@@ -69,7 +69,7 @@ impl Iter {
         Self::Items { seq, next: 0, end, reversed: false }
     }
 
-    /// Python's `iter`.
+    /// Creates an iterator over a value, as Python's `iter` does.
     pub(crate) fn new(value: &Value) -> Result<Self> {
         Self::directed(value, false).ok_or_else(|| match value {
             Value::Undefined(undefined) => undefined.error(),
@@ -77,7 +77,7 @@ impl Iter {
         })
     }
 
-    /// Python's `reversed`.
+    /// Creates an iterator over a value in reverse order, as Python's `reversed` does.
     pub(crate) fn reversed(value: &Value) -> Result<Self> {
         value.defined()?;
         let shared = matches!(value, Value::Object(_));

@@ -1,4 +1,5 @@
-//! `tojson`, which is `json.dumps` in Transformers: unlike Jinja2's own filter, it does not escape HTML characters.
+//! The filter `tojson`. As in Transformers, it calls `json.dumps` and does not escape HTML characters, which Jinja2's
+//! own filter does.
 
 use crate::args::Args;
 use crate::budget::Budget;
@@ -19,13 +20,13 @@ struct Options {
     limit: usize,
 }
 
-/// The filter. Source: `tojson` in `_cached_compile_jinja_template`.
+/// Evaluates the filter `tojson`. Source: `tojson` in `_cached_compile_jinja_template`.
 pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
     let is_string = value.as_str().is_some();
     let indent = match indent.unwrap_or(Value::None) {
-        // `indent` does not apply to a single string, and is not checked.
+        // `indent` does not apply to a single string, so its value is not checked.
         _ if is_string => None,
         Value::None => None,
         Value::Str(text) => Some(text.text.to_string()),
@@ -37,13 +38,13 @@ pub(crate) fn to_json(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let (item_separator, key_separator) = match separators.unwrap_or(Value::None) {
         Value::None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        // Separators do not apply to a single string, so any pair is accepted.
+        // `separators` does not apply to a single string, so any two items are accepted.
         Value::List(seq) | Value::Tuple(seq) if is_string && seq.items.len() == 2 => Default::default(),
         Value::List(seq) | Value::Tuple(seq) => match &seq.items[..] {
             [Value::Str(item), Value::Str(key)] => (item.text.to_string(), key.text.to_string()),
             _ => return Err(Error::type_error("tojson() argument 'separators' must be a pair of strings")),
         },
-        // Python also unpacks a string of two characters.
+        // Python also unpacks a string of two characters into two separators.
         Value::Str(text) if text.chars() == 2 => {
             let mut characters = text.text.chars().map(String::from);
             (characters.next().unwrap_or_default(), characters.next().unwrap_or_default())
@@ -149,7 +150,7 @@ fn separate(after_item: bool, options: &Options, depth: usize, out: &mut String)
 fn new_line(options: &Options, depth: usize, out: &mut String) {
     if let Some(indent) = &options.indent {
         out.push('\n');
-        // Once the limit is exceeded, the next `write` fails; until then, add nothing more.
+        // Adds nothing once the limit is exceeded. The next `write` then fails.
         if out.len() <= options.limit {
             out.extend(std::iter::repeat_n(indent.as_str(), depth));
         }

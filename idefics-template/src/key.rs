@@ -28,7 +28,7 @@ impl Key {
     }
 }
 
-/// Checks that a value is hashable. Lists, dicts and slices are not.
+/// Checks that a value is hashable. Lists, dicts, slices and the views of keys and items are not.
 pub(crate) fn check_hashable(value: &Value) -> Result<()> {
     match value {
         Value::List(_) | Value::Dict(_) | Value::View(View::Keys | View::Items, _) | Value::Slice(_) => {
@@ -56,7 +56,7 @@ impl Equivalent<Key> for str {
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match &self.0 {
-            // Must equal the hash of `str`, so that a dict can be queried with a `&str`.
+            // Equals the hash of `str`, so that a dict can be queried with a `&str`.
             Value::Str(text) => text.text.hash(state),
             Value::Bool(value) => i64::from(*value).hash(state),
             Value::Int(number) => number.hash(state),
@@ -67,7 +67,7 @@ impl Hash for Key {
             },
             Value::Tuple(seq) => seq.items.iter().for_each(|item| Self(item.clone()).hash(state)),
             Value::Object(object) => match &**object {
-                // Equal objects may have different addresses.
+                // Two equal methods or functions may be different objects, so their addresses are not hashed.
                 Object::Method { name, .. } => name.hash(state),
                 Object::Function(function) => std::mem::discriminant(function).hash(state),
                 _ => Rc::as_ptr(object).hash(state),
@@ -77,7 +77,7 @@ impl Hash for Key {
     }
 }
 
-/// Python's `==`.
+/// Whether two values are equal by Python's `==`.
 pub(crate) fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
@@ -106,7 +106,8 @@ pub(crate) fn equal(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// Compares items by identity first, as Python does, so that a list that contains NaN equals itself.
+/// Whether two items are the same object or equal. Python compares items this way, so a list that contains NaN equals
+/// itself.
 fn same_or_equal(left: &Value, right: &Value) -> bool {
     is_same(left, right) || equal(left, right)
 }
@@ -122,7 +123,7 @@ fn equal_dicts(left: &Dict, right: &Dict) -> bool {
         && left.map.iter().all(|(key, value)| right.map.get(key).is_some_and(|other| same_or_equal(value, other)))
 }
 
-/// Python's `is`.
+/// Whether two values are the same object by Python's `is`.
 pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
     match (left, right) {
         (Value::Undefined(left), Value::Undefined(right)) => Rc::ptr_eq(left, right),
@@ -141,7 +142,7 @@ pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// The order of two numbers: `Some(None)` if one is NaN, `None` if one is not a number.
+/// Returns the order of two numbers: `Some(None)` if one is NaN, `None` if one is not a number.
 fn compare_numbers(left: &Value, right: &Value) -> Option<Option<Ordering>> {
     let whole = |value: &Value| match value {
         Value::Bool(value) => Some(i64::from(*value)),
@@ -185,7 +186,7 @@ fn compare_float(left: f64, right: &BigInt) -> Option<Ordering> {
     }
 }
 
-/// The order of two values; `None` if they are unordered, like NaN. `operator` is used in the error message.
+/// Returns the order of two values, or `None` if they are unordered, like NaN. `operator` is used in the error message.
 pub(crate) fn order(left: &Value, right: &Value, operator: &str) -> Result<Option<Ordering>> {
     left.defined()?;
     right.defined()?;

@@ -26,7 +26,7 @@ pub(crate) enum Token {
     End,
 }
 
-/// The tokens of a template with their line numbers. The last one is [`Token::End`].
+/// Returns the tokens of a template with their line numbers. The last token is [`Token::End`].
 pub(crate) fn tokenize(source: &str) -> Result<Vec<(u32, Token)>> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = source.strip_suffix('\n').unwrap_or(&source);
@@ -45,7 +45,7 @@ struct Lexer<'a> {
     line_starts: bool,
 }
 
-/// Longer operators come first, so that they match first.
+/// The operators, the longer ones first: the lexer takes the first that matches.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
     ":", "|", ",", ";",
@@ -99,7 +99,8 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Emits the text before a tag. The tag's sign (`-` or `+`) and `lstrip` determine how its end is stripped.
+    /// Emits the text before a tag. The sign of the tag (`-` or `+`) and `lstrip` determine how the end of the text is
+    /// stripped.
     fn text(&mut self, text: &'a str, sign: Option<char>, lstrip: bool) {
         let mut kept = text;
         match sign {
@@ -306,7 +307,7 @@ fn raw_begin(after: &str) -> Option<usize> {
     Some(after.len() - text.len())
 }
 
-/// The length of a run of decimal digits, with single `_` allowed between digits.
+/// Returns the length of the run of decimal digits at the start of `text`. A single `_` is allowed between digits.
 fn digits_end(text: &str) -> Option<usize> {
     let mut end = 0;
     for (index, byte) in text.bytes().enumerate() {
@@ -319,7 +320,8 @@ fn digits_end(text: &str) -> Option<usize> {
     (end > 0).then_some(end)
 }
 
-/// The length of a run of digits in base `radix`, with one `_` allowed before each digit.
+/// Returns the length of the run of digits in base `radix` at the start of `text`. One `_` is allowed before each
+/// digit.
 fn prefixed_end(text: &str, radix: u32) -> Option<usize> {
     let mut end = 0;
     for (index, byte) in text.bytes().enumerate() {

@@ -29,7 +29,7 @@ fn number(value: &Value) -> Option<Number> {
     })
 }
 
-/// Converts a number to the nearest float; `None` if the value is not a number.
+/// Converts a number to the nearest float. Returns `None` if the value is not a number.
 pub(crate) fn to_float(value: &Value) -> Result<Option<f64>> {
     Ok(Some(match number(value) {
         None => return Ok(None),
@@ -55,7 +55,7 @@ pub(crate) fn is_number(value: &Value) -> bool {
     number(value).is_some()
 }
 
-/// Applies an operator to two numbers, as floats if either of them is a float. `None` if one is not a number.
+/// Applies an operator to two numbers, as floats if either is a float. Returns `None` if one of them is not a number.
 pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Result<Option<Value>> {
     let (Some(left_number), Some(right_number)) = (number(left), number(right)) else { return Ok(None) };
     let result = match (&left_number, &right_number) {
@@ -74,7 +74,8 @@ pub(crate) fn arithmetic(operator: BinaryOp, left: &Value, right: &Value) -> Res
     bigint_op(operator, &left, &right).map(Some)
 }
 
-/// Integer operations that fit an `i64`. `None` on overflow, division by zero, and for `/` and `**`.
+/// Applies an operator to two integers if the result fits an `i64`. Returns `None` on overflow, division by zero, and
+/// for `/` and `**`.
 fn int_op(operator: BinaryOp, left: i64, right: i64) -> Option<Value> {
     let floor = |left: i64, right: i64| {
         let quotient = left.checked_div(right)?;
@@ -134,16 +135,16 @@ fn bigint_op(operator: BinaryOp, left: &BigInt, right: &BigInt) -> Result<Value>
     Ok(Value::int(result))
 }
 
-/// The quotient of two integers as a correctly rounded float.
+/// Divides two integers. Returns the quotient as a correctly rounded float.
 fn divide(left: &BigInt, right: &BigInt) -> Result<Value> {
     const EXACT: u64 = 53;
     if left.bits() <= EXACT && right.bits() <= EXACT {
         return Ok(Value::Float(left.to_f64().unwrap_or_default() / right.to_f64().unwrap_or_default()));
     }
-    // Shift so that the quotient has at least 64 bits. A sticky bit below them records a non-zero remainder.
+    // Shifts so that the quotient has at least 64 bits. A sticky bit below them records a non-zero remainder.
     let shift = (right.bits() as i64 - left.bits() as i64 + 66).max(0) as u64;
     let (quotient, rest) = (left.abs() << shift).div_rem(&right.abs());
-    // Keep 66 bits, so that the conversion to a float does not overflow.
+    // Keeps 66 bits, so that the conversion to a float does not overflow.
     let extra = quotient.bits().saturating_sub(66);
     let kept: BigInt = &quotient >> extra;
     let is_exact = rest.is_zero() && (&kept << extra) == quotient;
@@ -174,7 +175,7 @@ fn float_op(operator: BinaryOp, left: f64, right: f64) -> Result<Value> {
     }))
 }
 
-/// Source: `_float_div_mod` in `Objects/floatobject.c`.
+/// Computes the floored quotient and the remainder of two floats. Source: `_float_div_mod` in `Objects/floatobject.c`.
 fn divmod(left: f64, right: f64) -> (f64, f64) {
     let mut rest = left % right;
     let mut quotient = (left - rest) / right;

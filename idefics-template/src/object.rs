@@ -34,7 +34,7 @@ pub(crate) enum Undefined {
 }
 
 impl Undefined {
-    /// The error raised when the value is used.
+    /// Creates the error that is raised when the undefined value is used.
     pub(crate) fn error(&self) -> Error {
         let object =
             |type_name: &str| if type_name == "NoneType" { "None".to_owned() } else { format!("{type_name} object") };
@@ -68,8 +68,8 @@ pub(crate) enum Object {
     },
     Loop(RefCell<Loop>),
     Macro(MacroObject),
-    /// A generator or iterator, which can be read once. `name` is the Python type of an iterator, or the function of
-    /// a generator.
+    /// A generator or iterator, which can be read once. `name` is the Python type of the iterator, or the Python
+    /// function that creates the generator.
     Iter {
         iter: RefCell<Iter>,
         name: &'static str,
@@ -80,9 +80,9 @@ pub(crate) enum Object {
         name: Arc<str>,
     },
     Function(Function),
-    /// `self`. Its attributes are the blocks of the template.
+    /// The variable `self`. Its attributes are the blocks of the template.
     Template,
-    /// A block, for example `self.title`. Calling it renders the block.
+    /// A block of the template, for example `self.title`. Calling it renders the block.
     Block(Arc<str>),
 }
 
@@ -118,20 +118,20 @@ impl Function {
 #[derive(Debug)]
 pub(crate) struct MacroObject {
     pub(crate) declared: Arc<Macro>,
-    /// Whether autoescape is on where the macro is defined. `None` if it depends on a variable: then the setting at
-    /// the call applies.
+    /// Whether autoescape is on where the macro is defined. `None` if that depends on a variable. The setting at the
+    /// call then applies.
     pub(crate) autoescape: Option<bool>,
     /// The scope in which the macro is defined. Cleared when rendering ends.
     pub(crate) scope: RefCell<Option<Rc<Scope>>>,
 }
 
-/// `loop`. Source: `jinja2.runtime.LoopContext`.
+/// The state of a loop, which templates access as `loop`. Source: `jinja2.runtime.LoopContext`.
 #[derive(Debug)]
 pub(crate) struct Loop {
     pub(crate) iter: Iter,
     /// Number of items, if known.
     pub(crate) length: Option<usize>,
-    /// The item that was read ahead, if any; `Some(None)` means that there are no more items.
+    /// The item that was read ahead. `None` if no item was read ahead, `Some(None)` if there are no more items.
     pub(crate) lookahead: Option<Option<Value>>,
     pub(crate) current: Option<Value>,
     pub(crate) previous: Option<Value>,
@@ -139,13 +139,12 @@ pub(crate) struct Loop {
     pub(crate) yielded: usize,
     pub(crate) last_changed: Option<Vec<Value>>,
     pub(crate) depth: usize,
-    /// The statement and its scope, if the loop is recursive: `loop(…)` runs it again.
+    /// The statement and its scope if the loop is recursive. `loop(…)` runs the statement again.
     pub(crate) recursive: Option<(Arc<For>, Rc<Scope>)>,
 }
 
 impl Object {
-    /// Whether `name` is the function of a generator rather than an iterator type. Generators are named after the
-    /// Python function of the filter.
+    /// Whether `name` is the Python function of a generator, rather than the type of an iterator.
     pub(crate) fn is_generator(name: &str) -> bool {
         name.contains("do_") || name == "select_or_reject"
     }
@@ -167,7 +166,7 @@ impl Object {
         }
     }
 
-    /// Nesting depth of the value. Objects that are cleared when rendering ends count as 0.
+    /// Returns the nesting depth of the value. Objects that are cleared when rendering ends count as 0.
     pub(crate) fn depth(&self) -> u32 {
         match self {
             Self::Method { receiver, .. } => receiver.depth() + 1,

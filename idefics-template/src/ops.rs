@@ -95,7 +95,7 @@ fn repeated(items: &[Value], count: usize) -> Vec<Value> {
     std::iter::repeat_n(items, count).flatten().cloned().collect()
 }
 
-/// `+number`. Converts a bool to an integer.
+/// Evaluates `+number`. Converts a bool to an integer.
 pub(crate) fn positive(value: &Value) -> Result<Value> {
     match value {
         Value::Bool(value) => Ok(Value::Int(i64::from(*value))),
@@ -103,7 +103,7 @@ pub(crate) fn positive(value: &Value) -> Result<Value> {
     }
 }
 
-/// Python's `item in container`.
+/// Evaluates Python's `item in container`.
 pub(crate) fn contains(vm: &mut Vm, container: &Value, item: &Value) -> Result<bool> {
     let find = |items: &[Value]| items.iter().any(|other| crate::key::is_same(other, item) || equal(other, item));
     match container {
@@ -159,7 +159,7 @@ pub(crate) fn contains(vm: &mut Vm, container: &Value, item: &Value) -> Result<b
     }
 }
 
-/// The index of a number in a range.
+/// Returns the index of a number in a range, or `None` if the range does not contain it.
 pub(crate) fn position(range: &Range, number: i64) -> Option<usize> {
     let distance = i128::from(number) - i128::from(range.start);
     let step = i128::from(range.step);
@@ -195,7 +195,7 @@ fn slice_bounds(parts: &[Value; 3], length: usize) -> Result<(i64, usize, i64)> 
     Ok((start, count as usize, step))
 }
 
-/// `value[start:stop:step]`.
+/// Evaluates `value[start:stop:step]`.
 #[inline(never)]
 pub(crate) fn slice(vm: &mut Vm, value: &Value, parts: &Rc<[Value; 3]>) -> Result<Value> {
     value.defined()?;

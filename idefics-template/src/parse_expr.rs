@@ -15,7 +15,7 @@ impl Parser {
         Ok(value)
     }
 
-    /// One expression, or a tuple without parentheses.
+    /// Parses one expression, or a tuple without parentheses.
     pub(crate) fn tuple(&mut self, with_condition: bool, in_brackets: bool) -> Result<Expr> {
         let line = self.line();
         let mut items = Vec::new();

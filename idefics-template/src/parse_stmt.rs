@@ -129,7 +129,7 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filter, self.statements_to("endset")?))
     }
 
-    /// Parses `|name(…)|name…`, the filters of a `set` block.
+    /// Parses the filters of a `set` block, as in `|name(…)|name…`.
     fn filter_expr_chain(&mut self) -> Result<Expr> {
         self.expect_operator("|")?;
         self.filter_chain(None)
@@ -156,7 +156,7 @@ impl Parser {
         Ok(name)
     }
 
-    /// Parses the parameters, if any, and the body of a macro.
+    /// Parses the body of a macro, and before it the parameters, if there are any.
     fn macro_body(&mut self, name: Option<Name>, end: &str) -> Result<Macro> {
         let line = self.line();
         let params = match name.is_some() || self.is_operator("(") {
@@ -199,12 +199,12 @@ impl Parser {
             if params.iter().any(|(other, _)| *other == name) {
                 return Err(Error::syntax(format!("duplicate argument '{name}'"), line));
             }
-            // For enclosing macros, the name no longer counts as special.
+            // A parameter counts as set, so enclosing macros no longer treat its name as special.
             self.note_store(&name);
             let default = match self.skip_operator("=") {
                 true => Some(self.expression(true)?),
                 false if params.last().is_some_and(|(_, default)| default.is_some()) => {
-                    return Err(Error::syntax("argument without default after one with default", line));
+                    return Err(Error::syntax("an argument without a default follows one with a default", line));
                 }
                 false => None,
             };
@@ -249,7 +249,7 @@ impl Parser {
         Ok(StmtKind::Block(block, scoped))
     }
 
-    /// Parses a statement that loads a template. As in the reference, it fails only when it is executed.
+    /// Parses a statement that loads a template. As in the reference, the statement fails only when it is executed.
     fn load(&mut self, tag: &str) -> Result<StmtKind> {
         self.expression(true)?;
         match tag {
@@ -280,7 +280,7 @@ impl Parser {
             }
             let line = self.line();
             if self.store_name()?.starts_with('_') {
-                return Err(Error::syntax("names starting with an underline can not be imported", line));
+                return Err(Error::syntax("names that start with an underscore cannot be imported", line));
             }
             names += 1;
             if self.skip_name("as") {
@@ -308,14 +308,14 @@ fn writes_loop(target: &Target) -> bool {
     }
 }
 
-/// Whether a statement inside a loop assigns to `loop`. Inner loops have been checked already.
+/// Whether a statement inside a loop assigns to `loop`. Loops inside the statement have been checked already.
 fn assigns_loop(stmt: &Stmt) -> bool {
     let any = |body: &Body| body.iter().any(assigns_loop);
     match &stmt.kind {
         StmtKind::Set(target, _) => writes_loop(target),
         StmtKind::SetBlock(target, _, body) => writes_loop(target) || any(body),
         StmtKind::If(branches, otherwise) => branches.iter().any(|(_, body)| any(body)) || any(otherwise),
-        // `with` declares its targets in a new scope, so they may be named `loop`.
+        // `with` declares its targets in a new scope, so a target may be named `loop`.
         StmtKind::With(_, body) => any(body),
         StmtKind::Block(block, _) => any(&block.body),
         StmtKind::Filter(_, body) | StmtKind::Autoescape(_, body) | StmtKind::Generation(body, _) => any(body),

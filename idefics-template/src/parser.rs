@@ -1,5 +1,5 @@
-//! The parser's state, token access, bodies and nesting limits. Statements, expressions and targets are parsed in
-//! separate files.
+//! The state of the parser, access to its tokens, bodies, and nesting limits. Statements, expressions and targets are
+//! parsed in separate files.
 //!
 //! Source: `jinja2.parser.Parser`.
 
@@ -11,7 +11,7 @@ use crate::lexer::{Token, tokenize};
 
 /// Maximum depth of an expression tree. Each operator of a chain such as `1 + 1 + 1` adds a level.
 const MAX_EXPR_DEPTH: u32 = 160;
-/// Maximum recursion depth of the expression parser: nested brackets, `not`, unary operators and `else`.
+/// Maximum recursion depth of the expression parser. Nested brackets, `not`, unary operators and `else` add a level.
 const MAX_NESTED_EXPRS: u32 = 64;
 
 pub(crate) struct Parser {
@@ -19,11 +19,11 @@ pub(crate) struct Parser {
     pub(crate) position: usize,
     pub(crate) nested_statements: u32,
     pub(crate) nested_exprs: u32,
-    /// The uses of special names in each enclosing macro, the innermost last.
+    /// The special names that each enclosing macro uses, the innermost macro last.
     pub(crate) uses: Vec<Uses>,
     pub(crate) blocks: Vec<Arc<Block>>,
-    /// For each enclosing loop or macro body, whether it is a loop; the innermost last. Decides where `break` is
-    /// allowed.
+    /// For each enclosing loop or macro body, whether it is a loop; the innermost last. `break` is allowed only
+    /// directly inside a loop.
     pub(crate) loops: Vec<bool>,
 }
 
@@ -120,7 +120,7 @@ impl Parser {
         }
     }
 
-    /// The error for an unexpected current token.
+    /// Creates the error for an unexpected current token.
     pub(crate) fn expected(&self, what: &str) -> Error {
         Error::syntax(format!("expected {what}, got {}", describe(self.peek())), self.line())
     }
@@ -166,8 +166,8 @@ impl Parser {
         }
     }
 
-    /// Parses statements up to a tag named in `ends`, and leaves the tag's name as the next token. If `ends` is
-    /// empty, parses up to the end of the template.
+    /// Parses statements up to a tag named in `ends`. The name of that tag is then the next token. If `ends` is empty,
+    /// parses up to the end of the template.
     fn body(&mut self, ends: &[&str]) -> Result<Body> {
         let mut body = Body::new();
         loop {
@@ -220,7 +220,7 @@ impl Parser {
         self.body(ends)
     }
 
-    /// Like `statements`, and also consumes the name of the closing tag.
+    /// Parses like `statements` with a single closing tag, and also consumes the name of that tag.
     pub(crate) fn statements_to(&mut self, end: &str) -> Result<Body> {
         let body = self.statements(&[end])?;
         self.position += 1;
@@ -247,7 +247,7 @@ pub(crate) fn describe(token: &Token) -> String {
     }
 }
 
-/// The error for statements that need a template loader.
+/// Creates the error for a statement that needs a template loader.
 pub(crate) fn no_loader(tag: &str) -> Error {
     Error::new(ErrorKind::Unsupported, format!("{{% {tag} %}} is not supported: it loads another template"))
 }

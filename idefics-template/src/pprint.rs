@@ -21,7 +21,7 @@ pub(crate) fn pprint(vm: &mut Vm, value: &Value) -> Result<Value> {
     vm.string(out)
 }
 
-/// A copy of the value in which all dicts are sorted by key.
+/// Returns a copy of the value in which all dicts are sorted by key.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::List(seq) => Value::List(Rc::new(Seq::unchecked(seq.items.iter().map(sorted).collect()))),
@@ -94,7 +94,7 @@ fn new_line(vm: &mut Vm, indent: usize, before: &str, out: &mut String) -> Resul
     Ok(())
 }
 
-/// Indentation, number of characters to reserve at the end of the last line, and nesting level.
+/// Indentation, number of characters to keep free at the end of the last line, and nesting level.
 type Place = (usize, usize, usize);
 
 fn items(vm: &mut Vm, seq: &Seq, brackets: (&str, &str), place: Place, out: &mut String) -> Result<()> {
@@ -172,7 +172,7 @@ fn string(vm: &mut Vm, text: &str, place: Place, whole: &str, out: &mut String) 
     Ok(())
 }
 
-/// Splits into words, each including the white space after it.
+/// Splits a line into words. Each word includes the white space after it.
 fn words(line: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = line;

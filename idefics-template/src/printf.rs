@@ -43,8 +43,7 @@ struct Printer<'a, 'vm> {
     values: &'a Value,
     items: &'a [Value],
     used: usize,
-    /// The value of the last `%(key)`, which is used instead of `items`. The inner option becomes `None` once it was
-    /// used.
+    /// The value of the last `%(key)`, which is used instead of `items`. `Some(None)` once this value has been used.
     mapped: Option<Option<Value>>,
     safe: bool,
     out: String,
@@ -108,7 +107,7 @@ impl Printer<'_, '_> {
             let key = Value::str(&after[..end]);
             let value = match self.values {
                 Value::Dict(dict) => {
-                    dict.get(&key).cloned().ok_or_else(|| Error::value(format!("KeyError: '{}'", &after[..end])))?
+                    dict.get(&key).cloned().ok_or_else(|| Error::value(format!("missing key '{}'", &after[..end])))?
                 }
                 Value::Undefined(undefined) => return Err(undefined.error()),
                 other => return Err(Error::type_error(format!("{} indices must be integers", other.type_name()))),
@@ -226,7 +225,7 @@ fn character(value: &Value) -> Result<String> {
     found.map(String::from).ok_or_else(|| Error::type_error("%c requires int or char"))
 }
 
-/// Formats a number: whether it is negative, its prefix, and its digits.
+/// Formats a number. Returns whether it is negative, its prefix, and its digits.
 fn number(kind: char, value: &Value, precision: Option<usize>, alternate: bool) -> Result<(bool, String, String)> {
     let wrong =
         |wanted: &str| Error::type_error(format!("%{kind} format: {wanted} is required, not {}", value.type_name()));

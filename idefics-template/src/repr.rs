@@ -11,7 +11,7 @@ use crate::object::{Function, Object};
 use crate::unicode::is_printable;
 use crate::value::{Text, Value, View};
 
-/// Python's `str`.
+/// Converts a value to text as Python's `str` does.
 pub(crate) fn to_str(value: &Value, budget: &mut Budget) -> Result<Arc<str>> {
     match value {
         Value::Str(text) => Ok(text.text.clone()),
@@ -21,7 +21,7 @@ pub(crate) fn to_str(value: &Value, budget: &mut Budget) -> Result<Arc<str>> {
     }
 }
 
-/// `soft_str` of markupsafe: strings are kept, including whether they are escaped; other values become text.
+/// Converts a value to text as `soft_str` of markupsafe does. Strings are kept, including whether they are escaped.
 pub(crate) fn soft_text(value: &Value, budget: &mut Budget) -> Result<Text> {
     match value {
         Value::Str(text) => Ok(text.clone()),
@@ -29,7 +29,7 @@ pub(crate) fn soft_text(value: &Value, budget: &mut Budget) -> Result<Text> {
     }
 }
 
-/// Python's `repr`.
+/// Formats a value as Python's `repr` does.
 pub(crate) fn repr(value: &Value, budget: &mut Budget) -> Result<String> {
     budget.build(value.weight().min(budget.value_bytes()))?;
     let mut writer = Writer { out: String::new(), depth: 0, limit: budget.value_bytes() };
@@ -38,11 +38,11 @@ pub(crate) fn repr(value: &Value, budget: &mut Budget) -> Result<String> {
     Ok(writer.out)
 }
 
-/// The decimal digits of an integer: at most 4300, as in Python.
+/// Returns the decimal digits of an integer. Fails above 4300 digits, as Python does.
 pub(crate) fn int_digits(number: &BigInt) -> Result<String> {
     let text = number.to_string();
     match text.len() > 4300 {
-        true => Err(Error::value("Exceeds the limit (4300 digits) for integer string conversion")),
+        true => Err(Error::value("an integer with more than 4300 digits cannot be converted to text")),
         false => Ok(text),
     }
 }
@@ -58,7 +58,7 @@ impl Writer {
         if self.out.len() > self.limit {
             return Err(Error::limit(format!("{} bytes in one value", self.limit)));
         }
-        // A namespace can contain itself.
+        // A namespace can contain itself, so the recursion must be limited.
         if self.depth > 2 * MAX_VALUE_DEPTH {
             return Err(Error::limit(format!("{MAX_VALUE_DEPTH} nested values")));
         }
@@ -135,7 +135,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Objects print with their address in Python. Here the address is always 0.
+    /// Writes an object. Python prints the address of an object; here the address is always 0.
     fn object(&mut self, object: &Object) -> Result<()> {
         match object {
             Object::Namespace(attributes) => {
@@ -170,7 +170,7 @@ impl Writer {
     }
 }
 
-/// Python's `repr` of a string.
+/// Writes a string as Python's `repr` does.
 pub(crate) fn string_repr(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);

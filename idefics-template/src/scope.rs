@@ -9,7 +9,7 @@ use crate::value::Value;
 /// The variables set by one body, and the enclosing scope.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    /// Variables and their values. `None` if the body sets the variable later: it is undefined until then.
+    /// Variables and their values. The value is `None` if the body sets the variable later. It is undefined until then.
     variables: RefCell<Vec<(Name, Option<Value>)>>,
     parent: Option<Rc<Scope>>,
     /// Whether this is the scope of a block. A block skips variables of outer scopes that have not been set yet.
@@ -17,7 +17,7 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// The outermost scope.
+    /// Creates the outermost scope.
     pub(crate) fn root() -> Rc<Self> {
         Rc::new(Self { variables: RefCell::default(), parent: None, is_block: false })
     }
@@ -26,7 +26,7 @@ impl Scope {
         Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()), is_block: false })
     }
 
-    /// The scope of a block.
+    /// Creates the scope of a block.
     pub(crate) fn block(parent: &Rc<Self>) -> Rc<Self> {
         Rc::new(Self { variables: RefCell::default(), parent: Some(parent.clone()), is_block: true })
     }
@@ -49,7 +49,7 @@ impl Scope {
         None
     }
 
-    /// Declares variables that the body sets later; they are undefined until then.
+    /// Declares variables that the body sets later. They are undefined until then.
     pub(crate) fn unset(&self, names: &[Name]) {
         self.variables.borrow_mut().extend(names.iter().map(|name| (name.clone(), None)));
     }

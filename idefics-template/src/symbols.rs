@@ -1,8 +1,8 @@
 //! Finds the variables that a body sets before it reads them.
 //!
-//! The reference compiles every body to code in which all variables exist from the start. A variable that the body
-//! sets first is undefined until then, also in inner bodies, and even if the context defines it. A variable that is
-//! read first, or set only in a branch, is looked up in the outer scopes.
+//! The reference compiles every body to code in which all variables exist from the start. A variable that the body sets
+//! before reading it is undefined until it is set. This also holds in inner bodies, and even if the context defines the
+//! variable. A variable that is read first, or set only in a branch, is looked up in the outer scopes.
 //!
 //! Source: `jinja2.idtracking`.
 
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::ast::{Body, Expr, Macro, Name, SpecialNames, Stmt, StmtKind, Target};
 use crate::error::{Error, Result};
 
-/// Inserts a [`StmtKind::Unset`] statement at the start of every body that needs one. `body` is the body of a
-/// template or of a block.
+/// Inserts a [`StmtKind::Unset`] statement at the start of every body that sets variables before it reads them. `body`
+/// is the body of a template or of a block.
 pub(crate) fn resolve(body: &mut Body, is_template: bool) -> Result<()> {
     let mut frame = Frame { is_template, ..Frame::default() };
     frame.stmts(body, false);
@@ -66,7 +66,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Records the names of a target that has a value from the start, such as a loop variable.
+    /// Records the names of a target that has a value from the start of the body, such as a loop variable.
     fn param(&mut self, target: &Target) {
         match target {
             Target::Name(name) | Target::Attr(name, _) => {
@@ -146,7 +146,7 @@ impl Frame<'_> {
                         .names(&mut |name| unknown = unknown.take().or((!frame.is_known(name)).then(|| name.clone())));
                 }
                 if let Some(name) = unknown {
-                    let message = format!("the filter of a set block reads '{name}', which is not used before it");
+                    let message = format!("the filter of a set block reads '{name}'; read it before the filter too");
                     return Err(Error::value(message));
                 }
                 frame.finish(body)
@@ -196,7 +196,7 @@ impl Frame<'_> {
                 frame.finish(body)
             }
             StmtKind::Load("extends") if !self.is_template => {
-                Err(Error::value("cannot use extend from a non top-level scope"))
+                Err(Error::value("'extends' can only be used at the top level of a template"))
             }
             // Blocks were resolved by the parser.
             StmtKind::Block(..)

@@ -62,7 +62,7 @@ pub(crate) fn exists(name: &str) -> bool {
 }
 
 impl Vm<'_> {
-    /// `value is name(args)`.
+    /// Evaluates `value is name(args)`.
     #[inline(never)]
     pub(crate) fn call_test(&mut self, name: &str, value: &Value, args: Args) -> Result<bool> {
         let comparison = match name {
@@ -138,7 +138,7 @@ impl Vm<'_> {
         })
     }
 
-    /// Whether `value % divisor` is `rest`.
+    /// Whether the remainder of `value` divided by `divisor` is `rest`.
     fn remainder_is(&mut self, value: &Value, divisor: &Value, rest: i64) -> Result<bool> {
         let found = ops::binary(self, BinaryOp::Mod, value, divisor)?;
         Ok(equal(&found, &Value::Int(rest)))

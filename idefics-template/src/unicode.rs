@@ -7,12 +7,12 @@ pub(crate) fn is_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\x1c'..='\x1f')
 }
 
-/// `\w`: letters, digits and `_`.
+/// Whether `\w` of Python's `re` matches: letters, digits and `_`.
 pub(crate) fn is_word(character: char) -> bool {
     character == '_' || is_alpha(character) || is_numeric(character)
 }
 
-/// `str.isalpha`: the letter categories.
+/// Whether `str.isalpha` holds: the letter categories of Unicode.
 pub(crate) fn is_alpha(character: char) -> bool {
     use GeneralCategory::{LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter};
     match character.is_ascii() {
@@ -24,7 +24,7 @@ pub(crate) fn is_alpha(character: char) -> bool {
     }
 }
 
-/// `str.isdecimal`.
+/// Whether `str.isdecimal` holds: the decimal digits of all scripts.
 pub(crate) fn is_decimal(character: char) -> bool {
     match character.is_ascii() {
         true => character.is_ascii_digit(),
@@ -32,8 +32,7 @@ pub(crate) fn is_decimal(character: char) -> bool {
     }
 }
 
-/// Converts a decimal digit of any script to ASCII. Unicode assigns the digits of a script in consecutive runs of
-/// ten.
+/// Converts a decimal digit of any script to an ASCII digit. The ten digits of a script have consecutive code points.
 pub(crate) fn decimal(character: char) -> Option<char> {
     if !is_decimal(character) {
         return None;
@@ -44,7 +43,7 @@ pub(crate) fn decimal(character: char) -> Option<char> {
     char::from_digit(row as u32 % 10, 10)
 }
 
-/// `str.isdigit`: decimals, superscripts, subscripts and circled digits.
+/// Whether `str.isdigit` holds: decimal digits, superscripts, subscripts and circled digits.
 pub(crate) fn is_digit(character: char) -> bool {
     is_decimal(character)
         || matches!(character, '\u{b2}' | '\u{b3}' | '\u{b9}' | '\u{2070}' | '\u{2074}'..='\u{2079}'
@@ -53,7 +52,7 @@ pub(crate) fn is_digit(character: char) -> bool {
             | '\u{278a}'..='\u{2792}' | '\u{1369}'..='\u{1371}' | '\u{19da}')
 }
 
-/// `str.isnumeric`: characters with a numeric value. Only the common ideographs are covered.
+/// Whether `str.isnumeric` holds: characters with a numeric value. Only the common ideographs are covered.
 pub(crate) fn is_numeric(character: char) -> bool {
     match character.is_ascii() {
         true => character.is_ascii_digit(),
@@ -63,7 +62,7 @@ pub(crate) fn is_numeric(character: char) -> bool {
     }
 }
 
-/// `str.isprintable`. `repr` escapes all other characters.
+/// Whether `str.isprintable` holds. `repr` escapes all other characters.
 pub(crate) fn is_printable(character: char) -> bool {
     use GeneralCategory::{
         Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, SpaceSeparator, Surrogate, Unassigned,
@@ -84,12 +83,12 @@ pub(crate) fn is_printable(character: char) -> bool {
     }
 }
 
-/// Characters that the lexer accepts in a name: `\w`, and those that `str.isidentifier` accepts.
+/// Whether the lexer accepts a character in a name: one that `\w` matches or `str.isidentifier` accepts.
 pub(crate) fn is_name_char(character: char) -> bool {
     is_word(character) || continues_identifier(character)
 }
 
-/// `str.isidentifier`.
+/// Whether `str.isidentifier` holds.
 pub(crate) fn is_identifier(text: &str) -> bool {
     let mut characters = text.chars();
     characters.next().is_some_and(starts_identifier) && characters.all(continues_identifier)

@@ -31,7 +31,7 @@ static MAIL: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^\S+@\w[\w.-]*\.\w+
 #[expect(clippy::unwrap_used, reason = "the regular expressions are constants, and the tests compile them")]
 static SCHEME: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^([\w.+-]{2,}:(/){0,2})$").unwrap());
 
-/// The filter. Source: `do_urlize`.
+/// Evaluates the filter `urlize`. Source: `do_urlize`.
 pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let params = ["trim_url_limit", "nofollow", "target", "rel", "extra_schemes"];
     let [limit, nofollow, target, rel, schemes] = args.bind("urlize", params, 0)?;
@@ -61,7 +61,7 @@ pub(crate) fn urlize(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     if let Some(schemes) = schemes.filter(|schemes| !matches!(schemes, Value::None)) {
         for scheme in Iter::new(&schemes)?.collect(vm)? {
             let Some(scheme) = scheme.as_str().filter(|scheme| SCHEME.is_match(scheme)) else {
-                return Err(Error::value("not a valid URI scheme prefix"));
+                return Err(Error::value("urlize() argument 'extra_schemes' contains an invalid URI scheme prefix"));
             };
             extra.push(scheme.to_owned());
         }

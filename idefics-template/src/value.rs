@@ -1,8 +1,8 @@
 //! The values that a template can use: a subset of Python's types.
 //!
-//! Every value is cheap to clone. Lists and dicts are immutable, because the sandbox of the reference forbids
-//! changes. They store their nesting depth and total size, so that traversing one never takes longer, or recurses
-//! deeper, than the limits allow.
+//! Every value is cheap to clone. Lists and dicts are immutable, because the sandbox of the reference forbids changes.
+//! They store their nesting depth and total size. Traversing them therefore never takes longer, or recurses deeper,
+//! than the limits allow.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ impl Value {
         Self::Str(Text { text: text.into(), safe: true })
     }
 
-    /// A string; `safe` says whether it is escaped HTML.
+    /// Creates a string. `safe` says whether it is escaped HTML.
     pub(crate) fn text(text: impl Into<Arc<str>>, safe: bool) -> Self {
         Self::Str(Text { text: text.into(), safe })
     }
@@ -153,7 +153,7 @@ impl Value {
         Ok(Self::Dict(Rc::new(Dict::new(map, budget)?)))
     }
 
-    /// Estimated size of the value with all nested values, in bytes. Shared values count every time they occur.
+    /// Estimates the size of the value with all nested values, in bytes. Shared values count every time they occur.
     pub(crate) fn weight(&self) -> usize {
         16 + match self {
             Self::Str(text) => text.text.len(),
@@ -166,7 +166,7 @@ impl Value {
         }
     }
 
-    /// Nesting depth: 0 for scalars, 1 for a flat list.
+    /// Returns the nesting depth: 0 for scalars, 1 for a flat list.
     pub(crate) fn depth(&self) -> u32 {
         match self {
             Self::List(seq) | Self::Tuple(seq) => seq.depth,
@@ -196,7 +196,7 @@ impl Value {
         self.as_text().is_some_and(|text| text.safe)
     }
 
-    /// Python's `bool`.
+    /// Whether the value is true by Python's `bool`.
     pub(crate) fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -213,7 +213,7 @@ impl Value {
         }
     }
 
-    /// The name of the type in Python.
+    /// Returns the name of the type in Python.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -244,7 +244,7 @@ impl Value {
         }
     }
 
-    /// Python's `len`.
+    /// Returns the length of the value, as Python's `len` does.
     pub(crate) fn length(&self) -> Result<usize> {
         match self {
             Self::Undefined(_) => Ok(0),
@@ -257,18 +257,19 @@ impl Value {
         }
     }
 
-    /// Python's `__index__`: the value of an integer or bool, clamped to `i64`.
+    /// Returns the value of an integer or bool, clamped to `i64`, and `None` for other types. Corresponds to Python's
+    /// `__index__`.
     pub(crate) fn as_index(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
             Self::Bool(value) => Some(i64::from(*value)),
-            // Larger than any length, so only the sign matters.
+            // The integer exceeds any length, so only its sign matters.
             Self::Big(number) => Some(if **number < BigInt::zero() { i64::MIN } else { i64::MAX }),
             _ => None,
         }
     }
 
-    /// Like `as_index`, with Python's error for other types.
+    /// Like `as_index`, but other types give the error that Python raises.
     pub(crate) fn index(&self) -> Result<i64> {
         self.defined()?;
         self.as_index().ok_or_else(|| {
@@ -276,7 +277,7 @@ impl Value {
         })
     }
 
-    /// A flag that Python parses as a C `int`.
+    /// Returns a flag that Python parses as a C `int`.
     pub(crate) fn flag(&self) -> Result<bool> {
         match i32::try_from(self.index()?) {
             Ok(flag) => Ok(flag != 0),
@@ -293,14 +294,14 @@ impl Seq {
         Ok(seq)
     }
 
-    /// Creates a sequence without checking the limits: for parts of an existing sequence, and for the context.
+    /// Creates a sequence without checking the limits. Used for parts of an existing sequence and for the context.
     pub(crate) fn unchecked(items: Vec<Value>) -> Self {
         let weight = items.iter().map(Value::weight).fold(0, usize::saturating_add);
         let depth = items.iter().map(Value::depth).max().unwrap_or(0) + 1;
         Self { items, weight, depth, is_group: false }
     }
 
-    /// Creates a pair for `groupby`.
+    /// Creates a pair that the filter `groupby` returns.
     pub(crate) fn group(items: Vec<Value>, budget: &mut Budget) -> Result<Self> {
         Ok(Self { is_group: true, ..Self::new(items, budget)? })
     }

@@ -1,4 +1,4 @@
-//! The state of one rendering: the budget, the output and the objects created.
+//! The state of one rendering: the budget, the output and the objects created so far.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -25,7 +25,7 @@ pub(crate) struct Vm<'a> {
     pub(crate) autoescape: bool,
     /// Whether `autoescape` depends on a variable, so that the reference does not know it at compile time.
     pub(crate) volatile: bool,
-    /// Whether a constant is being evaluated; the reference does this at compile time.
+    /// Whether a constant is being evaluated in advance, as the reference does at compile time.
     pub(crate) folding: bool,
     /// The outermost scope, which is the parent scope of blocks.
     pub(crate) root: Rc<Scope>,
@@ -115,7 +115,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Determines the length of a loop object, because printing it includes its length.
+    /// Determines the length of a loop object, which is printed as part of the object.
     pub(crate) fn measure(&mut self, value: &Value) -> Result<()> {
         match value {
             Value::Object(object) if matches!(**object, Object::Loop(_)) => self.measure_loop(object),
@@ -135,9 +135,9 @@ impl<'a> Vm<'a> {
         Ok(Value::text(text, self.autoescape))
     }
 
-    /// A random number below `bound`, for the filter `random`.
+    /// Returns a random number below `bound`, for the filter `random`.
     pub(crate) fn random(&mut self, bound: usize) -> usize {
-        // splitmix64
+        // The generator is splitmix64.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.random;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,7 +4,7 @@
 
 use crate::unicode::{is_alpha, is_line_break, is_space, is_word};
 
-/// Python's `splitlines`.
+/// Splits a text into lines, as Python's `splitlines` does.
 pub(crate) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
@@ -19,12 +19,12 @@ pub(crate) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// Wraps text to lines of at most `width` characters. Words that are longer are broken only if `break_long_words`.
+/// Wraps text to lines of at most `width` characters. Breaks words longer than a line only if `break_long_words`.
 pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hyphens: bool) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
     let mut chunks = chunks(&characters, break_on_hyphens).into_iter().peekable();
     let mut lines: Vec<String> = Vec::new();
-    // The chunk for the next line: it did not fit, or it is the rest of a broken word.
+    // The first chunk of the next line: one that did not fit, or the rest of a broken word.
     let mut pending: Option<&[char]> = None;
     let is_blank = |chunk: &[char]| chunk.iter().all(|character| is_space(*character));
     loop {
@@ -77,12 +77,12 @@ pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hy
     }
 }
 
-/// White space in `textwrap`: ASCII only.
+/// Whether `textwrap` treats the character as white space: only in ASCII.
 fn is_blank(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\x0b' | '\x0c' | '\r' | ' ')
 }
 
-/// Splits text into words, parts of words and white space. A line can end after each chunk.
+/// Splits text into words, parts of words, and white space. A line can end after each chunk.
 fn chunks(text: &[char], break_on_hyphens: bool) -> Vec<&[char]> {
     let mut chunks = Vec::new();
     let mut start = 0;
@@ -110,7 +110,7 @@ fn chunk_end(text: &[char], start: usize, break_on_hyphens: bool) -> usize {
     let is_letter = |index: Option<usize>| is(index, is_alpha);
     let is_hyphen = |index: Option<usize>| is(index, |character| character == '-');
     let punctuates: fn(char) -> bool = |character| is_word(character) || "!\"'&.,?".contains(character);
-    // The end of a dash at `at`: two or more hyphens between words.
+    // Returns the end of the dash at `at`, which is two or more hyphens between words.
     let dash_end = |at: usize| {
         let end = run(at, |character| character == '-');
         (end >= at + 2 && is(at.checked_sub(1), punctuates) && is(Some(end), is_word)).then_some(end)

@@ -91,7 +91,7 @@ fn rejects_deep_nesting_without_stack_overflow() {
         let step = format!("{{% set n.x = {wrap} %}}");
         sources.push(format!("{{% set n = namespace(x=1) %}}{{% for i in range(9999) %}}{step}{{% endfor %}}"));
     }
-    // The default stack size of spawned threads, a quarter of the usual main thread stack.
+    // 2 MiB is the default stack size of spawned threads, a quarter of the usual stack size of the main thread.
     let checked = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
         for source in sources {
             let error = render(&source, Limits::default()).expect_err(&source[..60.min(source.len())]);
@@ -143,7 +143,7 @@ fn reports_ranges_of_generation_blocks() {
     assert_eq!(parts, ["[3]", "[1]", "[2]"]);
 }
 
-/// Fragments of templates in random order.
+/// Generates fragments of templates in random order.
 fn pieces() -> impl Strategy<Value = String> {
     let words = prop::sample::select(vec![
         "{{ ",

@@ -81,8 +81,8 @@ fn reports_ranges_of_assistant_messages() {
     }
 }
 
-/// The text up to the end of the last message. As in Transformers, a marker is appended to the message, and the
-/// rendered text is cut there.
+/// Renders the text up to the end of the last message. As in Transformers, a marker is appended to the message, and the
+/// rendered text is cut at the marker.
 fn unfinished(source: &str, turns: &[(&str, &str)]) -> String {
     let mut turns: Vec<(&str, String)> = turns.iter().map(|(role, content)| (*role, (*content).to_owned())).collect();
     let mark = "\u{fdd0}";
@@ -114,7 +114,8 @@ fn extra_variables_reach_template() {
     assert_eq!(text(source, &json!({"enable_thinking": false, "lang": "fr"})), "<no>fr");
 }
 
-/// Source: the schemas in `JsonSchemaGeneratorTest`. Generating them from functions is specific to Python.
+/// Source: the schemas in `JsonSchemaGeneratorTest`. Generating schemas from functions is specific to Python and not
+/// tested.
 #[test]
 fn tools_are_written_as_json() {
     let tool = r#"{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": ["integer", "number"], "nullable": true, "enum": [1, 2.50, 9.193114101944701, "é<"]}}, "required": []}}}"#;

@@ -13,7 +13,7 @@ use idefics_text::{AlphaType, ContextCache, ContextView, CrossAttentionConfig, D
 const CAPACITY: usize = 1024;
 
 fn forward(c: &mut Criterion) {
-    let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
+    let device = Device::default(); // BURN_DEVICE chooses it: flex, cuda or wgpu
     // A vocabulary of 1: the embedding table is not used.
     let config = TextConfig { num_hidden_layers: 1, vocab_size: 1, ..TextConfig::default() };
     let decoder = config.init(&device).expect("the configuration of Mistral-7B is valid");
@@ -55,7 +55,7 @@ fn forward(c: &mut Criterion) {
     });
 }
 
-/// One decode step of IDEFICS v1, with one visible image of 64 vectors and without images.
+/// Benchmarks a decode step of IDEFICS v1 with one visible image of 64 vectors, and one without images.
 fn gated_decode(c: &mut Criterion) {
     const VECTORS: usize = 64;
     let device = Device::default();

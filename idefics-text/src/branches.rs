@@ -1,7 +1,8 @@
 //! Rows that branch after a shared prompt: beams, alternative answers, labels to be scored.
 //!
-//! All branches of a row append to the same sequence of cache slots, and a token sees only its own ancestors among
-//! them. The prompt is therefore computed and stored only once, and continuing from another branch copies nothing.
+//! All branches of a row append to the same sequence of cache slots. A token sees the prompt and only those later
+//! tokens that are its own ancestors. The prompt is therefore computed and stored only once, and continuing from
+//! another branch copies nothing.
 
 use idefics_nn::KvCache;
 
@@ -19,14 +20,14 @@ pub struct Branches {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Token {
-    /// Index of the preceding token, counted from the end of the prompt; `None` for the last token of the prompt.
+    /// Index of the preceding token among the tokens after the prompt. `None` if the prompt itself precedes this token.
     parent: Option<usize>,
-    /// Number of tokens between the prompt and this one.
+    /// Number of ancestors after the prompt.
     depth: usize,
 }
 
 impl Branches {
-    /// Branches for rows whose prompts are in `cache` and that have not branched yet.
+    /// Creates the branches of rows that have not branched yet. `cache` contains their prompts.
     pub fn new(cache: &KvCache) -> Self {
         Self {
             left_padding: cache.left_padding().to_vec(),
@@ -35,18 +36,18 @@ impl Branches {
         }
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn batch(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Number of slots in a row.
+    /// Returns the number of slots in a row.
     pub fn n_slots(&self) -> usize {
         self.prompt_len + self.tokens.first().map_or(0, Vec::len)
     }
 
-    /// Appends the same number of tokens to every row. `parents`, `[batch · n_new]` row by row, says which token each
-    /// new token follows: its index after the prompt, or `None` for the prompt itself.
+    /// Appends the same number of tokens to every row. `parents` has one entry per new token, `[batch · n_new]` row by
+    /// row: the index of the token that it follows, counted after the prompt, or `None` if it follows the prompt.
     ///
     /// # Panics
     /// If the number of tokens is not a multiple of the number of rows, or a parent does not exist yet.
@@ -61,7 +62,7 @@ impl Branches {
         }
     }
 
-    /// Position ids of the last `n_new` tokens of each row, `[batch · n_new]`.
+    /// Returns the position ids of the last `n_new` tokens of each row, `[batch · n_new]`.
     pub(crate) fn positions(&self, n_new: usize) -> Vec<usize> {
         let rows = self.tokens.iter().zip(&self.left_padding);
         rows.flat_map(|(tokens, padding)| {
@@ -71,16 +72,18 @@ impl Branches {
         .collect()
     }
 
-    /// Attention mask of the last `n_new` tokens of each row, `[batch, n_new, n_slots]`, true where a slot is hidden.
+    /// Returns the attention mask of the last `n_new` tokens of each row, `[batch, n_new, n_slots]`, true where a slot
+    /// is hidden.
     ///
-    /// The sliding window counts the slots that a branch would have if it were the only one, padding included.
+    /// The sliding window counts the slots that the branch of a token would have if it were the only branch, padding
+    /// included.
     pub(crate) fn mask(&self, n_new: usize, sliding_window: Option<usize>) -> Vec<bool> {
         let n_slots = self.n_slots();
         let mut mask = vec![true; self.batch() * n_new * n_slots];
         let mut queries = mask.chunks_mut(n_slots);
         for (tokens, &padding) in self.tokens.iter().zip(&self.left_padding) {
             for (newest, query) in (tokens.len() - n_new..tokens.len()).zip(queries.by_ref()) {
-                let at = self.prompt_len + tokens[newest].depth; // its slot if its branch were the only one
+                let at = self.prompt_len + tokens[newest].depth; // slot of the token if its branch were the only one
                 let first = sliding_window.map_or(0, |window| (at + 1).saturating_sub(window));
                 if let Some(seen) = query.get_mut(first.max(padding)..self.prompt_len) {
                     seen.fill(false);

@@ -38,7 +38,7 @@ pub struct TextConfig {
     pub rope_scaling: Option<RopeParameters>,
     /// Base and scaling of the rotary frequencies, as written since Transformers 5.
     pub rope_parameters: Option<RopeParameters>,
-    /// Context length of the original training, in tokens, if given here instead of in the rotary parameters.
+    /// Context length of the original training, in tokens. Some files give it here instead of in the rotary parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<usize>,
 }
@@ -78,17 +78,17 @@ impl TextConfig {
         }
     }
 
-    /// The configuration that `Idefics2Config` uses if there is no `text_config` at all.
+    /// Returns the configuration that `Idefics2Config` uses if there is no `text_config` at all.
     pub fn idefics2_preset() -> Self {
         Self { max_position_embeddings: 32_768, rms_norm_eps: 1e-5, ..Self::default() }
     }
 
-    /// Number of key/value heads.
+    /// Returns the number of key/value heads.
     pub fn n_kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// Width of a head; 0 if there is neither a `head_dim` nor a non-zero number of heads.
+    /// Returns the width of a head, or 0 if there is neither a `head_dim` nor a non-zero number of heads.
     pub fn head_dim(&self) -> usize {
         self.head_dim.or(self.hidden_size.checked_div(self.num_attention_heads)).unwrap_or(0)
     }
@@ -153,7 +153,7 @@ impl TextConfig {
         KvCache::new(self.num_hidden_layers, left_padding, capacity)
     }
 
-    /// Memory of a cache with `batch` rows of `capacity` slots, in bytes.
+    /// Returns the memory of a cache with `batch` rows of `capacity` slots, in bytes.
     pub fn cache_bytes(&self, batch: usize, capacity: usize, dtype: DType) -> usize {
         KvCache::bytes(self.num_hidden_layers, batch, self.n_kv_heads(), capacity, self.head_dim(), dtype)
     }

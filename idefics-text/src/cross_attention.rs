@@ -12,7 +12,7 @@ use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, normal};
 
 use crate::{AlphaType, CrossAttentionConfig};
 
-/// Cross-attention and feed-forward block, each with a pre-norm and a gated residual connection:
+/// A layer of cross-attention and a feed-forward block. Each has a pre-norm and a gated residual connection:
 /// `x += tanh(alpha) · block(norm(x))`.
 #[derive(Module, Debug)]
 pub struct GatedCrossAttentionLayer {
@@ -30,7 +30,7 @@ pub struct GatedCrossAttentionLayer {
     pub alpha_dense: Gate,
 }
 
-/// The context as seen by one gated layer.
+/// The keys, values and mask through which one gated layer sees the context.
 #[derive(Debug, Clone)]
 pub struct Context {
     /// Keys, `[batch, heads, n_keys, head_dim]`.
@@ -55,8 +55,8 @@ impl GatedCrossAttentionLayer {
         }
     }
 
-    /// Adds cross-attention and feed-forward block to the hidden states. `context` is `None` if no token sees any of
-    /// it; cross-attention is then skipped.
+    /// Adds the outputs of cross-attention and of the feed-forward block to the hidden states. `context` is `None` if
+    /// every context vector is hidden from every token. Cross-attention is then skipped.
     ///
     /// # Shapes
     /// `[batch, n_new, d]` in and out.
@@ -106,7 +106,7 @@ impl CrossAttention {
         }
     }
 
-    /// Computes the keys and values of a context. They do not depend on the tokens.
+    /// Computes the keys and values of a context. They are the same for all tokens.
     ///
     /// # Shapes
     /// - `context_states`: `[batch, n_keys, d_context]`
@@ -120,8 +120,8 @@ impl CrossAttention {
         (key, self.split_heads(self.v_proj.forward(context_states)))
     }
 
-    /// Attends from the tokens to the context. The output is exactly 0 for a token that sees nothing: [`attention`]
-    /// returns 0 for it, and there is no bias.
+    /// Attends from the tokens to the context. The output is exactly 0 for a token from which all keys are hidden:
+    /// [`attention`] returns 0 for it, and the output projection has no bias.
     ///
     /// # Shapes
     /// `[batch, n_new, d]` in and out.
@@ -144,7 +144,7 @@ impl CrossAttention {
     }
 }
 
-/// A gate: the output of a block is multiplied by `tanh(alpha)`, so that 0 disables the block.
+/// A gate. The output of a block is multiplied by `tanh(alpha)`, so an `alpha` of 0 disables the block.
 #[derive(Module, Debug)]
 pub enum Gate {
     /// One number for all elements, `[1]`.
@@ -154,7 +154,7 @@ pub enum Gate {
 }
 
 impl Gate {
-    /// A randomly initialised gate, about half open: a closed one would hide the effect of its block in tests with
+    /// Creates a gate with random values around 0.5. A closed gate would hide the effect of its block in tests with
     /// random weights.
     fn new(alpha_type: AlphaType, hidden_size: usize, device: &Device) -> Self {
         match alpha_type {
@@ -163,7 +163,7 @@ impl Gate {
         }
     }
 
-    /// `[batch, n_new, d]` in and out.
+    /// Multiplies the output of a block by its gate. `[batch, n_new, d]` in and out.
     fn scale(&self, states: Tensor<3>) -> Tensor<3> {
         let alpha = match self {
             Self::Float(alpha) => alpha.val().reshape([1, 1, 1]),

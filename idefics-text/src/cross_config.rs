@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CrossAttentionDecoder, TextConfig};
 
-/// `alpha_type`: the shape of a gate.
+/// Shape of a gate, `alpha_type` in `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -36,17 +36,17 @@ pub struct CrossAttentionConfig {
 }
 
 impl CrossAttentionConfig {
-    /// Number of gated layers; 0 if `cross_layer_interval` is 0.
+    /// Returns the number of gated layers, or 0 if `cross_layer_interval` is 0.
     pub fn n_gated_layers(&self) -> usize {
         self.text.num_hidden_layers.checked_div(self.cross_layer_interval).unwrap_or(0)
     }
 
-    /// Total number of tokens.
+    /// Returns the total number of tokens, with the added ones.
     pub fn total_vocab_size(&self) -> usize {
         self.text.vocab_size + self.additional_vocab_size
     }
 
-    /// Memory of the keys and values of `n_keys` context vectors in all gated layers, in bytes.
+    /// Returns the memory of the keys and values of `n_keys` context vectors in all gated layers, in bytes.
     pub fn context_bytes(&self, n_keys: usize, dtype: DType) -> usize {
         2 * self.n_gated_layers() * n_keys * self.text.hidden_size * dtype.size()
     }

@@ -5,8 +5,8 @@
 //!
 //! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`, `n_keys` context vectors of width `d_context`.
 //!
-//! Numerics: as in the decoder without gated layers. The keys and values of the context are computed once and cached;
-//! the reference recomputes the same values at every step.
+//! Numerics: RMS norms and rotary angles are computed in f32, as in the decoder without gated layers. The keys and
+//! values of the context are computed once and cached. The reference recomputes the same values at every step.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -60,7 +60,8 @@ impl CrossAttentionDecoder {
         })
     }
 
-    /// Keys and values of a context for each gated layer, as kept in a [`ContextCache`](idefics_nn::ContextCache).
+    /// Computes the keys and values of a context for each gated layer, as a [`ContextCache`](idefics_nn::ContextCache)
+    /// keeps them.
     ///
     /// # Shapes
     /// - `context_states`: `[batch, n_keys, d_context]`
@@ -75,10 +76,11 @@ impl CrossAttentionDecoder {
     }
 }
 
-/// The context is taken from the cache, together with the mask that says which parts each token sees.
+/// The cache supplies the context, and the mask that says which parts of it each token sees.
 ///
-/// An observer gets the same hidden states as Transformers 5 returns: first the input of layer 0 after the gated layer
-/// before it, then the output of each decoder layer, that of the last one after the final norm.
+/// An observer gets the hidden states that Transformers 5 returns. The first is the input of decoder layer 0, after the
+/// gated layer that precedes it. The others are the outputs of the decoder layers; the last one is the output of the
+/// final norm.
 impl DecoderStack for CrossAttentionDecoder {
     fn n_layers(&self) -> usize {
         self.layers.len()
@@ -136,7 +138,7 @@ impl DecoderStack for CrossAttentionDecoder {
     }
 }
 
-/// The positions and masks of the tokens on the current device, for layers on several devices.
+/// The positions and masks of the tokens on the device of the current layer. Layers may be on several devices.
 struct DevicePositions<'a> {
     here: (Device, DType),
     positions: Cow<'a, Positions>,

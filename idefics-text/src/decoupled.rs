@@ -18,7 +18,7 @@ pub struct DecoupledEmbedding {
 }
 
 impl DecoupledEmbedding {
-    /// Embeddings with random weights, to be replaced by those of a checkpoint.
+    /// Creates embeddings with random weights, which a checkpoint should replace.
     pub fn new(vocab_size: usize, additional_vocab_size: usize, hidden_size: usize, device: &Device) -> Self {
         let additional = || Embedding::new(additional_vocab_size, hidden_size, device);
         Self {
@@ -37,7 +37,7 @@ impl DecoupledEmbedding {
         let Some(additional) = &self.additional_embedding else { return self.table.forward(input_ids) };
         let [vocab_size, hidden_size] = self.table.weight().dims();
         let [batch, seq] = input_ids.dims();
-        // Each table looks up its first embedding for tokens of the other table; the mask below discards it.
+        // For a token of the other table, each table looks up its first embedding. The mask below discards the result.
         let is_added = input_ids.clone().greater_equal_elem(vocab_size as i32); // [batch, seq]
         let own = self.table.forward(input_ids.clone().mask_fill(is_added.clone(), 0));
         let added_ids = (input_ids - vocab_size as i32).mask_fill(is_added.clone().bool_not(), 0);
@@ -56,7 +56,7 @@ pub struct DecoupledLinear {
 }
 
 impl DecoupledLinear {
-    /// A head with random weights, to be replaced by those of a checkpoint.
+    /// Creates a head with random weights, which a checkpoint should replace.
     pub fn new(hidden_size: usize, vocab_size: usize, additional_vocab_size: usize, device: &Device) -> Self {
         let additional = || Linear::new_without_bias(hidden_size, additional_vocab_size, device);
         Self {
@@ -65,7 +65,7 @@ impl DecoupledLinear {
         }
     }
 
-    /// Computes logits.
+    /// Computes the logits of the vocabulary and of the added tokens.
     ///
     /// # Shapes
     /// `[batch, seq, hidden_size]` in, `[batch, seq, vocab_size + additional_vocab_size]` out.

@@ -5,11 +5,12 @@ use std::ops::Range;
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use idefics_nn::KvCache;
 
-/// Attention mask of `n_new` new tokens, `[batch, 1, n_new, len + n_new]`, true where a key is hidden; `None` if
-/// nothing is hidden.
+/// Returns the attention mask of `n_new` new tokens after the `len` slots in the cache,
+/// `[batch, 1, n_new, len + n_new]`, true where a key is hidden. `None` if nothing is hidden.
 ///
-/// A token in slot `q` sees slot `k` if `k ≤ q`, `k > q − sliding_window`, and `k` is not padding. The window counts
-/// slots, as in the reference. Source: `create_causal_mask`, `create_sliding_window_causal_mask`, Transformers.
+/// A token in slot `q` sees slot `k` if `k ≤ q`, `k > q − sliding_window`, and `k` is not padding. As in the reference,
+/// the window counts slots, padding included. Source: `create_causal_mask`, `create_sliding_window_causal_mask`,
+/// Transformers.
 pub(crate) fn causal_mask(
     cache: &KvCache,
     n_new: usize,
@@ -21,8 +22,8 @@ pub(crate) fn causal_mask(
     Some(Tensor::from_data(TensorData::new(mask, shape), device))
 }
 
-/// Attention mask of the tokens at `positions` of a single unpadded sequence, `[1, 1, n_new, end]`, where `end` is the
-/// end of `positions`; true where a key is hidden, `None` if nothing is hidden.
+/// Returns the attention mask of the tokens at `positions` of a single unpadded sequence, `[1, 1, n_new, end]`, true
+/// where a key is hidden. `end` is the end of `positions`. `None` if nothing is hidden.
 pub(crate) fn causal_mask_at(
     positions: Range<usize>,
     sliding_window: Option<usize>,

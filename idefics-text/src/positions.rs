@@ -13,17 +13,17 @@ use crate::{Branches, TextConfig};
 pub struct Positions {
     /// Rotary angles of the new tokens.
     pub rotary: RotaryAngles,
-    /// Self-attention mask, `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden. From
-    /// [`SlotPositions::at`] it is `[batch, 1, 1, capacity]`.
+    /// Self-attention mask, `[batch, 1, n_new, len + n_new]` after `len` cached slots. True hides the key; `None` if
+    /// nothing is hidden. [`SlotPositions::at`] gives `[batch, 1, 1, capacity]` instead.
     pub mask: Option<Tensor<4, Bool>>,
-    /// Cross-attention mask; `None` if the cache has no context or no token sees any of it.
+    /// Cross-attention mask. `None` if the cache has no context, or if every token sees nothing of the context.
     pub context: Option<SeenContext>,
 }
 
 /// The parts of a context that new tokens see.
 #[derive(Debug, Clone)]
 pub struct SeenContext {
-    /// Cross-attention mask, `[batch, 1, n_new, n_keys]`, true hides the key; `None` if nothing is hidden.
+    /// Cross-attention mask, `[batch, 1, n_new, n_keys]`. True hides the key; `None` if nothing is hidden.
     pub mask: Option<Tensor<4, Bool>>,
 }
 
@@ -40,7 +40,7 @@ impl Positions {
     }
 }
 
-/// The parts of the cache's context that the tokens in `slots` see; `None` if there are none.
+/// Returns which parts of the cache's context the tokens in `slots` see, or `None` if they see no part.
 fn seen_context(cache: &KvCache, slots: Range<usize>, device: &Device) -> Option<SeenContext> {
     let context = cache.context()?;
     let view = context.seen(slots);
@@ -59,9 +59,11 @@ impl PositionRules {
         Ok(Self { rotary: config.rotary()?, sliding_window: config.sliding_window })
     }
 
-    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
-    /// `n_slots` is the number of cache slots in use after the whole prompt, of which these tokens may be one chunk:
-    /// some rotary scalings depend on the total length.
+    /// Returns the positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow the tokens
+    /// in the cache.
+    ///
+    /// The tokens may be a chunk of a prompt. `n_slots` is the number of slots that the cache uses after the whole
+    /// prompt. Some rotary scalings depend on this length.
     pub(crate) fn for_next_tokens(&self, inputs_embeds: &Tensor<3>, cache: &KvCache, n_slots: usize) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let device = inputs_embeds.device();
@@ -74,14 +76,16 @@ impl PositionRules {
         }
     }
 
-    /// The positions that the token at `position` of an unpadded sequence sees.
+    /// Returns the positions that the token at `position` of an unpadded sequence sees, including its own.
     pub fn seen(&self, position: usize) -> Range<usize> {
         self.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1
     }
 
-    /// Positions of one token per row of a cache in pages, for activations with the dtype and device of
-    /// `inputs_embeds`, `[rows, 1, d]`. The cache knows what each token sees ([`Self::seen`]). Angles that depend on
-    /// the length of the sequence are those of a row that ends with its token, whatever the other rows are.
+    /// Returns the positions of one token per row of a cache in pages. Activations have the dtype and device of
+    /// `inputs_embeds`, `[rows, 1, d]`.
+    ///
+    /// There is no self-attention mask, because the cache knows what each token sees ([`Self::seen`]). If the rotary
+    /// angles depend on the length of the sequence, each row uses its own length up to its token.
     pub fn for_rows(&self, inputs_embeds: &Tensor<3>, positions: &[usize], context: Option<SeenContext>) -> Positions {
         let (dtype, device) = (inputs_embeds.dtype(), &inputs_embeds.device());
         let rotary = match self.rotary.depends_on_length() {
@@ -91,8 +95,8 @@ impl PositionRules {
         Positions { rotary, mask: None, context }
     }
 
-    /// Positions and masks of the tokens of `inputs_embeds`, `[1, n_new, d]`, at `positions` of a single unpadded
-    /// sequence of `seq_len` tokens: some rotary scalings depend on the total length.
+    /// Returns the positions and masks of the tokens of `inputs_embeds`, `[1, n_new, d]`, at `positions` of a single
+    /// unpadded sequence of `seq_len` tokens. Some rotary scalings depend on the length of the sequence.
     pub fn for_chunk(
         &self,
         inputs_embeds: &Tensor<3>,
@@ -109,8 +113,8 @@ impl PositionRules {
         }
     }
 
-    /// The data from which [`SlotPositions::at`] computes positions and masks of single tokens, for activations with
-    /// the dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the length of the sequence.
+    /// Creates the data from which [`SlotPositions::at`] computes positions and masks of single tokens. Activations
+    /// have the dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the length of the sequence.
     pub(crate) fn for_slots(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
         if self.rotary.depends_on_length() {
             return None;
@@ -127,15 +131,15 @@ impl PositionRules {
         })
     }
 
-    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which were just appended to
-    /// `branches`.
+    /// Returns the positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which were just appended
+    /// to `branches`.
     ///
     /// # Panics
-    /// If `branches` has another number of rows or slots.
+    /// If the number of rows or slots of `branches` differs from that of the cache with the new tokens.
     pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
-        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "rows and slots of the branches");
+        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the branches need these rows and slots");
         let device = inputs_embeds.device();
         let mask = TensorData::new(branches.mask(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
         Positions {
@@ -146,7 +150,7 @@ impl PositionRules {
     }
 }
 
-/// The data from which the [`Positions`] of one new token per row are computed on the device, uploaded once. The slot
+/// Data from which the [`Positions`] of one new token per row are computed on the device. It is uploaded once. The slot
 /// of the token is a tensor, so that a captured graph can be replayed for any slot.
 #[derive(Debug, Clone)]
 pub struct SlotPositions {
@@ -161,7 +165,7 @@ pub struct SlotPositions {
 }
 
 impl SlotPositions {
-    /// Positions and masks of one token per row, all in slot `slot`, `[1]`, I32.
+    /// Returns the positions and masks of one token per row. All tokens are in the slot `slot`, `[1]`, I32.
     pub fn at(&self, slot: &Tensor<1, Int>) -> Positions {
         let ([batch, _], [_, capacity]) = (self.first.dims(), self.slots.dims());
         let slot = slot.clone().unsqueeze::<2>(); // [1, 1]

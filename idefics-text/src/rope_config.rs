@@ -7,7 +7,7 @@ use crate::TextConfig;
 
 const SUPPORTED: &str = "default, linear, dynamic, yarn, llama3, longrope";
 
-/// Parameters of rotary position embeddings. The type determines which of them are used.
+/// Parameters of rotary position embeddings. The type determines which of the fields are used.
 ///
 /// Source: `RopeParameters` and `RotaryEmbeddingConfigMixin` in `modeling_rope_utils.py`, Transformers 5.23.0.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -15,7 +15,7 @@ const SUPPORTED: &str = "default, linear, dynamic, yarn, llama3, longrope";
 pub struct RopeParameters {
     /// `default`, `linear`, `dynamic`, `yarn`, `llama3` or `longrope`.
     pub rope_type: Option<String>,
-    /// The type as written by older versions of Transformers; some files have both keys.
+    /// The type as written by older versions of Transformers. Some files have both keys.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub legacy_type: Option<String>,
     /// Base of the frequencies.
@@ -37,10 +37,10 @@ pub struct RopeParameters {
     /// See [`YarnScaling::beta_slow`]; 1 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beta_slow: Option<f64>,
-    /// With `mscale_all_dim`: weight of `ln(factor)` in the numerator of yarn's `attention_factor`.
+    /// Weight of `ln(factor)` in the numerator of yarn's `attention_factor`. Used only together with `mscale_all_dim`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mscale: Option<f64>,
-    /// With `mscale`: weight of `ln(factor)` in the denominator of yarn's `attention_factor`.
+    /// Weight of `ln(factor)` in the denominator of yarn's `attention_factor`. Used only together with `mscale`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mscale_all_dim: Option<f64>,
     /// See [`YarnScaling::truncate`]; true by default.
@@ -58,7 +58,7 @@ pub struct RopeParameters {
 }
 
 impl TextConfig {
-    /// The rotary embedding described by `rope_scaling` or, if that is missing, by `rope_parameters`.
+    /// Returns the rotary embedding described by `rope_scaling` or, if that is missing, by `rope_parameters`.
     ///
     /// # Errors
     /// [`ConfigError`] if the type is not supported, or a number is missing or invalid.
@@ -85,7 +85,7 @@ impl RopeParameters {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.factor()? },
             "dynamic" => {
-                // The base is scaled with the exponent dim / (dim - 2), so 2 is too small.
+                // The base is scaled with the exponent dim / (dim - 2), so a head width of 2 is too small.
                 ConfigError::check_range("text_config.head_dim", config.head_dim(), 4..=4096)?;
                 RopeScaling::Dynamic { factor: self.factor()?, max_position_embeddings: config.max_position_embeddings }
             }
@@ -108,7 +108,7 @@ impl RopeParameters {
         positive("text_config.rope_parameters.factor", self.factor)
     }
 
-    /// `factor`, or the ratio of the context length to that of the original training if `factor` is missing.
+    /// Returns `factor` or, if it is missing, the ratio of the context length to that of the original training.
     fn factor_or_ratio(&self, config: &TextConfig, original: usize) -> Result<f64, ConfigError> {
         match self.factor {
             Some(_) => self.factor(),
@@ -116,7 +116,8 @@ impl RopeParameters {
         }
     }
 
-    /// Context length of the original training: from `config`, else from this section, else the current context length.
+    /// Returns the context length of the original training: from `config`, else from this section, else the current
+    /// context length.
     fn original_context(&self, config: &TextConfig) -> Result<usize, ConfigError> {
         let original = config.original_max_position_embeddings.or(self.original_max_position_embeddings);
         let original = original.unwrap_or(config.max_position_embeddings);
@@ -124,19 +125,19 @@ impl RopeParameters {
         ConfigError::check_range(field, original, 2..=1 << 24).map(|()| original)
     }
 
-    /// `attention_factor` after checking it, if it is given.
+    /// Checks and returns `attention_factor`, if it is given.
     fn attention_factor(&self) -> Result<Option<f64>, ConfigError> {
         let field = "text_config.rope_parameters.attention_factor";
         self.attention_factor.map(|factor| positive(field, Some(factor))).transpose()
     }
 
-    /// Source: `_compute_yarn_parameters`.
+    /// Computes the parameters of the type `yarn`. Source: `_compute_yarn_parameters`.
     fn yarn(&self, config: &TextConfig, theta: f64) -> Result<YarnScaling, ConfigError> {
         if theta == 1.0 {
             return Err(ConfigError::Range {
                 field: "text_config.rope_parameters.rope_theta",
                 value: theta.to_string(),
-                expected: "another number than 1 with the type yarn".to_owned(),
+                expected: "a number other than 1 with the type yarn".to_owned(),
             });
         }
         let original_max_position_embeddings = self.original_context(config)?;
@@ -163,7 +164,7 @@ impl RopeParameters {
         })
     }
 
-    /// Source: `_compute_longrope_parameters`.
+    /// Computes the parameters of the type `longrope`. Source: `_compute_longrope_parameters`.
     fn long_rope(&self, config: &TextConfig) -> Result<LongRopeScaling, ConfigError> {
         let original_max_position_embeddings = self.original_context(config)?;
         let factor = self.factor_or_ratio(config, original_max_position_embeddings)?;

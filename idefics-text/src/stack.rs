@@ -1,4 +1,4 @@
-//! The code shared by all decoders: chunked prefill, branches and decode steps, written in terms of the layers.
+//! Code shared by all decoders: chunked prefill, branches and decode steps. It calls the layers through a trait.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use idefics_nn::{KeyValues, KvCache};
 use crate::positions::PositionRules;
 use crate::{Branches, Positions, SlotPositions};
 
-/// Default number of tokens, over all rows, that are processed together in a chunk; enough to keep all cores busy.
+/// Default number of tokens of a chunk, over all rows. It is large enough to keep all cores busy.
 pub const CHUNK_TOKENS: usize = 1024;
 
 /// A stack of decoder layers that maps token embeddings to hidden states. The language-model head belongs to the model.
@@ -18,7 +18,7 @@ pub const CHUNK_TOKENS: usize = 1024;
 ///
 /// Axes: `batch` rows, `n_new` tokens of this call, `d` = width of the hidden states.
 pub trait DecoderStack: Debug + Send + Sync {
-    /// Number of layers.
+    /// Returns the number of layers.
     fn n_layers(&self) -> usize;
 
     /// Looks up the embeddings of tokens: `[batch, n_new]` in, `[batch, n_new, d]` out.
@@ -26,8 +26,8 @@ pub trait DecoderStack: Debug + Send + Sync {
 
     /// Runs a range of layers, and the final norm if the range includes the last layer. `[batch, n_new, d]` in and out.
     ///
-    /// Every layer appends the keys and values of the tokens to `key_values`. `positions` has their positions and
-    /// masks. `observer` gets the input of every layer and the output of the norm.
+    /// Every layer appends the keys and values of the tokens to `key_values`. `positions` has the positions and masks
+    /// of the tokens. `observer` gets the input of every layer and the output of the norm.
     fn layers(
         &self,
         layers: Range<usize>,
@@ -37,31 +37,32 @@ pub trait DecoderStack: Debug + Send + Sync {
         observer: &mut dyn DecoderObserver,
     ) -> Tensor<3>;
 
-    /// The device on which token ids are expected.
+    /// Returns the device on which token ids are expected.
     fn device(&self) -> Device;
 
-    /// How positions and masks are computed.
+    /// Returns the rules by which positions and masks are computed.
     fn position_rules(&self) -> &PositionRules;
 
-    /// Runs all layers on tokens that follow those in the cache, and adds them to the cache. Processes
-    /// [`CHUNK_TOKENS`] at a time, which limits the memory that long prompts take.
+    /// Runs all layers on tokens that follow those in the cache, and adds them to the cache. Processes [`CHUNK_TOKENS`]
+    /// tokens at a time, which limits the memory that long prompts take.
     ///
     /// # Shapes
     /// - `inputs_embeds`: `[batch, n_new, d]`, with the left padding that the cache was created for
     /// - returns `[batch, n_new, d]`; the values of padding tokens are meaningless
     ///
     /// # Panics
-    /// If the cache has another number of rows or layers, or no space for `n_new` tokens.
+    /// If the rows of the cache do not match `inputs_embeds`, its layers do not match the decoder, or it has no space
+    /// for `n_new` tokens.
     fn forward(&self, inputs_embeds: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
         self.forward_in_chunks(inputs_embeds, CHUNK_TOKENS, cache)
     }
 
-    /// Like [`Self::forward`], with about `n_tokens` tokens at a time over all rows, but at least one per row.
+    /// Like [`Self::forward`], but in chunks of about `n_tokens` tokens over all rows, with at least one token per row.
     fn forward_in_chunks(&self, inputs_embeds: Tensor<3>, n_tokens: usize, cache: &mut KvCache) -> Tensor<3> {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_slots = cache.len() + n_new;
         let n_chunks = n_new.div_ceil((n_tokens / batch.max(1)).max(1)).max(1);
-        let chunk_len = n_new.div_ceil(n_chunks).max(1); // makes the chunks about equally long
+        let chunk_len = n_new.div_ceil(n_chunks).max(1); // so that the chunks have about equal lengths
         let mut run = |chunk: Tensor<3>| {
             let positions = self.position_rules().for_next_tokens(&chunk, cache, n_slots);
             self.forward_at(chunk, &positions, cache, &mut NoObserver)
@@ -73,8 +74,7 @@ pub trait DecoderStack: Debug + Send + Sync {
         Tensor::cat((0..n_new).step_by(chunk_len).map(chunk).collect(), 1)
     }
 
-    /// Like [`Self::forward`], with all tokens at once, and with hidden states and attention weights passed to
-    /// `observer`.
+    /// Like [`Self::forward`], but with all tokens at once. `observer` gets the hidden states and attention weights.
     fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,
@@ -85,11 +85,11 @@ pub trait DecoderStack: Debug + Send + Sync {
         self.forward_at(inputs_embeds, &positions, cache, observer)
     }
 
-    /// Like [`Self::forward`], for rows that branch. The tokens are those just appended to `branches`; they may
+    /// Like [`Self::forward`], but for rows that branch. The tokens are those just appended to `branches`. They may
     /// belong to different branches, which do not see each other.
     ///
     /// # Panics
-    /// As [`Self::forward`], or if `branches` has another number of rows or slots.
+    /// As [`Self::forward`], or if the number of rows or slots of `branches` does not fit the cache and the tokens.
     fn forward_branches(&self, inputs_embeds: Tensor<3>, branches: &Branches, cache: &mut KvCache) -> Tensor<3> {
         let positions = self.branch_positions(&inputs_embeds, branches, cache);
         self.forward_at(inputs_embeds, &positions, cache, &mut NoObserver)
@@ -110,22 +110,23 @@ pub trait DecoderStack: Debug + Send + Sync {
         hidden_states
     }
 
-    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow those in the cache.
+    /// Returns the positions and masks of the tokens of `inputs_embeds`, `[batch, n_new, d]`, which follow the tokens
+    /// in the cache.
     fn positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Positions {
         self.position_rules().for_next_tokens(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
     }
 
-    /// Like [`Self::positions`], for rows that branch. The tokens are those just appended to `branches`.
+    /// Like [`Self::positions`], but for rows that branch. The tokens are those just appended to `branches`.
     ///
     /// # Panics
-    /// If `branches` has another number of rows or slots.
+    /// If the number of rows or slots of `branches` does not fit the cache and the tokens.
     fn branch_positions(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
         self.position_rules().for_branches(inputs_embeds, branches, cache)
     }
 
-    /// The data to compute positions and masks of single tokens on the device, for a decode step that is captured as
-    /// a graph. Activations have the dtype and device of `inputs_embeds`. `None` if the rotary angles depend on the
-    /// length of the sequence
+    /// Creates the data to compute positions and masks of single tokens on the device, for a decode step that is
+    /// captured as a graph. Activations have the dtype and device of `inputs_embeds`. `None` if the rotary angles
+    /// depend on the length of the sequence
     /// ([`RotaryEmbedding::depends_on_length`](idefics_nn::RotaryEmbedding::depends_on_length)).
     fn slot_positions(&self, inputs_embeds: &Tensor<3>, cache: &KvCache) -> Option<SlotPositions> {
         self.position_rules().for_slots(inputs_embeds, cache)
@@ -135,11 +136,12 @@ pub trait DecoderStack: Debug + Send + Sync {
 /// Observes the intermediate results of a decoder that Transformers returns with `output_hidden_states` and
 /// `output_attentions`.
 pub trait DecoderObserver {
-    /// `hidden_states[index]`, `[batch, n_new, d]`: the input of layer `index`, or the output of the final norm if
-    /// `index` is the number of layers.
+    /// Observes `hidden_states[index]`, `[batch, n_new, d]`: the input of layer `index`, or the output of the final
+    /// norm if `index` is the number of layers.
     fn hidden_states(&mut self, _index: usize, _hidden_states: &Tensor<3>) {}
 
-    /// `attentions[layer_idx]`: calling `weights` computes the attention weights, `[batch, heads, n_new, len + n_new]`.
+    /// Observes `attentions[layer_idx]`. A call of `weights` computes them, `[batch, heads, n_new, len + n_new]`, where
+    /// `len` is the number of cached tokens.
     fn attentions(&mut self, _layer_idx: usize, _weights: &dyn Fn() -> Tensor<4>) {}
 }
 

@@ -103,11 +103,11 @@ proptest! {
 fn widths_must_be_divisible_by_heads() {
     assert_eq!(
         error(json!({"num_attention_heads": 7, "num_key_value_heads": 7})).to_string(),
-        "`text_config.hidden_size` is 4096; expected a multiple of `text_config.num_attention_heads`, 7"
+        "`text_config.hidden_size` is 4096; expected a multiple of `text_config.num_attention_heads`, which is 7"
     );
     assert_eq!(
         error(json!({"num_key_value_heads": 5})).to_string(),
-        "`text_config.num_attention_heads` is 32; expected a multiple of `text_config.num_key_value_heads`, 5"
+        "`text_config.num_attention_heads` is 32; expected a multiple of `text_config.num_key_value_heads`, which is 5"
     );
 }
 

@@ -29,7 +29,7 @@ fn config(alpha_type: AlphaType) -> CrossAttentionConfig {
     }
 }
 
-/// Number of vectors per part of the context.
+/// Number of vectors in a part of the context.
 const PART_LEN: usize = 3;
 
 struct Model {
@@ -68,7 +68,7 @@ impl Model {
     }
 }
 
-/// A view in which each token sees one of the `n_parts` parts, given by index, or none.
+/// Creates a view in which each token sees one of the `n_parts` parts, given by its index, or no part.
 fn view(rows: &[&[Option<usize>]], n_parts: usize) -> ContextView {
     let seen = rows.iter().flat_map(|row| row.iter());
     let seen = seen.flat_map(|&latest| (0..n_parts).map(move |part| latest == Some(part))).collect();
@@ -175,7 +175,7 @@ fn branches_inherit_the_view_of_their_prompt() {
 
 #[test]
 fn activations_are_cast_to_the_dtype_of_each_module() {
-    /// Converts the modules with these prefixes to BF16, like modules placed on a GPU.
+    /// Converts the modules with these name prefixes to BF16, like modules placed on a GPU.
     struct InBf16(&'static [&'static str]);
     impl ParameterMapper for InBf16 {
         fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

@@ -8,8 +8,8 @@ use crate::SAME;
 use crate::common::{Model, assert_close, part, random};
 use crate::reference::decoder;
 
-/// Checkpoints with three query heads and one key/value head, with a `head_dim` other than hidden / heads, and with a
-/// sliding window of 7 tokens.
+/// Three checkpoints: with three query heads and one key/value head, with a `head_dim` other than hidden size / heads,
+/// and with a sliding window of 7 tokens.
 const MODELS: [&str; 3] = ["odd-heads", "wide-heads", "sliding-sharded"];
 
 struct Text {
@@ -25,12 +25,12 @@ impl Text {
         Self { config, decoder, device }
     }
 
-    /// Random embeddings of one row, `[1, seq, d]`.
+    /// Returns random embeddings of one row, `[1, seq, d]`.
     fn row(&self, seed: u64, seq: usize) -> Tensor<3> {
         random(seed, [1, seq, self.config.hidden_size], &self.device)
     }
 
-    /// The row with `padding` random vectors as left padding.
+    /// Returns the row with `padding` random vectors as left padding.
     fn padded(&self, row: &Tensor<3>, padding: usize, padding_seed: u64) -> Tensor<3> {
         if padding == 0 {
             return row.clone();
@@ -46,7 +46,7 @@ impl Text {
 
     /// Runs the tokens in several calls; `chunks` has the number of tokens in each call.
     fn in_chunks(&self, inputs_embeds: &Tensor<3>, left_padding: Vec<usize>, chunks: &[usize]) -> Tensor<3> {
-        // Spare capacity, which must not be attended to.
+        // The cache has spare capacity. The tokens must not attend to it.
         let mut cache = self.config.cache(left_padding, inputs_embeds.dims()[1] + 5);
         let outputs = chunks.iter().map(|&n_new| {
             let start = cache.len();
@@ -91,7 +91,7 @@ fn chunked_prefill_matches_full_prefill() {
 
 #[test]
 fn prefixes_match_the_full_sequence() {
-    // By the causal mask, later tokens do not change earlier ones.
+    // Because of the causal mask, later tokens do not change earlier ones.
     for model in MODELS {
         let text = Text::new(model);
         let inputs_embeds = text.row(1, 24);

@@ -1,4 +1,5 @@
-//! A cache in pages must not change the output of a row, whatever its pages, its chunks and the other rows are.
+//! A cache in pages must not change the output of a row. The output depends neither on the pages and chunks of the row
+//! nor on other rows.
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use idefics_nn::{PAGE_LEN, PageStore, PagedRow};
@@ -30,7 +31,7 @@ impl Paged {
         0..self.decoder.n_layers()
     }
 
-    /// Runs the first tokens of a row in chunks of `chunk_len`: `[1, n_tokens, d]`.
+    /// Runs the first tokens of a row in chunks of `chunk_len`. Returns `[1, n_tokens, d]`.
     fn prefill(&mut self, tokens: &Tensor<3>, pages: &[u32], chunk_len: usize) -> Tensor<3> {
         let n_tokens = tokens.dims()[1];
         let layers = self.layers();
@@ -44,7 +45,7 @@ impl Paged {
         Tensor::cat((0..n_tokens).step_by(chunk_len).map(chunk).collect(), 1)
     }
 
-    /// Runs one token of each row, at its position: `[rows, 1, d]`.
+    /// Runs one token of each row, at its position. Returns `[rows, 1, d]`.
     fn decode(&mut self, tokens: Tensor<3>, pages: &[&[u32]], position_ids: &[usize]) -> Tensor<3> {
         let rules = self.decoder.position_rules();
         let positions = rules.for_rows(&tokens, position_ids, None);
@@ -58,8 +59,8 @@ impl Paged {
     }
 }
 
-/// Prefills each row in chunks, then decodes the rest of all rows together, each row from its own length on. Compares
-/// with each row alone in a contiguous cache.
+/// Prefills each row in chunks. Then decodes the remaining tokens of all rows together; each row starts from its own
+/// length. Compares the outputs with each row alone in a contiguous cache.
 fn compare(config: TextConfig, decoder: Decoder, rows: &[(usize, usize)], chunk_len: usize, seed: u64) {
     let mut paged = Paged::new(config, decoder, 16);
     let d = paged.config.hidden_size;
@@ -68,7 +69,7 @@ fn compare(config: TextConfig, decoder: Decoder, rows: &[(usize, usize)], chunk_
         .enumerate()
         .map(|(row, (prompt, new))| random(seed + row as u64, [1, prompt + new, d], &paged.device))
         .collect();
-    // Pages in an order of their own, with gaps.
+    // The pages of a row are in a scattered order and not adjacent.
     let mut free = (0..16u32).rev().map(|page| (page * 7 + seed as u32) % 16);
     let mut tables = Vec::new();
     for (prompt, new) in rows {
@@ -116,9 +117,9 @@ proptest! {
         compare(config, decoder, &rows, chunk_len, seed);
     }
 
-    /// The angles of a row depend on its own length, not on the longest row.
+    /// If the angles depend on the length, each row uses its own length, not that of the longest row.
     #[test]
-    fn angles_that_depend_on_the_length_are_those_of_the_row(
+    fn length_dependent_angles_use_the_length_of_the_row(
         rows in prop::collection::vec((1usize..30, 1usize..10), 2..4), seed in 0u64..1000,
     ) {
         let decoder = longrope().init(&Device::flex()).unwrap();

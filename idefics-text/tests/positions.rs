@@ -10,7 +10,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn slot_places_match_places_of_the_cache(
+    fn slot_positions_match_positions_of_the_cache(
         left_padding in prop::collection::vec(0usize..12, 1..4),
         past in 1usize..20,
         more in 0usize..6,

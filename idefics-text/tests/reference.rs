@@ -4,7 +4,7 @@ use idefics_text::{Decoder, DecoderObserver, DecoderStack, TextConfig};
 use crate::common::{Case, Model, assert_close, part};
 use crate::{PREFIX, REFERENCE};
 
-/// A decoder with the weights of a model folder. Loading is strict, so all its parameters come from the folder.
+/// Loads a decoder from a model folder. Loading is strict, so all parameters come from the folder.
 pub(crate) fn decoder(model: &Model, device: &Device) -> (TextConfig, Decoder) {
     let config: TextConfig = model.section("text_config");
     config.validate().unwrap();

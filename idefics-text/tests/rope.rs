@@ -27,8 +27,8 @@ fn entries() -> Vec<Entry> {
     serde_json::from_value(fixture["entries"].take()).unwrap()
 }
 
-/// Cosines and sines of each position. Rotating a head with ones in its first half and zeros in its second yields the
-/// cosines in the first half and the sines in the second.
+/// Computes the cosines and sines of each position. Rotates a head with ones in its first half and zeros in its second
+/// half. The first half of the result contains the cosines, the second half the sines.
 fn cos_sin(config: &TextConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
     let device = Device::flex();
     let half = config.head_dim() / 2;
@@ -111,7 +111,7 @@ proptest! {
 }
 
 #[test]
-fn no_slot_places_if_angles_depend_on_the_length() {
+fn no_slot_positions_if_angles_depend_on_the_length() {
     let device = Device::flex();
     for (config, has_slot_places) in
         [(dynamic(), false), (longrope(), false), (scaled(json!({"rope_type": "linear", "factor": 2.0})), true)]

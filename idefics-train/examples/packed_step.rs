@@ -54,7 +54,7 @@ fn main() -> Result<(), Failure> {
     let (held, in_f32) = (model.weight_bytes(), 4 * model.num_params());
     println!("weights: {:.0} MB as held, {:.0} MB in f32", megabytes(held), megabytes(in_f32));
 
-    // Leaves only norms to train, including those of every decoder layer.
+    // Freezes everything except norms, including those of every decoder layer.
     let frozen = ["model.text_model.embed_tokens.", "model.vision_model.", "lm_head."].map(str::to_owned).to_vec();
     let mut trainer = Trainer::new(model, TrainingConfig { frozen, ..TrainingConfig::new(2) })?;
     let ids: Vec<u32> = (0..tokens).map(|slot| 3 + slot * 17 % 900).collect();
@@ -62,7 +62,7 @@ fn main() -> Result<(), Failure> {
     let batch = TrainingBatch::padded(&[LabelledText { ids, labels }], Vec::new(), LabelRecipe::default(), 0)?;
 
     println!("resident before the step: {:.0} MB", resident("VmRSS")?);
-    // Resets the peak, so that it measures only the step.
+    // Resets the peak of the memory, so that only the step below is measured.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let clock = Instant::now();
     let report = trainer.step(std::slice::from_ref(&batch), |model: &Idefics2, batch| {
@@ -77,7 +77,7 @@ fn megabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// A memory value from `/proc/self/status`, in megabytes.
+/// Reads a memory value from `/proc/self/status`, in megabytes.
 fn resident(line: &str) -> Result<f64, Failure> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));

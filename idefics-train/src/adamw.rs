@@ -1,10 +1,10 @@
 //! AdamW, with its state keyed by tensor name.
 //!
-//! Paper: <https://arxiv.org/abs/1711.05101>. Source: `torch.optim.AdamW`. Burn's own optimiser is not used: it keys
-//! its state by parameter ids, which are random for each model, so a run could not be resumed in another process.
+//! Paper: <https://arxiv.org/abs/1711.05101>. Source: `torch.optim.AdamW`. Burn's own optimiser is not used, because it
+//! keys its state by parameter ids. These are random for each model, so a run could not be resumed in another process.
 //!
-//! Moments and updates are computed in F32 whatever the dtype of a parameter, and the new value is rounded to that
-//! dtype. PyTorch keeps the moments in the dtype of the parameter.
+//! Moments and updates are computed in F32 whatever the dtype of a parameter. The new value is rounded to that dtype.
+//! PyTorch keeps the moments in the dtype of the parameter.
 
 use std::collections::BTreeMap;
 
@@ -26,15 +26,15 @@ pub struct AdamWConfig {
     pub weight_decay: WeightDecay,
 }
 
-/// Which parameters decay, and the decay coefficient: a step multiplies a parameter by `1 − learning_rate ·
-/// coefficient`.
+/// Which parameters decay, and the decay coefficient. A step multiplies a decaying parameter by
+/// `1 − learning_rate · coefficient`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WeightDecay {
-    /// All parameters, like `torch.optim.AdamW` with a single parameter group.
+    /// All parameters decay, as in `torch.optim.AdamW` with a single parameter group.
     All(f64),
-    /// Parameters with at least two axes, hence no biases or norms, like the `Trainer` of Transformers.
+    /// Only parameters with at least two axes decay, so no biases or norms, as in the `Trainer` of Transformers.
     Matrices(f64),
 }
 
@@ -63,13 +63,13 @@ pub(crate) struct Moments {
 }
 
 impl AdamW {
-    /// An optimiser without state.
+    /// Creates an optimiser without state.
     pub fn new(config: AdamWConfig) -> Self {
         Self { config, moments: BTreeMap::new() }
     }
 
-    /// Updates every parameter that has a gradient. `tied` has pairs (tensor, source): the tensor is set to the new
-    /// value of the source, which must precede it in the module.
+    /// Updates every parameter that has a gradient. `tied` has pairs (tensor, source). The tensor is set to the new
+    /// value of the source. The source must precede the tensor in the module.
     pub fn step<M: Module>(
         &mut self,
         module: M,
@@ -83,7 +83,7 @@ impl AdamW {
         )
     }
 
-    /// The new value of a tensor, in F32, from its value and gradient in F32.
+    /// Computes the new value of a tensor, in F32, from its value and gradient in F32.
     fn update(&mut self, name: &str, n_axes: usize, value: Tensor<1>, gradient: Tensor<1>, rate: f64) -> Tensor<1> {
         let AdamWConfig { betas: [beta1, beta2], eps, weight_decay } = self.config;
         let decay = match weight_decay {
@@ -113,7 +113,7 @@ struct Update<'a> {
     gradients: &'a Gradients,
     learning_rate: f64,
     tied: &'a [(&'a str, &'a str)],
-    /// New values of the tensors that others are tied to, flattened.
+    /// New values of the tensors to which other tensors are tied, flattened.
     sources: BTreeMap<String, Tensor<1>>,
 }
 

@@ -18,11 +18,11 @@ pub struct TrainingBatch {
     pub images: Vec<ImageTile>,
     /// Labels, `[batch · seq]`: slot `t − 1` is trained to predict the label of slot `t`. A label of −100 is ignored.
     pub labels: Vec<i64>,
-    /// Which other labels are ignored.
+    /// Which labels are ignored besides −100.
     pub recipe: LabelRecipe,
-    /// For rows that branch, `[batch · seq]`: the parent of each slot, which is the slot of the same row that it
-    /// follows; the inner `None` for slots without a parent. The label of slot `t` is then predicted by its parent
-    /// instead of slot `t − 1`. Rows that branch are padded on the right. `None` if no row branches.
+    /// For rows that branch, the parent of each slot, `[batch · seq]`: the slot of the same row that it follows. The
+    /// inner option is `None` for slots without a parent. The label of slot `t` is then predicted by its parent instead
+    /// of slot `t − 1`. Rows that branch are padded on the right. `None` if no row branches.
     pub parents: Option<Vec<Option<usize>>>,
 }
 
@@ -36,7 +36,7 @@ pub struct LabelledText {
 }
 
 impl TrainingBatch {
-    /// One row per text, padded on the left. `images` has the tiles of all texts, in order.
+    /// Creates a batch with one row per text, padded on the left. `images` has the tiles of all texts, in order.
     ///
     /// # Errors
     /// [`InputError::Empty`] if there are no texts or one of them has no tokens, [`BatchError::TextLabels`].
@@ -56,11 +56,12 @@ impl TrainingBatch {
         Ok(Self { labels: labels.collect(), images, recipe, parents: None, prompts })
     }
 
-    /// Packs texts with a common prefix into one row, so that the prefix is computed once: for example several
-    /// questions about the same images. The gradients are the same as with one row per text.
+    /// Creates a batch in which texts with a common prefix share a row, so that the prefix is computed once. Several
+    /// questions about the same images are an example. The gradients are the same as with one row per text.
     ///
-    /// `rows` has the texts of each row. `images` has the tiles of each row only once: all texts of a row must
-    /// contain the same images, and must not diverge before the last image. Only tokens with label −100 are shared.
+    /// `rows` has the texts of each row. `images` has the tiles of each row only once. All texts of a row must
+    /// therefore contain the same images, and must not diverge before the last image. Only tokens with label −100 are
+    /// shared.
     ///
     /// # Errors
     /// [`InputError::Empty`] if a row has no texts or no tokens, [`BatchError::TextLabels`].
@@ -77,7 +78,7 @@ impl TrainingBatch {
             return Err(InputError::Empty { row }.into());
         }
         for tree in &mut trees {
-            // Padding on the right, where no other token sees it.
+            // Pads on the right, where no other token sees the padding.
             for slot in tree.ids.len()..seq {
                 tree.push(pad_token_id, IGNORED_LABEL, Some(slot - 1));
             }
@@ -92,8 +93,8 @@ impl TrainingBatch {
         })
     }
 
-    /// For models with cross-attention to images: each token sees the latest image before it in its text, and no image
-    /// after an end token. See [`Prompts::attend_to_latest_images`].
+    /// Lets each token see the latest image before it in its text, and no image after an end token. Models with
+    /// cross-attention to images need this. See [`Prompts::attend_to_latest_images`].
     ///
     /// # Errors
     /// [`BatchError::ParentCount`], [`BatchError::Parent`] and [`BatchError::LeftPadding`].
@@ -110,7 +111,7 @@ impl TrainingBatch {
         Ok(self)
     }
 
-    /// The tokens to be predicted. Labels equal to −100 or `ignored` do not count.
+    /// Returns the tokens to be predicted. Labels equal to −100 or `ignored` do not count.
     ///
     /// # Errors
     /// [`BatchError`] if labels or parents do not fit the prompts, or a label that counts is not less than
@@ -127,8 +128,8 @@ impl TrainingBatch {
         })
     }
 
-    /// Checks that every slot has a parent, or `None`, that parents precede their slots, and that rows with parents are
-    /// not padded on the left.
+    /// Checks the parents, if there are any: one entry per slot, each parent before its slot, and no row padded on the
+    /// left.
     fn check_parents(&self) -> Result<(), BatchError> {
         let Some(parents) = &self.parents else { return Ok(()) };
         let (slots, seq) = (self.n_slots(), self.prompts.seq());
@@ -147,12 +148,12 @@ impl TrainingBatch {
         Ok(())
     }
 
-    /// Number of rows times number of slots in a row.
+    /// Returns the number of rows times the number of slots in a row.
     fn n_slots(&self) -> usize {
         self.prompts.batch() * self.prompts.seq()
     }
 
-    /// Positions and masks of the tokens of `inputs_embeds`, `[batch, seq, d]`.
+    /// Computes the positions and masks of the tokens of `inputs_embeds`, `[batch, seq, d]`.
     pub(crate) fn positions(
         &self,
         decoder: &dyn DecoderStack,
@@ -165,7 +166,8 @@ impl TrainingBatch {
         }
     }
 
-    /// The token tree of the rows after an empty prompt, if rows branch. `cache` must be empty.
+    /// Returns the token trees of the rows, or `None` if no row branches. They start after an empty prompt, so `cache`
+    /// must be empty.
     pub(crate) fn branches(&self, cache: &KvCache) -> Option<Branches> {
         let parents = self.parents.as_ref()?;
         let mut branches = Branches::new(cache);
@@ -207,7 +209,7 @@ impl Tree {
         tree
     }
 
-    /// The slot after `parent` that has this id and label −100, if there is one.
+    /// Returns the slot after `parent` that has this id and label −100, if there is one.
     fn child(&self, parent: Option<usize>, id: u32) -> Option<usize> {
         let first = parent.map_or(0, |parent| parent + 1);
         (first..self.ids.len())

@@ -30,14 +30,16 @@ pub enum BatchError {
         labels: usize,
     },
     /// The batch does not have one parent per slot.
-    #[error("the batch has {slots} slots and {parents} parents; give every slot one, `None` for the first of a text")]
+    #[error(
+        "the batch has {slots} slots and {parents} parents; give every slot a parent, `None` for the first of a text"
+    )]
     ParentCount {
         /// Number of rows times number of slots in a row.
         slots: usize,
         /// Number of parents.
         parents: usize,
     },
-    /// A slot whose parent does not precede it.
+    /// The parent of a slot does not precede the slot.
     #[error("row {row}, slot {slot}: the parent is slot {parent}, but must be an earlier slot of the same row")]
     Parent {
         /// Row of the batch, from 0.
@@ -47,7 +49,7 @@ pub enum BatchError {
         /// Its parent.
         parent: usize,
     },
-    /// A row with left padding in a batch of rows with branches (texts that share a prefix).
+    /// A row is padded on the left in a batch of rows that branch (whose texts share a prefix).
     #[error(
         "row {row}: a row that branches is padded on the left; pad it on the right, with tokens whose label is -100"
     )]
@@ -55,7 +57,7 @@ pub enum BatchError {
         /// Row of the batch, from 0.
         row: usize,
     },
-    /// A label that is not a token.
+    /// A label is not a token id.
     #[error(
         "row {row}, slot {slot}: label {label} is neither -100 nor a token id below the model's vocabulary size \
          {vocab_size}"
@@ -67,7 +69,7 @@ pub enum BatchError {
         slot: usize,
         /// The label.
         label: i64,
-        /// Number of logits.
+        /// Vocabulary size of the model, the number of logits per token.
         vocab_size: usize,
     },
 }
@@ -121,17 +123,17 @@ pub enum TrainError {
         reason: String,
     },
     /// The checkpoint belongs to another run.
-    #[error("{}: the run has a different `{field}`; use another folder or the same settings", path.display())]
+    #[error("{}: belongs to a run with another `{field}`; use another folder or the same settings", path.display())]
     OtherRun {
         /// Path of the file.
         path: PathBuf,
         /// The setting that differs.
         field: String,
     },
-    /// The module is on a device without autodiff, where nothing would be learned.
+    /// A parameter of the module is on a device without autodiff, where it would not be trained.
     #[error("`{parameter}` is on a device without autodiff; build or load the module on `device.autodiff()`")]
     Device {
-        /// The first such parameter.
+        /// Name of the first such parameter.
         parameter: String,
     },
     /// The worker threads could not be started.
@@ -143,7 +145,7 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// The category of the error.
+    /// Returns the category of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Input { .. } | Self::NoLabels { .. } => ErrorKind::Input,

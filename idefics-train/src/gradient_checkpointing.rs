@@ -1,8 +1,8 @@
-//! Gradient checkpointing: only the outputs of segments are kept, and a segment is run again when its gradients are
-//! computed. This costs a second forward pass, but takes memory for the activations of only one layer.
+//! Gradient checkpointing: keeps only the outputs of segments, and runs a segment again when its gradients are
+//! computed. This costs a second forward pass, but only one layer at a time needs memory for its activations.
 //!
-//! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. Segments without a trained
-//! parameter in or before them have no backward pass.
+//! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. A segment has a backward
+//! pass only if the segment or one before it has a trained parameter.
 
 use burn::tensor::Tensor;
 
@@ -35,7 +35,7 @@ pub fn training_gradients_checkpointed<M: Segments>(
     let mut outputs: Vec<Option<Tensor<3>>> = Vec::with_capacity(segments.len());
     for (index, segment) in segments.iter().enumerate() {
         if index == head && needs_gradients[head] {
-            break; // the backward pass starts by running it with autodiff
+            break; // the backward pass runs the head with autodiff
         }
         let output = (segment.forward)(&plain, &inputs(segment, &outputs))?;
         outputs.push(Some(output));
@@ -51,7 +51,7 @@ pub fn training_gradients_checkpointed<M: Segments>(
         }
     }
     if !needs_gradients[head] {
-        let loss = outputs.pop().flatten().expect("the head was run");
+        let loss = outputs.pop().flatten().expect("the forward pass has run the head");
         return Ok(LossGradients { loss: loss.into_scalar::<f64>(), n_labels, gradients: Gradients::default() });
     }
 
@@ -60,7 +60,7 @@ pub fn training_gradients_checkpointed<M: Segments>(
     let mut gradients = Gradients::default();
     let mut output_gradients: Vec<Option<Tensor<3>>> = vec![None; segments.len()];
     for (index, segment) in segments.iter().enumerate().rev() {
-        outputs.truncate(index); // earlier segments do not read it
+        outputs.truncate(index); // no earlier segment reads this output
         let gradient = output_gradients[index].take();
         if !needs_gradients[index] || (index < head && gradient.is_none()) {
             continue;
@@ -72,7 +72,7 @@ pub fn training_gradients_checkpointed<M: Segments>(
         let inputs: Vec<Tensor<3>> = inputs(segment, &outputs).into_iter().zip(&segment.inputs).map(leaf).collect();
         let output = (segment.forward)(model, &inputs)?;
         let product = match gradient {
-            None => output.sum(), // the head, whose output is the loss
+            None => output.sum(), // this is the head, whose output is the loss
             Some(gradient) => (output * Tensor::from_inner(gradient)).sum(),
         };
         if index == head {
@@ -104,8 +104,8 @@ fn segments_with_gradients<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
     reached
 }
 
-/// The inputs of a segment.
+/// Returns the inputs of a segment.
 fn inputs<M>(segment: &Segment<'_, M>, outputs: &[Option<Tensor<3>>]) -> Vec<Tensor<3>> {
-    let output = |&input: &usize| outputs[input].clone().expect("outputs are kept until they were read");
+    let output = |&input: &usize| outputs[input].clone().expect("outputs are kept until they are read");
     segment.inputs.iter().map(output).collect()
 }

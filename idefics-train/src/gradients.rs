@@ -6,16 +6,17 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use idefics_nn::{ParameterVisitor, visit_parameters};
 
-/// The gradient of a loss for each parameter, flattened, keyed by the parameter's name in the checkpoint. Gradients are
-/// F32 whatever the dtype of the parameter, so that sums over micro-batches are exact enough.
+/// The gradient of a loss for each parameter, flattened, keyed by the name of the parameter in the checkpoint.
+/// Gradients are F32 whatever the dtype of the parameter, so that sums over micro-batches are exact enough.
 ///
-/// The tensors are on the device without autodiff, since they are not differentiated again.
+/// The tensors are on the device without autodiff, because they are not differentiated again.
 #[derive(Debug, Clone, Default)]
 pub struct Gradients {
     tensors: BTreeMap<String, Tensor<1>>,
 }
 
-/// The loss of a micro-batch and its gradients. Both are sums over the labels, so micro-batches can be added up.
+/// The loss of a micro-batch and its gradients. Both are sums over the labels, so those of several micro-batches can be
+/// added.
 #[derive(Debug, Clone, Default)]
 pub struct LossGradients {
     /// Loss, summed over the labels.
@@ -47,12 +48,12 @@ impl Gradients {
         Self { tensors: collector.tensors }
     }
 
-    /// The gradient of tensor `name`, flattened; `None` if the loss does not depend on it.
+    /// Returns the gradient of tensor `name`, flattened, or `None` if the loss does not depend on the tensor.
     pub fn get(&self, name: &str) -> Option<&Tensor<1>> {
         self.tensors.get(name)
     }
 
-    /// All gradients, flattened, sorted by name.
+    /// Returns all gradients, flattened, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor<1>)> {
         self.tensors.iter().map(|(name, gradient)| (name.as_str(), gradient))
     }
@@ -64,7 +65,7 @@ impl Gradients {
         }
     }
 
-    /// Adds to the gradient of one tensor.
+    /// Adds `gradient` to the gradient of tensor `name`.
     pub(crate) fn add(&mut self, name: &str, gradient: Tensor<1>) {
         let sum = match self.tensors.remove(name) {
             Some(sum) => sum + gradient,
@@ -80,7 +81,8 @@ impl Gradients {
         }
     }
 
-    /// Adds the gradient of each tied tensor to that of its source and removes it. `tied` has pairs (tensor, source).
+    /// Adds the gradient of each tied tensor to that of its source, and removes the entry of the tied tensor. `tied`
+    /// has pairs (tensor, source).
     pub fn tie(&mut self, tied: &[(&str, &str)]) {
         for (tied, source) in tied {
             if let Some(gradient) = self.tensors.remove(*tied) {
@@ -89,7 +91,7 @@ impl Gradients {
         }
     }
 
-    /// Euclidean norm of all gradients together, like `torch.nn.utils.get_total_norm`.
+    /// Computes the Euclidean norm of all gradients together, like `torch.nn.utils.get_total_norm`.
     pub fn norm(&self) -> f64 {
         let squares = self.tensors.values().map(|gradient| gradient.clone().square().sum());
         let squares: Vec<Tensor<1>> = squares.collect();

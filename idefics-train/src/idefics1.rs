@@ -1,4 +1,4 @@
-//! Training of IDEFICS v1. The batch must say which images its tokens see:
+//! Training of IDEFICS v1. The batch must say which images each token sees: see
 //! [`TrainingBatch::attend_to_latest_images`].
 
 use std::cell::OnceCell;
@@ -14,14 +14,15 @@ use crate::trainable::{summed_loss, targets};
 use crate::{BatchError, Chain, LabelRecipe, Segments, Trainable, TrainingBatch};
 
 impl Trainable for Idefics1 {
-    /// Always −100, whatever the recipe: image tokens are only placeholders in this family.
+    /// Returns −100 for every recipe, because image tokens are only placeholders in this family.
     fn ignored_label(&self, _recipe: LabelRecipe) -> i64 {
         IGNORED_LABEL
     }
 }
 
-/// The segments are vision layers, resampler, embeddings, decoder layers together with the gated layers before them,
-/// and the head. All gated layers read the images, whose gradient is the sum over these layers.
+/// The segments are the vision layers, the resampler, the embeddings, the decoder layers, and the head. A gated layer
+/// belongs to the segment of the decoder layer that follows it. All gated layers read the images, so the gradient of
+/// the images is a sum over these layers.
 impl Segments for Idefics1 {
     fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, BatchError> {
         let targets = targets(self, batch)?;
@@ -77,7 +78,7 @@ impl Segments for Idefics1 {
 }
 
 /// Adds the segments that compute the image vectors of each row, `[batch, max_images · n_vectors, d_image]`, from the
-/// pixels. Returns the index of the last one; `None` if there are no images.
+/// pixels. Returns the index of the last segment, or `None` if there are no images.
 fn image_segments<'a>(
     model: &'a Idefics1,
     batch: &'a TrainingBatch,
@@ -118,7 +119,7 @@ fn image_segments<'a>(
     }
     let max_images = n_images.iter().copied().max().unwrap_or(0);
     let rows = n_images.len();
-    // Rows with fewer images are filled up with vectors of another image, which the mask hides from them.
+    // Rows with fewer images are filled up with the vectors of the first image. The mask hides them from all tokens.
     let firsts = n_images.iter().scan(0, |next, n_images| Some(std::mem::replace(next, *next + n_images)));
     let places: Vec<usize> = firsts
         .zip(n_images)

@@ -15,24 +15,24 @@ use crate::{BatchError, Chain, LabelRecipe, Segments, Trainable, TrainingBatch};
 
 /// A model whose image features replace image tokens: a vision tower, a connector, a decoder and a head.
 pub(crate) trait ImageTokenModel: Trainable {
-    /// Pixels to patch features.
+    /// Returns the vision tower, which computes patch features from pixels.
     fn vision_model(&self) -> &VisionTransformer;
-    /// Tokens to hidden states.
+    /// Returns the decoder, which computes hidden states from tokens.
     fn text_model(&self) -> &Decoder;
-    /// Hidden states to logits.
+    /// Returns the head, which computes logits from hidden states.
     fn lm_head(&self) -> &Linear;
     /// Whether the connector is trained.
     fn trains_connector(&self) -> bool;
-    /// Number of rows and columns of patches that the images of a batch have, if the connector accepts them.
+    /// Returns the number of rows and columns of patches of the images of a batch. Fails if the connector rejects them.
     fn grid(&self, images: &ImageBatch<'_>) -> Result<[usize; 2], InputError>;
-    /// Applies the connector: patch features of images that share a grid, `[n_images, patches, d_vision]`, to image
-    /// features, `[n_images, n_vectors, d]`.
+    /// Applies the connector to patch features of images that share a grid, `[n_images, patches, d_vision]`. Returns
+    /// image features, `[n_images, n_vectors, d]`.
     fn connect(&self, features: Tensor<3>, grid: [usize; 2]) -> Tensor<3>;
-    /// The patches of a batch, with their positions.
+    /// Returns the patches of a batch with their positions.
     fn patch_layout(&self, images: &ImageBatch<'_>) -> PatchLayout;
 }
 
-/// The input of the decoder, `[batch, seq, d]`: token embeddings, with image features at image tokens.
+/// Returns the input of the decoder, `[batch, seq, d]`: token embeddings, with image features at image tokens.
 fn inputs_embeds<M: ImageTokenModel>(
     model: &M,
     batch: &TrainingBatch,
@@ -42,7 +42,7 @@ fn inputs_embeds<M: ImageTokenModel>(
     model.begin(&batch.prompts, image_hidden_states, &mut model.cache(&batch.prompts, 0))
 }
 
-/// The segments are vision layers, connector, embeddings, decoder layers and the head.
+/// Splits the model into vision layers, connector, embeddings, decoder layers and head.
 fn segments<'a, M: ImageTokenModel>(model: &'a M, batch: &'a TrainingBatch) -> Result<Chain<'a, M>, BatchError> {
     let targets = targets(model, batch)?;
     let mut chain = Chain::default();
@@ -76,7 +76,7 @@ fn segments<'a, M: ImageTokenModel>(model: &'a M, batch: &'a TrainingBatch) -> R
 }
 
 /// Adds the segments that compute the image features, `[n_images, n_vectors, d]`, from the pixels. Returns the index of
-/// the last one; `None` if there are no images.
+/// the last segment, or `None` if there are no images.
 fn image_segments<'a, M: ImageTokenModel>(
     model: &'a M,
     batch: &'a TrainingBatch,
@@ -109,7 +109,7 @@ fn image_segments<'a, M: ImageTokenModel>(
     if connected.is_empty() {
         return Ok(None);
     }
-    // Restores the order of the images.
+    // Restores the order of the images, which were grouped by size.
     let in_order = move |_: &M, inputs: &[Tensor<3>]| Ok(arrange(Tensor::cat(inputs.to_vec(), 0), &rows));
     Ok(Some(chain.push(&connected, false, in_order)))
 }

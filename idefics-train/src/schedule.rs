@@ -19,8 +19,8 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The learning rate in step `step` (counted from 0) as a fraction of the maximum, 0 to 1. It rises linearly from
-    /// zero during the first `warmup_steps` of `total_steps`.
+    /// Returns the learning rate in step `step` (counted from 0) as a fraction of the maximum, 0 to 1. The learning
+    /// rate rises linearly from zero during the first `warmup_steps` of `total_steps`.
     pub fn factor(self, step: u64, warmup_steps: u64, total_steps: u64) -> f64 {
         if step < warmup_steps {
             return step as f64 / warmup_steps as f64;

@@ -11,14 +11,15 @@ use crate::{BatchError, Trainable, TrainingBatch};
 
 /// A model that can be split into segments.
 pub trait Segments: Trainable {
-    /// The segments that process `batch`. The output of the last one is the summed loss, `[1, 1, 1]`.
+    /// Splits the model into the segments that process `batch`. The output of the last one is the summed loss,
+    /// `[1, 1, 1]`.
     ///
     /// # Errors
     /// As [`Trainable::training_gradients`].
     fn segments<'a>(&'a self, batch: &'a TrainingBatch) -> Result<Chain<'a, Self>, BatchError>;
 }
 
-/// Reorders or repeats image vectors: returns `[n_places, n_vectors, d]`, where `places[i]` is the index of the image
+/// Reorders or repeats image vectors. Returns `[n_places, n_vectors, d]`, where `places[i]` is the index of the image
 /// at place `i`.
 ///
 /// # Shapes
@@ -32,7 +33,7 @@ pub(crate) fn arrange(image_hidden_states: Tensor<3>, places: &[usize]) -> Tenso
     image_hidden_states.select(0, Tensor::from_data(TensorData::from(places.as_slice()), options))
 }
 
-/// The forward pass of a segment, with the model on the device with or without autodiff.
+/// The forward pass of a segment. The model may be on the device with or without autodiff.
 type Forward<'a, M> = Box<dyn Fn(&M, &[Tensor<3>]) -> Result<Tensor<3>, InputError> + 'a>;
 
 /// Segments in order of execution. A segment reads the outputs of earlier ones.
@@ -42,9 +43,9 @@ pub struct Chain<'a, M> {
 
 /// A part of a model, usually one layer.
 pub(crate) struct Segment<'a, M> {
-    /// Indices of the segments whose outputs it reads.
+    /// Indices of the segments whose outputs this segment reads.
     pub(crate) inputs: Vec<usize>,
-    /// Whether any of its parameters is trained.
+    /// Whether any parameter of the segment is trained.
     pub(crate) is_trained: bool,
     pub(crate) forward: Forward<'a, M>,
 }
@@ -56,12 +57,12 @@ impl<M> Default for Chain<'_, M> {
 }
 
 impl<'a, M> Chain<'a, M> {
-    /// Adds a segment that reads the outputs of the segments with the indices `inputs`, and returns its index.
-    /// `is_trained` says whether any of its parameters is trained.
+    /// Adds a segment that reads the outputs of the segments with the indices `inputs`. Returns the index of the new
+    /// segment. `is_trained` says whether any of its parameters is trained.
     ///
-    /// `forward` is called with model and inputs on the device without autodiff, and again, in the backward pass, with
+    /// `forward` is called twice: with model and inputs on the device without autodiff, and in the backward pass with
     /// model and inputs on the autodiff device. Tensors that do not depend on parameters may be on the device without
-    /// autodiff in both calls: they are constants.
+    /// autodiff in both calls, because they are constants.
     ///
     /// # Panics
     /// If an input is not the index of an earlier segment.
@@ -71,7 +72,7 @@ impl<'a, M> Chain<'a, M> {
         is_trained: bool,
         forward: impl Fn(&M, &[Tensor<3>]) -> Result<Tensor<3>, InputError> + 'a,
     ) -> usize {
-        assert!(inputs.iter().all(|input| *input < self.segments.len()), "a segment can only read earlier ones");
+        assert!(inputs.iter().all(|input| *input < self.segments.len()), "a segment can only read earlier segments");
         self.segments.push(Segment { inputs: inputs.to_vec(), is_trained, forward: Box::new(forward) });
         self.segments.len() - 1
     }

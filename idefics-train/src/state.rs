@@ -1,9 +1,11 @@
 //! Checkpoints of a run: weights, optimiser state and position, written atomically.
 //!
 //! `FOLDER/step-00000200/` contains `model.safetensors` (each weight in the format in which the module holds it),
-//! `optimizer.safetensors` (`exp_avg.{tensor}`, `exp_avg_sq.{tensor}`, F32) and `state.json`. It is written under a
-//! temporary name and renamed. Then the file `FOLDER/latest`, which contains the name of the newest checkpoint, is
-//! replaced. All random choices of a run are derived from the seed in the configuration and the step, so the step also
+//! `optimizer.safetensors` (`exp_avg.{tensor}`, `exp_avg_sq.{tensor}`, F32) and `state.json`. The folder is written
+//! under a temporary name and renamed. Then the file `FOLDER/latest`, which contains the name of the newest checkpoint,
+//! is replaced.
+//!
+//! All random choices of a run are derived from the step and the seed in the configuration. The step therefore also
 //! determines the position in the data and the state of the random number generator.
 
 use std::collections::BTreeMap;
@@ -28,7 +30,7 @@ const MAX_CHECKPOINTS: usize = 2;
 
 /// Suffix of a checkpoint that is being written.
 const TEMPORARY: &str = ".tmp";
-/// Suffix of a checkpoint that is being replaced by another one of the same step.
+/// Suffix of a checkpoint that another checkpoint of the same step is about to replace.
 const REPLACED: &str = ".old";
 
 /// The contents of `state.json`.
@@ -41,11 +43,12 @@ struct State {
 }
 
 impl<M: Module + Sync> Trainer<M> {
-    /// Writes a checkpoint to `folder`, which is created if necessary, and removes those of earlier steps except the
-    /// last. Returns the path of the checkpoint.
+    /// Writes a checkpoint to `folder`, which is created if necessary. Removes the checkpoints of earlier steps except
+    /// the last one. Returns the path of the new checkpoint.
     ///
-    /// Weights keep their dtypes, and quantised weights their codes. Checkpoints of later steps, which a previous run
-    /// may have left in the folder, are not removed; [`Self::resume`] starts from the checkpoint that was written last.
+    /// Weights keep their dtypes, and quantised weights keep their codes. A previous run may have left checkpoints of
+    /// later steps in the folder. They are not removed; [`Self::resume`] starts from the checkpoint that was written
+    /// last.
     ///
     /// # Errors
     /// [`TrainError::Io`] or [`TrainError::Checkpoint`] if a file cannot be written. The previous checkpoint then
@@ -65,7 +68,8 @@ impl<M: Module + Sync> Trainer<M> {
         write_atomically(&temporary.join("state.json"), |file| Ok(serde_json::to_writer_pretty(file, &state)?))?;
 
         if target.exists() {
-            // Of an earlier save at the same step. It may be the latest, so it must not be lost before it is replaced.
+            // The target is from an earlier save at the same step. It may be the latest checkpoint, so it is kept until
+            // it has been replaced.
             remove(&replaced)?;
             std::fs::rename(&target, &replaced).map_err(|source| io(&target, source))?;
         }
@@ -77,9 +81,11 @@ impl<M: Module + Sync> Trainer<M> {
         Ok(target)
     }
 
-    /// Resumes the run with checkpoints in `folder`; `None` if there is no checkpoint yet. The weights of `module` are
-    /// replaced by those of the checkpoint, in the dtypes and formats of the checkpoint; `module` may be empty, or
-    /// loaded, or quantised. The optimiser state is created on `device`, which must not be an autodiff device.
+    /// Resumes the run with checkpoints in `folder`. Returns `None` if there is no checkpoint yet.
+    ///
+    /// The weights of `module` are replaced by those of the checkpoint, in the dtypes and formats of the checkpoint.
+    /// `module` may be empty, loaded, or quantised. The optimiser state is created on `device`, which must not be an
+    /// autodiff device.
     ///
     /// # Errors
     /// [`TrainError::OtherRun`] if the run was started with another configuration. [`TrainError::State`],
@@ -103,7 +109,8 @@ impl<M: Module + Sync> Trainer<M> {
             });
         }
         let (checkpoint, replaced) = (folder.join(&name), folder.join(format!("{name}{REPLACED}")));
-        // If a save was interrupted while it replaced the latest checkpoint, that is still there under another name.
+        // A save may have been interrupted while it replaced the latest checkpoint. The old checkpoint then has another
+        // name.
         let checkpoint = if !checkpoint.exists() && replaced.exists() { replaced } else { checkpoint };
         let path = checkpoint.join("state.json");
         let text = std::fs::read(&path).map_err(|source| io(&path, source))?;
@@ -169,7 +176,7 @@ fn read_moments(
         .collect()
 }
 
-/// Name of the first setting that differs. `workers` is not compared, as it does not change results.
+/// Returns the name of the first setting that differs. `workers` is not compared, because it does not change results.
 fn different_field(ours: &TrainingConfig, theirs: &TrainingConfig) -> Option<String> {
     let object = |config: &TrainingConfig| match serde_json::to_value(config) {
         Ok(serde_json::Value::Object(fields)) => fields,
@@ -180,7 +187,8 @@ fn different_field(ours: &TrainingConfig, theirs: &TrainingConfig) -> Option<Str
     fields.find(|(field, value)| theirs.get(field) != Some(value)).map(|(field, _)| field)
 }
 
-/// Removes the checkpoints of steps before `step` except the last ones, and what interrupted saves of such steps left.
+/// Removes the checkpoints of steps before `step`, except the last ones, and the remains of interrupted saves of such
+/// steps.
 fn remove_earlier(folder: &Path, step: u64) -> Result<(), TrainError> {
     let mut earlier = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|source| io(folder, source))? {
@@ -210,7 +218,7 @@ fn step_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// The step of the checkpoint that is called `name`.
+/// Returns the step of the checkpoint that is called `name`.
 fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }

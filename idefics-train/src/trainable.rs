@@ -8,13 +8,13 @@ use idefics_text::NoObserver;
 use crate::labels::NextTokens;
 use crate::{BatchError, LabelRecipe, LossGradients, TrainingBatch};
 
-/// A model with a loss. A family only says which labels it ignores.
+/// A model with a loss. An implementation only says which labels it ignores.
 pub trait Trainable: Model + Module {
-    /// The label that is ignored in addition to −100.
+    /// Returns the label that is ignored in addition to −100.
     fn ignored_label(&self, recipe: LabelRecipe) -> i64;
 
-    /// Mean cross-entropy of next-token prediction over all labels that count, `[1]`. NaN if no label counts, as in the
-    /// reference.
+    /// Computes the mean cross-entropy of next-token prediction over all labels that count, `[1]`. NaN if no label
+    /// counts, as in the reference.
     ///
     /// # Shapes
     /// - `logits`: `[batch, seq, vocab_size]`, f32
@@ -36,8 +36,8 @@ pub trait Trainable: Model + Module {
         Ok(targets.cross_entropy(predictions) / targets.len() as f64)
     }
 
-    /// Loss and gradients of a micro-batch, summed over its labels. If no label counts, nothing is computed: the loss
-    /// is 0 and there are no gradients.
+    /// Computes the loss and gradients of a micro-batch, summed over its labels. If no label counts, nothing is
+    /// computed: the loss is 0 and there are no gradients.
     ///
     /// # Errors
     /// [`BatchError`] if tokens, images or labels do not fit the model or each other.
@@ -60,7 +60,7 @@ pub trait Trainable: Model + Module {
     }
 }
 
-/// The tokens that a micro-batch trains the model to predict.
+/// Returns the tokens that a micro-batch trains the model to predict.
 ///
 /// # Errors
 /// [`BatchError`] if labels or parents do not fit the prompts or the model.
@@ -68,8 +68,8 @@ pub(crate) fn targets<M: Trainable>(model: &M, batch: &TrainingBatch) -> Result<
     batch.targets(model.ignored_label(batch.recipe), model.shape().vocab_size)
 }
 
-/// The summed cross-entropy, `[1]`, of the predictions from the last hidden states, `[batch, seq, d]`. The head is
-/// computed only for slots whose prediction has a label.
+/// Computes the summed cross-entropy, `[1]`, from the last hidden states, `[batch, seq, d]`. The head is computed only
+/// for slots whose prediction has a label.
 pub(crate) fn summed_loss<M: Model>(model: &M, hidden_states: Tensor<3>, targets: &NextTokens) -> Tensor<1> {
     let [batch, seq, d] = hidden_states.dims();
     let predictors = targets.select_predictors(hidden_states.reshape([batch * seq, d])); // [n_targets, d]

@@ -31,14 +31,15 @@ pub struct TrainingConfig {
     /// Pairs (tensor, source) that share their values (`tie_word_embeddings`). The source must precede the tensor in
     /// the module.
     pub tied: Vec<(String, String)>,
-    /// Random seed from which the caller draws its batches, together with the step.
+    /// Random seed. The caller draws its batches from the seed and the step.
     pub seed: u64,
-    /// Number of micro-batches computed in parallel, each on an equal share of the cores. Does not change results.
+    /// Number of micro-batches computed in parallel, each on an equal share of the cores. The number does not change
+    /// results.
     pub workers: usize,
 }
 
 impl TrainingConfig {
-    /// The defaults of Transformers' `TrainingArguments` for a run of `total_steps` steps.
+    /// Returns the defaults of Transformers' `TrainingArguments` for a run of `total_steps` steps.
     pub fn new(total_steps: u64) -> Self {
         Self {
             total_steps,
@@ -74,7 +75,8 @@ pub struct StepReport {
 /// A module with its optimiser and the progress of a run.
 #[derive(Debug)]
 pub struct Trainer<M> {
-    /// `None` only while the optimiser replaces the weights one by one, so that no old copy of them is kept.
+    /// The module. `None` only while the optimiser replaces the weights one by one, so that no old copy of them is
+    /// kept.
     module: Option<M>,
     pub(crate) optimizer: AdamW,
     pub(crate) config: TrainingConfig,
@@ -89,9 +91,9 @@ pub struct Trainer<M> {
 impl<M: Module + Sync> Trainer<M> {
     /// Starts a run with `module`, which must be on an autodiff device. Its parameters keep their dtypes.
     ///
-    /// Gradients, moments and updates of BF16 and F16 parameters are computed in F32, but a change of less than about
-    /// 1/512 of a BF16 value (1/4096 in F16) is lost when it is rounded. With small learning rates, load the trained
-    /// parameters in F32 and only frozen ones in BF16 or quantised.
+    /// Gradients, moments and updates of BF16 and F16 parameters are computed in F32. Rounding the new value loses
+    /// changes of less than about 1/512 of a BF16 value (1/4096 in F16). With small learning rates, load the trained
+    /// parameters in F32 and only frozen parameters in BF16 or quantised.
     ///
     /// # Errors
     /// [`TrainError::Device`] if `module` is not on an autodiff device, [`TrainError::Threads`] if the worker threads
@@ -111,7 +113,7 @@ impl<M: Module + Sync> Trainer<M> {
         Ok(Self { module, optimizer: AdamW::new(config.adamw), config, step: 0, skipped: 0, pools })
     }
 
-    /// The module with its current weights.
+    /// Returns the module with its current weights.
     ///
     /// # Panics
     /// If an earlier [`Self::step`] panicked while it replaced the weights.
@@ -119,21 +121,21 @@ impl<M: Module + Sync> Trainer<M> {
         self.module.as_ref().expect("no step has panicked")
     }
 
-    /// Configuration of the run.
+    /// Returns the configuration of the run.
     pub fn config(&self) -> &TrainingConfig {
         &self.config
     }
 
-    /// Number of steps done so far, which is also the position in the data.
+    /// Returns the number of steps done so far, which is also the position in the data.
     pub fn steps_done(&self) -> u64 {
         self.step
     }
 
-    /// Runs one optimiser step on the mean loss over all labels of `micro_batches`. `gradients` computes loss and
+    /// Runs one optimiser step on the mean loss over all labels of `micro_batches`. `gradients` computes the loss and
     /// gradients of one micro-batch, like [`Trainable::training_gradients`](crate::Trainable::training_gradients).
     ///
-    /// If loss or gradients are not finite, the step is counted but the weights and the optimiser state do not change.
-    /// After an error, they have not changed either.
+    /// If the loss or the gradients are not finite, the step is counted, but the weights and the optimiser state do not
+    /// change. They do not change after an error either.
     ///
     /// # Errors
     /// [`TrainError::Input`] if a micro-batch does not fit the model, [`TrainError::NoLabels`] if all labels are
@@ -174,7 +176,7 @@ impl<M: Module + Sync> Trainer<M> {
         Ok(StepReport { step, loss, learning_rate, grad_norm, applied })
     }
 
-    /// Sums loss and gradients over the micro-batches, in their order, so that the result does not depend on timing.
+    /// Sums the loss and gradients over the micro-batches in their order, so that the result does not depend on timing.
     fn accumulate<B: Sync>(
         &self,
         micro_batches: &[B],
@@ -208,7 +210,8 @@ impl<M: Module + Sync> Trainer<M> {
     }
 }
 
-/// The same module with its weights as leaves of a new autodiff graph. The memory of the weights is shared.
+/// Returns the same module with its weights as leaves of a new autodiff graph. Both modules share the memory of the
+/// weights.
 fn leaves<M: Module>(module: &M) -> M {
     map_parameters(module.clone(), &mut Leaves)
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::idefics1;
 use crate::training::{batch, config, model, run_config, text_only, weights};
 
-/// The gradients, kept and recomputed.
+/// Computes the gradients in two ways: with the activations kept, and with the activations recomputed.
 fn both(model: &Idefics2, batch: &TrainingBatch) -> [Result<LossGradients, BatchError>; 2] {
     [model.training_gradients(batch), training_gradients_checkpointed(model, batch)]
 }
@@ -80,7 +80,7 @@ fn nothing_is_learned_if_all_labels_are_ignored() {
     let (model, config) = (model("small"), config("small"));
     let learned = batch(&config, 1);
     let image = i64::from(config.image_token_id);
-    // −100, image tokens that the recipe ignores, and a label that nothing predicts.
+    // The labels are −100, image tokens that the recipe ignores, and a label that no slot predicts.
     let mut labels = vec![-100; learned.labels.len()];
     labels[0] = 40;
     labels[3] = image;

@@ -15,12 +15,12 @@ fn idefics2(name: &str, weights: impl Into<WeightOptions>) -> Idefics2 {
     Idefics2::from_folder(&folder(name), &Device::flex().autodiff(), weights, |_| ()).unwrap()
 }
 
-/// Options that quantise all linear layers except the head.
+/// Returns options that quantise all linear layers except the head.
 fn quantized(format: PackedFormat) -> WeightOptions {
     WeightOptions { quantize: WeightFormat::Packed(format), ..DType::F32.into() }
 }
 
-/// The dtype of every parameter and the format of every quantised weight.
+/// Returns the dtype of every parameter and the format of every quantised weight.
 fn formats<M: Module>(module: &M) -> Vec<(String, String)> {
     struct Formats(Vec<(String, String)>);
     impl ParameterVisitor for Formats {
@@ -37,7 +37,7 @@ fn formats<M: Module>(module: &M) -> Vec<(String, String)> {
     formats.0
 }
 
-/// The cosine of the angle between all gradients of two models.
+/// Computes the cosine of the angle between all gradients of two models.
 fn cosine(one: &Gradients, other: &Gradients) -> f64 {
     let mut dot = 0.0;
     for (name, gradient) in one.iter() {
@@ -87,7 +87,7 @@ fn models_in_16_bits_learn_and_keep_their_dtype() {
     }
 }
 
-/// Saves after two of four steps, resumes with each of `modules`, and compares the end with an uninterrupted run.
+/// Saves after two of four steps, resumes with each of `modules`, and compares the result with an uninterrupted run.
 fn assert_resumes(start: &Idefics2, modules: Vec<Idefics2>) {
     let saved = tempfile::tempdir().unwrap();
     let mut whole = Trainer::new(start.clone(), run_config(4)).unwrap();
@@ -104,7 +104,7 @@ fn assert_resumes(start: &Idefics2, modules: Vec<Idefics2>) {
     }
 }
 
-/// A model that nothing was loaded into.
+/// Creates a model into which nothing was loaded.
 fn empty() -> Idefics2 {
     Idefics2::new(&config("small"), &Device::flex().autodiff()).unwrap()
 }
@@ -161,7 +161,7 @@ fn frozen_bf16_matrices_below_trained_f32_stay_bf16() {
     assert_eq!(weights(resumed.module()), weights(trainer.module()));
 }
 
-/// Makes quantised weights dense, with the same values, and freezes them.
+/// Replaces quantised weights by dense ones with the same values, and freezes them.
 struct Dequantize;
 
 impl ModuleMapper for Dequantize {
@@ -183,7 +183,7 @@ fn assert_packed_gradients_match_dense<M: Segments>(name: &str, model: &M, batch
 }
 
 #[test]
-fn gradients_through_quantised_weights_are_those_of_their_values() {
+fn gradients_through_quantised_weights_match_dequantised_weights() {
     let device = Device::flex().autodiff();
     for format in PackedFormat::ALL {
         let weights = quantized(format);

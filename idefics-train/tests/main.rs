@@ -14,7 +14,7 @@ mod training;
 
 use std::path::{Path, PathBuf};
 
-/// A folder of `xtask`, which has the checkpoints written by the reference.
+/// Returns the path of a folder of `xtask`, which contains the checkpoints written by the reference.
 fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }

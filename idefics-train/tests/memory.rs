@@ -1,4 +1,4 @@
-//! The memory of a step: the optimiser replaces the weights one by one.
+//! The memory of a step. The optimiser replaces the weights one by one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use burn::module::{Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, Tensor, TensorData};
 use idefics_train::{LossGradients, Trainer, TrainingConfig};
 
-/// Memory of a weight that says whether it was freed.
+/// Memory of a weight that records when it is freed.
 struct Buffer {
     bytes: Vec<u8>,
     is_freed: Arc<AtomicBool>,
@@ -25,7 +25,7 @@ impl Drop for Buffer {
     }
 }
 
-/// A part without parameters that records whether the weight before it is freed when a mapper passes.
+/// A part without parameters. When a mapper passes, it records whether the weight before it has been freed.
 #[derive(Debug, Clone)]
 struct Probe {
     is_freed: Arc<AtomicBool>,
@@ -101,5 +101,5 @@ fn old_value_of_a_weight_is_freed_before_the_next_weight_is_updated() {
         Ok(LossGradients::backward(&loss, 1, module))
     });
     assert!(report.unwrap().applied);
-    assert!(was_freed.load(Ordering::SeqCst), "the first weight is freed when the mapper comes to the second");
+    assert!(was_freed.load(Ordering::SeqCst), "the first weight is freed before the mapper reaches the second");
 }

@@ -7,7 +7,7 @@ use idefics_train::Trainer;
 
 use crate::training::{config, model, resume, run, run_config, weights};
 
-/// The sorted names in a folder.
+/// Returns the sorted names in a folder.
 fn names(folder: &Path) -> Vec<String> {
     let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
@@ -38,12 +38,12 @@ fn checkpoints_are_ordered_by_number() {
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut trainer, 0..1);
     let first = trainer.save(folder.path()).unwrap();
-    // As if it were the checkpoint of a late step.
+    // Makes the checkpoint look like that of a late step.
     let state = std::fs::read_to_string(first.join("state.json")).unwrap();
     std::fs::write(first.join("state.json"), state.replace("\"step\": 1,", "\"step\": 99999999,")).unwrap();
     std::fs::rename(&first, folder.path().join("step-99999999")).unwrap();
     std::fs::write(folder.path().join("latest"), "step-99999999").unwrap();
-    // The remains of interrupted saves.
+    // These folders are the remains of interrupted saves.
     for step in ["step-00000007.tmp", "step-00000008.old", "step-99999998"] {
         std::fs::create_dir(folder.path().join(step)).unwrap();
     }
@@ -60,10 +60,10 @@ fn interrupted_replacement_of_the_latest_checkpoint_loses_nothing() {
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut trainer, 0..1);
     let saved = trainer.save(folder.path()).unwrap();
-    trainer.save(folder.path()).unwrap(); // replaces it
+    trainer.save(folder.path()).unwrap(); // replaces the first save
     assert_eq!(names(folder.path()), ["latest", "step-00000001"]);
 
-    // The state left behind if the process is killed between the two renames of a third save.
+    // This is the state if the process is killed between the two renames of a third save.
     std::fs::rename(&saved, folder.path().join("step-00000001.old")).unwrap();
     std::fs::create_dir(folder.path().join("step-00000001.tmp")).unwrap();
     let resumed = resume(folder.path()).unwrap().unwrap();
@@ -72,7 +72,7 @@ fn interrupted_replacement_of_the_latest_checkpoint_loses_nothing() {
     assert_eq!(names(folder.path()), ["latest", "step-00000001"]);
     assert_eq!(resume(folder.path()).unwrap().unwrap().steps_done(), 1);
 
-    // Both are there if it is killed before the old one is removed.
+    // Both checkpoints exist if the process is killed before the old one is removed.
     std::fs::create_dir(folder.path().join("step-00000001.old")).unwrap();
     assert_eq!(resume(folder.path()).unwrap().unwrap().steps_done(), 1);
     run(&mut trainer, 1..2);

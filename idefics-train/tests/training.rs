@@ -1,4 +1,4 @@
-//! Training runs: the same results with any split into micro-batches or restarts, and no data lost if something fails.
+//! Training runs. Splitting into micro-batches and restarts do not change the results, and a failure loses no data.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ pub(crate) fn model(name: &str) -> Idefics2 {
     Idefics2::from_folder(&folder(name), &Device::flex().autodiff(), burn::tensor::DType::F32, |_| ()).unwrap()
 }
 
-/// Left-padded rows with 0, 1 and 2 images of two sizes. Tokens and pixels depend on `seed`.
+/// Creates left-padded rows with 0, 1 and 2 images of two sizes. Tokens and pixels depend on `seed`.
 pub(crate) fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     let latents = config.perceiver_config.resampler_n_latents;
     let patch = config.vision_config.patch_size;
@@ -57,13 +57,13 @@ pub(crate) fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     }
 }
 
-/// A row without images.
+/// Creates a batch with one row without images.
 pub(crate) fn text_only() -> TrainingBatch {
     let text = LabelledText { ids: vec![1, 40, 41, 42, 43], labels: vec![-100, -100, 41, 42, 43] };
     TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap()
 }
 
-/// Texts about one and two images, three each: as a batch of two branching rows, and as a batch with one row per text.
+/// Creates three texts each about one and two images: as a batch of two branching rows, and with one row per text.
 fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     let recipe = LabelRecipe::IgnoreImageTokens;
     let pictures = batch(config, 3).images;
@@ -104,7 +104,7 @@ pub(crate) fn assert_close_gradients(name: &str, kept: &LossGradients, other: &L
         let other = other.gradients.get(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` is missing"));
         let difference = (gradient.clone() - other.clone()).abs().max().into_scalar::<f32>();
         let size = gradient.clone().abs().max().into_scalar::<f32>();
-        // The gradients are sums over about 30 labels, and attention uses another kernel without autodiff.
+        // The gradients are sums over about 30 labels. Without autodiff, attention uses another kernel.
         assert!(difference <= 1e-4 * size.max(1.0), "{name}: `{tensor}` differs by {difference} of {size}");
     }
 }
@@ -122,7 +122,7 @@ pub(crate) fn run(trainer: &mut Trainer<Idefics2>, steps: std::ops::Range<u32>) 
     steps.map(step).collect()
 }
 
-/// Name and bytes of every parameter and of every quantised weight's values, for bitwise comparison.
+/// Returns the name and bytes of every parameter and every dequantised weight, for bitwise comparison.
 pub(crate) fn weights<M: Module>(model: &M) -> Vec<(String, Vec<u8>)> {
     struct Collect(Vec<(String, Vec<u8>)>);
     impl ParameterVisitor for Collect {
@@ -139,7 +139,7 @@ pub(crate) fn weights<M: Module>(model: &M) -> Vec<(String, Vec<u8>)> {
     collect.0
 }
 
-/// The model with parameters frozen whose names begin with one of these prefixes.
+/// Freezes the parameters whose names begin with one of these prefixes.
 pub(crate) fn frozen<M: Module>(model: M, prefixes: &[&str]) -> M {
     struct Freeze<'a>(&'a [&'a str]);
     impl ParameterMapper for Freeze<'_> {
@@ -262,7 +262,7 @@ fn killed_run_resumes_bit_for_bit() {
     let mut first = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut first, 0..2);
     first.save(folder.path()).unwrap();
-    run(&mut first, 2..4); // not saved
+    run(&mut first, 2..4); // these two steps are not saved
     drop(first);
     let mut second = resume(folder.path()).unwrap().unwrap();
     assert_eq!(second.steps_done(), 2);
@@ -283,7 +283,7 @@ fn interrupted_save_keeps_the_last_checkpoint() {
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();
     run(&mut trainer, 0..1);
     trainer.save(folder.path()).unwrap();
-    // The state left behind if the process is killed during the second save.
+    // This is the state if the process is killed during the second save.
     let half = folder.path().join("step-00000002.tmp");
     std::fs::create_dir(&half).unwrap();
     std::fs::write(half.join("model.safetensors"), b"half").unwrap();
@@ -310,7 +310,7 @@ fn failed_save_is_a_file_system_error_and_keeps_the_last_checkpoint() {
     run(&mut trainer, 0..1);
     trainer.save(folder.path()).unwrap();
     run(&mut trainer, 1..2);
-    // A file in place of the next checkpoint's folder, which makes the save fail for any user.
+    // A file in place of the folder of the next checkpoint makes the save fail for any user.
     std::fs::write(folder.path().join("step-00000002.tmp"), b"").unwrap();
     let error = trainer.save(folder.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FileSystem, "{error}");
@@ -319,7 +319,7 @@ fn failed_save_is_a_file_system_error_and_keeps_the_last_checkpoint() {
 }
 
 #[test]
-fn rejects_damaged_checkpoints_and_those_of_other_runs() {
+fn rejects_damaged_checkpoints_and_checkpoints_of_other_runs() {
     let folder = tempfile::tempdir().unwrap();
     assert!(resume(folder.path()).unwrap().is_none());
     let mut trainer = Trainer::new(model("small"), run_config(6)).unwrap();

@@ -1,12 +1,12 @@
-"""Writes small animations of many kinds, and the frames that Pillow composes from them, over white.
+"""Writes small animations of many kinds, and the frames that Pillow composes from them, on a white background.
 
     python xtask/reference/animation_fixtures.py
 
 Versions: see requirements.txt. Output: idefics-image/tests/fixtures/animations/ and animations.safetensors, which
 contains for every file `NAME/frames`, `[frames, height, width, 3]`, and `NAME/durations` in milliseconds.
 
-APNG files with partly transparent frames are left out: Pillow pastes them with a mask, which is not the operation
-"over" of the specification.
+APNG files with partly transparent frames are left out, because Pillow pastes such frames with a mask. The
+specification asks for the operation "over" instead.
 """
 
 import io
@@ -29,7 +29,7 @@ DURATIONS = [120, 40, 70, 250, 30]
 
 
 def scene(step: int, transparent: int = 255, square: bool = True) -> Image.Image:
-    """A moving square on a striped ground; `transparent` is the alpha of the ground."""
+    """Draw a moving square on a striped background; `transparent` is the alpha of the background."""
     rgba = np.zeros((H, W, 4), np.uint8)
     y, x = np.mgrid[0:H, 0:W]
     rgba[..., 0] = (x // 3) * 40
@@ -51,7 +51,7 @@ def save(name: str, frames: list[Image.Image], **options: object) -> None:
 
 
 def frames_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The frames over white, and their durations."""
+    """The frames on a white background, and their durations."""
     frames, durations = [], []
     with Image.open(path) as image:
         skipped = int(bool(image.info.get("default_image")))  # Pillow counts a still picture before the animation

@@ -13,7 +13,7 @@ Size = tuple[int, int]
 IMAGE_IDS = [[VOCABULARY.id("<fake_token_around_image>")], [VOCABULARY.id("<image>")]]
 END_OF_UTTERANCE = VOCABULARY.id("<end_of_utterance>")
 OBSERVED = -1  # placeholder for an eos id that the reference generates, so that a row stops early
-OBSERVED_TOO = -2  # placeholder for a second such id
+OBSERVED_TOO = -2  # placeholder for a second eos id that the reference generates
 STRICT = {"*": 1e-4, "loss": 1e-5, "processor.pixel_values": 1e-6}
 TRAINING = {**STRICT, "train.losses": 1e-3, "train.grad_norms": 1e-2, "train.lrs": 1e-8}
 
@@ -39,10 +39,10 @@ class Train:
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float | None = 1.0
-    schedule: str = "constant"  # or linear, cosine
+    schedule: str = "constant"  # or "linear" or "cosine"
     warmup_steps: int = 0
     steps: int = 20
-    labels: str = "transformers5"  # image tokens count in the loss; or ignore_image_tokens
+    labels: str = "transformers5"  # image tokens count in the loss; with "ignore_image_tokens" they do not
     frozen: tuple[str, ...] = ()  # name prefixes of tensors that are not trained
 
 
@@ -64,7 +64,7 @@ class Case:
     attentions: bool = False  # store attentions.{i}; they are large
     quantize: str | None = None  # nf4, fp4 or int8, or a key of int4.INT4
     double_quant: bool = False
-    on_disk: bool = False  # the weights of the checkpoint are quantised, not while they are loaded
+    on_disk: bool = False  # the checkpoint stores quantised weights; otherwise they are quantised while they load
     alpha: str | None = None
     tolerance: dict[str, float] = field(default_factory=lambda: dict(STRICT))
     exact_sizes: bool = False  # a new seed must not change the image sizes

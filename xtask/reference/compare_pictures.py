@@ -4,7 +4,7 @@
     python xtask/reference/compare_pictures.py [-v] [--decode BINARY] FORMAT FILE...
 
 FORMAT is Pillow's name of the format (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM, ICO, CUR, TGA). Files of other
-formats are skipped, and so are files that neither side reads. The reference is `load_image` of Transformers followed by
+formats are skipped, and so are files that neither decoder can read. The reference is `load_image` of Transformers followed by
 `convert_to_rgb` ("drop"), and `exif_transpose` followed by `convert_to_rgb` ("white").
 """
 

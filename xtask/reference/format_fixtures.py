@@ -94,7 +94,7 @@ def packed(values, depth):
 
 
 def interlaced(pixels, depth):
-    """The rows of the seven passes. Pixels are [height, width, samples], one byte per sample, or packed for fewer bits."""
+    """The rows of the seven passes of an interlaced PNG. Pixels are [height, width, samples]: one byte per sample, or packed."""
     rows = []
     for x0, y0, dx, dy in [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]:
         part = pixels[y0::dy, x0::dx]
@@ -448,7 +448,7 @@ def tga(kind, depth, data, flags=0, palette=(0, 0, 0, 0), entries=b"", ident=b""
 
 
 def runs(rows, size):
-    """Alternating packets of runs and of literal pixels, each within one row."""
+    """Compress rows of pixels for TGA: packets of repeated and of literal pixels alternate and do not cross rows."""
     out = b""
     for row in rows:
         pixels = [row[at : at + size] for at in range(0, len(row), size)]
@@ -554,7 +554,7 @@ def main():
         except Exception as error:
             print(f"{path.name}: refused: {type(error).__name__}: {error}")
             continue
-        if path.name == "mask_overlaps.ico":  # Pillow wrote the mask without padding and reads colours instead
+        if path.name == "mask_overlaps.ico":  # Pillow wrote the mask without padding and reads colours as the mask
             white = drop
         expected[f"{path.name}/white"] = np.ascontiguousarray(white)
         expected[f"{path.name}/drop"] = np.ascontiguousarray(drop)

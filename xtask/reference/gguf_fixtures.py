@@ -4,9 +4,9 @@ and gguf_quantized.safetensors: values and the blocks that gguf-py quantises the
 Usage: python gguf_fixtures.py OUTPUT_FOLDER
 Needs: gguf 0.19, numpy, safetensors. Deterministic: bytes come from a fixed generator.
 
-For each type T: `T.blocks`, U8 [blocks, bytes of a block], and `T.values`, F32 [blocks, values of a block]. Four blocks have
-random codes and scales of an ordinary size; the others are extreme: all bits set, none, the greatest scale, a subnormal one, an
-infinite one and NaN.
+For each type T, gguf.safetensors has `T.blocks`, U8 [blocks, bytes of a block], and `T.values`, F32 [blocks, values of a
+block]. Four blocks have random codes and scales of an ordinary size. The other blocks are extreme: with the greatest scale, a
+subnormal scale, an infinite scale, a NaN scale, all bits set, and no bit set.
 """
 
 import sys
@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 
-# Where the f16 numbers of a block lie.
+# Byte offsets of the f16 numbers in a block.
 HALVES = {
     "F16": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
@@ -43,8 +43,9 @@ for name in TYPES:
 
 save_file(tensors, Path(sys.argv[1]) / "gguf.safetensors")
 
-# Quantisers: `values`, F32 [blocks, 32], and for each type T of gguf-py's own quantisers `T`, U8 [blocks, bytes of a block]. Blocks of
-# normal numbers of several sizes, of zeros, of one value, of two that tie, and of numbers whose scale is subnormal in f16.
+# For the quantisers of gguf-py: `values`, F32 [blocks, 32], and for each type T its blocks `T`, U8 [blocks, bytes of a block].
+# The values are normally distributed numbers of several sizes, zeros, one repeated value, two values that tie for the greatest
+# magnitude, and numbers whose scale is subnormal in f16.
 blocks = [random.normal(size=32) * 10.0**exponent for exponent in range(-6, 5) for _ in range(4)]
 blocks += [numpy.zeros(32), numpy.full(32, 0.3), numpy.full(32, -0.3), numpy.tile([1.0, -1.0], 16), numpy.arange(32) - 16.0]
 blocks += [numpy.where(numpy.arange(32) == 5, -1.0, 0.0), random.normal(size=32) * 3e-7, numpy.linspace(0.1, 0.2, 32)]

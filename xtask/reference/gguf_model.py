@@ -1,11 +1,11 @@
-"""Writes a model folder of the Idefics3 family as the two GGUF files that llama.cpp has for it: text model and mmproj.
+"""Writes a model folder of the Idefics3 family as the two GGUF files that llama.cpp uses: text model and mmproj (vision).
 
 Usage: python gguf_model.py FOLDER OUTPUT_FOLDER [--type F16|Q8_0|Q4_1|…] [--older]
 Needs: gguf 0.19, numpy, safetensors, torch.
 
-FOLDER has config.json, tokenizer.json, tokenizer_config.json and model.safetensors. Matrices of the text model get the type where
-their rows are whole blocks, and Q8_0 or F16 where not; norms and biases are F32. `--older` swaps ffn_up and ffn_down and writes
-an epsilon of 1e-5, as older converters did.
+FOLDER has config.json, tokenizer.json, tokenizer_config.json and model.safetensors. Matrices of the text model get the type of
+`--type` if their rows consist of whole blocks, otherwise Q8_0 or F16. Norms and biases are F32. `--older` swaps ffn_up and
+ffn_down and writes an epsilon of 1e-5, as older converters did.
 """
 
 import argparse
@@ -31,7 +31,7 @@ weights = load_file(args.folder / "model.safetensors")
 
 
 def add(writer, name, weight, kind):
-    """A tensor, of which vectors and what has no whole blocks are kept in a plainer type."""
+    """Add a tensor. Vectors are stored as F32. If the rows are no whole blocks of `kind`, Q8_0 or F16 is used instead."""
     values = weight.to(torch.float32).numpy()
     if values.ndim == 1 or name.startswith(("v.patch_embd", "v.position_embd")):
         kind = Type.F32
@@ -49,7 +49,7 @@ def finish(writer):
 
 
 def permuted(weight, heads):
-    """Rotary pairs side by side. Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`."""
+    """Reorders rows so that the two rows of a rotary pair are adjacent. Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`."""
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 

@@ -28,7 +28,7 @@ class Checkpoint1:
     """Properties of one IDEFICS v1 checkpoint folder."""
 
     about: str
-    additional: int  # tokens outside the vocabulary; with 2 there is no <end_of_utterance>, with 0 all are inside it
+    additional: int  # tokens after the vocabulary; 2: no <end_of_utterance>, 0: all special tokens are inside it
     text: dict[str, Any]
     vision: dict[str, Any]
     perceiver: dict[str, Any] | None = None  # none: no resampler
@@ -247,7 +247,7 @@ def real_images(pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss over all logits, including added tokens, with which the reference's own loss fails."""
+    """The loss over all logits, including those of added tokens. The reference's own loss fails with added tokens."""
     predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     return torch.nn.functional.cross_entropy(predictions, targets, ignore_index=IGNORED)
 

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: their tiny checkpoints, their cases, and what they ask of the reference."""
+"""Idefics3 and SmolVLM: tiny checkpoints, cases, and how the reference is run for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Tensors = dict[str, torch.Tensor]
 
 FAKE, IMAGE, END = SPECIAL = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
 GRID = ["<global-img>", *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7))]
-LEARNED = 400  # entries of the byte-level BPE, its three named tokens included
+LEARNED = 400  # entries of the byte-level BPE, including the three tokens of `names`
 LLAMA_NAMES = ["<|end_of_text|>", "<|begin_of_text|>", "<|finetune_right_pad_id|>"]
 SMOL_NAMES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IGNORED = -100
@@ -37,7 +37,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Checkpoint3:
-    """What is special about one checkpoint folder of this family."""
+    """Properties of one checkpoint folder of this family."""
 
     about: str
     model_type: str
@@ -47,17 +47,17 @@ class Checkpoint3:
     tile: int  # side of a tile in pixels
     longest: int  # longest edge of a resized picture
     top: dict[str, Any] = field(default_factory=dict)
-    grid_tokens: bool = True  # rows and columns are tokens; else plain text
-    adds_bos: bool = False  # as in Llama 3
-    video: dict[str, Any] | None = None  # the keys of `video_processor` that no picture has, if there is one
-    nested: bool = False  # the image processor's keys in processor_config.json, as release 5 writes them
+    grid_tokens: bool = True  # the positions of tiles (row, column) are tokens; otherwise plain text
+    adds_bos: bool = False  # the tokenizer adds a start token, as in Llama 3
+    video: dict[str, Any] | None = None  # `video_processor` keys besides those of images; None: no section
+    nested: bool = False  # image settings are in processor_config.json, as release 5 writes them
     generation: dict[str, Any] | None = None
     dtype: torch.dtype = torch.float32
     preprocessor: dict[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """The end of a text, its start, and padding."""
+        """The names of the end token, the start token and the padding token."""
         return LLAMA_NAMES if self.adds_bos else SMOL_NAMES
 
     @property
@@ -136,7 +136,7 @@ CHECKPOINTS3: dict[str, Checkpoint3] = {
 
 
 def config_json(spec: Checkpoint3) -> dict[str, Any]:
-    """`config.json` in the words of the public checkpoints."""
+    """`config.json` with the keys of the public checkpoints."""
     name = "SmolVLM" if spec.model_type == "smolvlm" else "Idefics3"
     return {
         "architectures": [f"{name}ForConditionalGeneration"],
@@ -154,7 +154,7 @@ def config_json(spec: Checkpoint3) -> dict[str, Any]:
 
 
 def chat_template(spec: Checkpoint3) -> str:
-    """The template in the manner of the public repositories."""
+    """A chat template like those of the public repositories."""
     return (
         f"{spec.names[1]}{{% for message in messages %}}{{{{message['role'] | capitalize}}}}"
         "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
@@ -165,7 +165,7 @@ def chat_template(spec: Checkpoint3) -> str:
 
 
 def write_tokenizer(folder: Path, spec: Checkpoint3) -> None:
-    """A byte-level BPE, trained on the spot on pieces of the Mistral vocabulary."""
+    """Write a byte-level BPE, trained here on pieces of the Mistral vocabulary."""
     trained = Tokenizer(models.BPE())
     digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
@@ -192,7 +192,7 @@ def write_tokenizer(folder: Path, spec: Checkpoint3) -> None:
         "model_max_length": 8192,
         "pad_token": pad,
         "processor_class": "Idefics3Processor",
-        "tokenizer_class": "PreTrainedTokenizerFast",  # with GPT2Tokenizer the reference drops the digits' own step
+        "tokenizer_class": "PreTrainedTokenizerFast",  # with GPT2Tokenizer, the reference drops the step that splits digits
         "truncation_side": "left",
         "unk_token": end,
     }
@@ -201,7 +201,7 @@ def write_tokenizer(folder: Path, spec: Checkpoint3) -> None:
 
 
 def write_processor(folder: Path, spec: Checkpoint3) -> None:
-    """The processor's files as the public repositories have them."""
+    """Write the processor files as in the public repositories."""
     images = {
         "do_convert_rgb": True,
         "do_image_splitting": True,
@@ -252,7 +252,7 @@ def make_checkpoint3(name: str, seed: int, folder: Path) -> None:
 
 
 def open_processor(checkpoint: Path) -> Idefics3Processor:
-    """The processor with Pillow's arithmetic. SmolVLM's own class does the same and wants torchvision for its videos."""
+    """The processor that uses Pillow. SmolVLM's own class does the same, but needs torchvision for videos."""
     files = json.loads((checkpoint / "processor_config.json").read_text(encoding="utf-8"))
     path = checkpoint / "chat_template.jinja"
     template = path.read_text(encoding="utf-8") if path.exists() else None
@@ -269,7 +269,7 @@ def open_processor(checkpoint: Path) -> Idefics3Processor:
 
 
 def process(case: Case, samples: list[Row], processor: Idefics3Processor, folder: Path) -> Tensors:
-    """Run the processor from the raw samples, rows padded on the left."""
+    """Run the processor on the raw samples, with rows padded on the left."""
     if any(smolvlm_video.videos_of(sample) for sample in samples):
         return smolvlm_video.process(samples, processor, Path(processor.tokenizer.name_or_path), folder)
     processor.image_processor.do_image_splitting = case.splitting
@@ -284,7 +284,7 @@ def process(case: Case, samples: list[Row], processor: Idefics3Processor, folder
         images.append([open_upright(folder / item["path"]) for item in items if item["type"] == "image"])
         prompt = sample.get("add_generation_prompt", False)
         rendered = processor.apply_chat_template(sample["messages"], add_generation_prompt=prompt)
-        # `apply_chat_template(tokenize=True)` adds no start token to a text that has one; a call for text does.
+        # `apply_chat_template(tokenize=True)` adds no start token to a text that starts with one; a call with text does.
         bos = processor.tokenizer.bos_token
         texts.append(rendered.removeprefix(bos) if processor.tokenizer("").input_ids else rendered)
     found = any(images)
@@ -307,12 +307,12 @@ def load3(checkpoint: Path) -> torch.nn.Module:
 
 
 def model_inputs(inputs: Tensors) -> Tensors:
-    """What the model takes of the processor's tensors."""
+    """The tensors of the processor that are inputs of the model."""
     return {name: value for name, value in inputs.items() if name not in ("rows", "cols", "frames_indices")}
 
 
 def forward(model: torch.nn.Module, inputs: Tensors, case: Case) -> Tensors:
-    """One forward pass: every stage that the case keeps."""
+    """One forward pass; returns every stage that the case stores."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     labels = ids.masked_fill((mask == 0) | (ids == model.config.image_token_id), IGNORED)
     seen: Tensors = {}
@@ -342,7 +342,7 @@ def settings(checkpoint: str, tokens: int = 12, **more: Any) -> dict[str, Any]:
 
 
 def runs(checkpoint: str, tokens: int = 12) -> dict[str, dict[str, Any]]:
-    """Greedy search and three beams."""
+    """A run with greedy search and one with three beams."""
     return {
         "greedy": settings(checkpoint, tokens),
         "beams": settings(checkpoint, tokens, num_beams=3, length_penalty=0.5),

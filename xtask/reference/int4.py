@@ -1,8 +1,8 @@
 """Packs the text model of a checkpoint to four bits, as AutoAWQ, GPTQModel and compressed-tensors store it.
 
-Their libraries need GPUs to run, so weights are packed here by their rules, and the reference runs on the values that
-the packed codes stand for: `(code - zero) * scale`, exact in float32. Codes come from plain rounding, without the
-searches of these methods, which do not change the layout.
+The libraries of these formats need GPUs, so this script packs weights by their rules. The reference runs on the dequantised
+weights, `(code - zero) * scale`, which are exact in float32. Codes come from plain rounding. The searches for better codes
+that these methods use are left out, because they do not change the layout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from vocab import write_json
 
 Tensors = dict[str, torch.Tensor]
-AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # the column of each code of a word, from the lowest bits
+AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # column of each of the 8 codes of a word, lowest bits first
 NATURAL = (0, 1, 2, 3, 4, 5, 6, 7)
 LEFT_OUT = ("vision_model", "connector", "perceiver_resampler", "embed_tokens", "lm_head")
 
@@ -35,7 +35,7 @@ class Int4:
     symmetric: bool = False
     version: str = "gptq"  # checkpoint_format of GPTQ
     act_order: bool = False  # the inputs of a group are not adjacent
-    zero_bias: bool = False  # layers without a bias get one of zeros
+    zero_bias: bool = False  # layers without a bias get a bias of zeros
 
 
 INT4 = {
@@ -64,7 +64,7 @@ class Codes:
 
 
 def quantized(name: str, weight: torch.Tensor, kind: Int4) -> Codes:
-    """Rounds a weight, `[d_out, d_in]`, whose scales are float16."""
+    """Quantises a weight, `[d_out, d_in]`, with scales in float16."""
     values = weight.to(torch.float64).numpy()
     d_out, d_in = values.shape
     group = d_in if kind.group == -1 else kind.group
@@ -73,7 +73,7 @@ def quantized(name: str, weight: torch.Tensor, kind: Int4) -> Codes:
     if kind.act_order:
         index = index[np.random.default_rng(zlib.crc32(name.encode())).permutation(d_in)]
     zeros, scales = np.zeros((d_out, groups), np.int64), np.zeros((d_out, groups), np.float16)
-    lowest = 1 if kind.method == "gptq" and kind.version == "gptq" else 0  # stored minus one
+    lowest = 1 if kind.method == "gptq" and kind.version == "gptq" else 0  # this version stores zero points minus one
     for at in range(groups):
         block = values[:, index == at]
         low, high = np.minimum(block.min(1), 0), np.maximum(block.max(1), 0)
@@ -176,12 +176,12 @@ def config(kind: Int4) -> dict[str, Any]:
 
 
 def is_packed(name: str, module: nn.Module) -> bool:
-    """Whether a module is packed: linear layers of the text model."""
+    """Whether a module is packed. Only linear layers of the text model are."""
     return isinstance(module, nn.Linear) and not any(part in name for part in LEFT_OUT)
 
 
 def round_int4(model: nn.Module, quantize: str) -> None:
-    """Replace the weights of packed layers by the values that their codes stand for."""
+    """Replace the weights of packed layers by the dequantised weights."""
     for name, module in model.named_modules():
         if is_packed(name, module):
             with torch.no_grad():
@@ -189,7 +189,7 @@ def round_int4(model: nn.Module, quantize: str) -> None:
 
 
 def write_int4(model: nn.Module, source: Path, target: Path, quantize: str) -> None:
-    """Write a copy of a checkpoint, whose model in float32 is given, with packed layers."""
+    """Write a copy of the checkpoint `source` with packed layers; `model` is its model in float32."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json", "config.json"))
     tensors: Tensors = {}

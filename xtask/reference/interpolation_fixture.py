@@ -1,4 +1,4 @@
-"""Writes features of the IDEFICS v1 vision tower for images of other sizes than trained: a fixture of `idefics-vision`."""
+"""Writes a fixture of `idefics-vision`: features of the IDEFICS v1 vision tower for image sizes that it was not trained for."""
 
 from pathlib import Path
 

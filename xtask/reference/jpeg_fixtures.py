@@ -35,7 +35,7 @@ def jpeg(image, **options):
 
 
 def segments(file):
-    """(marker, parameters) up to the first scan, then the bytes from the end of its header to the end of the image."""
+    """The (marker, parameters) pairs up to the first scan, and the bytes from the end of its header to the end of the image."""
     at, found = 2, []
     while True:
         marker, length = file[at + 1], struct.unpack(">H", file[at + 2 : at + 4])[0]

@@ -113,7 +113,7 @@ def forward(model: Idefics2ForConditionalGeneration, inputs: Tensors, case: Case
 
 
 def observed_eos(sequences: torch.Tensor, prompt: int) -> list[int]:
-    """Ids that one row generates in the middle, ordered so that the first ones let another row run for longest."""
+    """Ids that a row generates in the middle of its answer. The first ids let another row run longest before it stops."""
     rows = [row.tolist() for row in sequences[:, prompt:]]
     length = len(rows[0])
 

@@ -61,7 +61,7 @@ def chunk(kind, data):
 
 
 def png(name, width, height, depth, color, rows, *chunks):
-    """A PNG with exactly these samples. Rows are packed bytes."""
+    """A PNG with exactly the given samples. Rows are packed bytes."""
     raw = b"".join(b"\0" + bytes(row) for row in rows)
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = b"".join(chunk(kind, data) for kind, data in chunks)
@@ -120,7 +120,7 @@ def decode_fixture():
     frames[0].save(FILES / "animated.gif", save_all=True, append_images=frames[1:], duration=100)
     transparent = image.quantize(32)
     transparent.save(FILES / "transparent.gif", transparency=transparent.getpixel((3, 2)))
-    # A canvas that is larger than its only frame.
+    # A GIF canvas that is larger than its only frame.
     for name in ("plain", "transparent"):
         data = (FILES / f"{name}.gif").read_bytes()
         (FILES / f"{name}_bare.gif").write_bytes(data[:6] + struct.pack("<HH", w + 4, h + 3) + data[10:])

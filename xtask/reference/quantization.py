@@ -25,7 +25,8 @@ def expanded_absmax(state: bnb.QuantState) -> torch.Tensor:
 def four_bit_values(codes: torch.Tensor, state: bnb.QuantState, shape: torch.Size) -> torch.Tensor:
     """Dequantises four-bit codes.
 
-    Not `dequantize_4bit`: on processors with AVX-512 it uses the wrong block if the row length is not a multiple of 64.
+    Does not use `dequantize_4bit`. On processors with AVX-512, that function uses the wrong block if the row length is not a
+    multiple of 64.
     """
     count = shape.numel()
     table = state.code[torch.stack([codes.view(torch.uint8) >> 4, codes.view(torch.uint8) & 15], -1).flatten().long()]

@@ -4,8 +4,8 @@ Usage: python quantization_fixtures.py OUTPUT_FOLDER
 Needs torch, bitsandbytes, optimum-quanto and safetensors. The output is deterministic: the weights come from a fixed seed.
 
 Names are CASE.PART. A four-bit case has `weight`, `codes`, `absmax`, `dequantized`, `quant_map` and `quant_state` (UTF-8
-JSON). The nested one has `absmax` and what it is quantised to: `absmax8`, `nested_absmax`, `nested_quant_map`, `offset`,
-and `absmax_expanded`.
+JSON). The case with double quantisation also has the quantised `absmax` in parts: `absmax8`, `nested_absmax`,
+`nested_quant_map`, `offset`, and the dequantised `absmax_expanded`.
 """
 
 import sys

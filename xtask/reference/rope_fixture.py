@@ -21,7 +21,7 @@ FACTORS = {
     "long_factor": [1.0, 1.5, 2.5, 4.0, 7.5, 11.0, 20.0, 32.5],
 }
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 60}
-# A prompt, then single tokens, beyond 30 and beyond 96 positions; a call has several rows.
+# Positions of a prompt, then of single tokens beyond 30 and beyond 96. Some calls have several rows.
 GROWING = [list(range(0, 29)), [29], [30], [31, 7], [95], [96, 12, 4], [97], [500]]
 FIXED = [[0, 1, 2, 30, 95, 96, 1000, 30000]]
 

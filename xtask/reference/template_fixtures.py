@@ -70,10 +70,10 @@ def render(source):
         return None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    # Addresses of objects differ between runs, and we print generators differently.
+    # Addresses of objects differ between runs, and idefics-template prints generators differently.
     if re.search(r"0x[0-9a-f]{6,}|<(function|class|built-in|bound)|generator|g-e-n-e-r", text, re.IGNORECASE) or len(text) > 5000:
         return ()
-    # We reject complex numbers; the README of the crate documents this.
+    # idefics-template rejects complex numbers, as its README documents.
     if re.search(r"\dj\)", text):
         return ()
     try:

@@ -226,7 +226,7 @@ def of_pillow():
 
 
 def ycbcr():
-    """Deflate with subsampled chroma: Cb and Cr follow the luma of each rectangle."""
+    """Deflate files with subsampled chroma. Cb and Cr follow the luma samples of each rectangle of pixels."""
     w, h = 37, 23
     full = np.array(photo(w, h).convert("YCbCr"))
     for across in (1, 2, 4):

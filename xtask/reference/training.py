@@ -42,7 +42,7 @@ def training_labels(inputs: Tensors, recipe: str, image_token_id: int) -> torch.
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     ignored = mask == 0
     # The first real token of a left-padded row would be predicted from a padded slot, which is meaningless: the result
-    # at such a slot depends on the attention kernel. In a row without padding, nothing predicts it.
+    # at such a slot depends on the attention kernel. In a row without padding, no slot predicts it.
     ignored |= mask.cumsum(dim=1) == 1
     if recipe == "ignore_image_tokens":
         ignored |= ids == image_token_id

@@ -47,7 +47,8 @@ enum Part {
     Benches,
 }
 
-/// The measurements with random weights in the shape of Idefics2-8b: name, options before `bench`, options after it.
+/// The measurements with random weights in the shape of Idefics2-8b: name, options before `bench`, options after
+/// `bench`.
 const LARGE: [(&str, &[&str], &[&str]); 8] = [
     ("one row, bf16", &["--dtype", "bf16"], &["--new-tokens", "64"]),
     ("one row, int8", &["--quantize", "int8"], &["--new-tokens", "64"]),
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// The report so far. It is written after every addition, so that an interrupted run keeps its measurements.
+/// The report as written so far. It is saved after every addition, so that an interrupted run keeps its measurements.
 struct Report {
     file: PathBuf,
     text: String,
@@ -135,7 +136,7 @@ fn report(args: &Args) -> Result<bool> {
         let features = format!("idefics-nn/{feature}");
         let packages = ["idefics-nn", "idefics-vision", "idefics-perceiver", "idefics-text"];
         let mut bench = Command::new("cargo");
-        bench.args(["bench", "--benches", "--features", &features]).env("BURN_DEVICE", feature); // the first GPU
+        bench.args(["bench", "--benches", "--features", &features]).env("BURN_DEVICE", feature); // uses the first GPU
         packages.iter().for_each(|package| _ = bench.args(["-p", package]));
         report.add(&format!("## Benches\n\n```\n{}```\n", output(&mut bench)?))?;
     }
@@ -160,7 +161,7 @@ fn verify(programs: &Path, device: &str, card: &Value, report: &mut Report) -> R
     for dtype in card["dtypes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         eprintln!("verify, {dtype}");
         let clock = Instant::now();
-        // Exit code 1 means that stages differ; the report goes on with the next dtype.
+        // Exit code 1 means that stages differ. The report then continues with the next dtype.
         let verify = ["verify", "--json", "--device", device, "--dtype", dtype];
         let run = Command::new(programs.join("xtask")).args(verify).stderr(Stdio::inherit()).output()?;
         let lines = String::from_utf8(run.stdout)?;
@@ -234,7 +235,7 @@ fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Today's date, such as `2026-11-21`.
+/// Returns today's date, such as `2026-11-21`.
 fn today() -> Result<String> {
     Ok(output(Command::new("date").arg("+%F"))?.trim().to_owned())
 }

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 }
 
 /// Makes the program exit quietly when the reader of its output closes the pipe, with the exit code that a shell
-/// reports for SIGPIPE. Rust ignores this signal by default, so that `println!` would panic.
+/// reports for SIGPIPE. Rust ignores this signal by default, so `println!` would panic.
 fn exit_on_broken_pipe() {
     #[cfg(unix)]
     {
@@ -64,7 +64,7 @@ fn exit_on_broken_pipe() {
         use signal_hook::consts::SIGPIPE;
         use signal_hook::flag::register_conditional_shutdown;
 
-        // If this fails, `println!` panics instead.
+        // If the handler cannot be registered, `println!` panics instead.
         let _ = register_conditional_shutdown(SIGPIPE, 128 + SIGPIPE, Arc::new(AtomicBool::new(true)));
     }
 }

@@ -11,7 +11,7 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Expr, ExprMethodCall, ImplItemFn, ItemEnum, ItemFn, ItemImpl, ItemMod, ItemStruct, Lit, Macro};
 use syn::{LitStr, Meta, TraitItemFn, Type, Variant};
 
-/// The texts of this crate are about drawings, not about the program.
+/// The crate whose other texts are not listed, because they describe drawings and not the program.
 const WITHOUT_TEXTS: &str = "idefics-demo";
 
 const INTRODUCTION: &str = "# Messages\n\n\
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The kind of the strings in a call of the macro `name`. `None` for macros without messages.
+    /// Returns the kind of the strings in a call of the macro `name`, or `None` for macros without messages.
     fn of_macro(name: &str) -> Option<Self> {
         match name {
             "anyhow" | "bail" | "ensure" => Some(Self::Error),
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// The kind of the strings in the arguments of the method `name`. `None` for methods without messages.
+    /// Returns the kind of the strings in the arguments of the method `name`, or `None` for methods without messages.
     fn of_method(name: &str) -> Option<Self> {
         match name {
             "context" | "with_context" => Some(Self::Error),
@@ -104,7 +104,7 @@ impl Collector {
     fn tokens(&mut self, tokens: TokenStream) {
         let mut after_hash = false;
         for token in tokens {
-            let is_attribute = after_hash; // such as documentation in a macro
+            let is_attribute = after_hash; // documentation in a macro, for example
             after_hash = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == '#');
             match token {
                 TokenTree::Group(group) if !is_attribute => self.tokens(group.stream()),
@@ -196,7 +196,7 @@ impl<'ast> Visit<'ast> for Collector {
     }
 }
 
-/// The source files below a folder, without files of tests.
+/// Collects the source files below a folder, without files of tests.
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -208,7 +208,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The messages of a crate, in the order of files and lines.
+/// Returns the messages of a crate, in the order of files and lines.
 fn collect(folder: &Path) -> Vec<Message> {
     let mut files = Vec::new();
     sources(&folder.join("src"), &mut files);
@@ -225,7 +225,7 @@ fn collect(folder: &Path) -> Vec<Message> {
     messages
 }
 
-/// The crates of the workspace, by name.
+/// Returns the folders of the crates in the workspace, by name.
 fn crates(root: &Path) -> BTreeMap<String, PathBuf> {
     let folders = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
     let crates = folders.filter(|path| path.join("Cargo.toml").is_file() && path.join("src/").is_dir());

@@ -17,28 +17,28 @@ pub(crate) struct BenchArgs {
     /// Keep only the first N decoder layers. Needs --random-weights: checkpoints are always loaded whole.
     #[arg(long, value_name = "N", requires = "random_weights", value_parser = positive::<NonZeroUsize>)]
     pub(crate) text_layers: Option<NonZeroUsize>,
-    /// Size of an image in the prompt, in pixels; may be repeated for several images.
+    /// Size of an image in the prompt, in pixels. Repeat the option for several images.
     #[arg(long = "image", value_name = "WxH")]
     pub(crate) images: Vec<ImageSize>,
-    /// Number of prompt tokens, including image tokens; must be at least what the images need.
+    /// Number of prompt tokens, including image tokens. Must be at least the number of image tokens.
     #[arg(long, value_name = "N", default_value_t = 84)]
     pub(crate) prompt_tokens: usize,
     /// Number of tokens to generate.
     #[arg(long, value_name = "N", default_value = "32", value_parser = positive::<NonZeroUsize>)]
     pub(crate) new_tokens: NonZeroUsize,
-    /// Batch size.
+    /// Batch size: number of equal prompts that run together.
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive::<NonZeroUsize>)]
     pub(crate) batch: NonZeroUsize,
     /// Number of measurements of each stage.
     #[arg(long, value_name = "N", default_value = "3", value_parser = positive::<NonZeroUsize>)]
     pub(crate) runs: NonZeroUsize,
-    /// On the CPU, print the time of each kind of operation, and its fraction of the machine's peak arithmetic rate
-    /// or memory bandwidth.
+    /// On the CPU, print the time of each kind of operation, and which fraction of the machine's peak arithmetic rate
+    /// or memory bandwidth it reaches.
     #[arg(long)]
     pub(crate) profile: bool,
 }
 
-/// Width and height in pixels, written `630x476`. Each is at most 16384.
+/// Width and height of an image in pixels, written `630x476`. Each is from 1 to 16384.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageSize {
     pub(crate) width: u32,

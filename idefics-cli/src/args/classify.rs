@@ -16,7 +16,7 @@ pub(crate) struct ClassifyArgs {
     /// The labels, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "LABEL,…")]
     labels: Vec<String>,
-    /// A single label, which may contain commas; may be repeated.
+    /// A single label, which may contain commas. Repeat the option for several labels.
     #[arg(long, value_name = "LABEL")]
     label: Vec<String>,
     /// The question to ask [default: a question that lists the labels].
@@ -37,7 +37,7 @@ pub(crate) struct ClassifyArgs {
 }
 
 impl ClassifyArgs {
-    /// All labels, without surrounding space.
+    /// Returns all labels without surrounding space.
     ///
     /// # Errors
     /// If a label is empty or was given twice.

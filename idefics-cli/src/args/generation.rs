@@ -15,7 +15,7 @@ use crate::signals;
 /// Options for generation and preprocessing.
 #[derive(Debug, Args)]
 pub(crate) struct GenerationArgs {
-    /// Maximum number of tokens to generate [default: the model folder's, else 20].
+    /// Maximum number of tokens to generate [default: that of the model folder, or else 20].
     #[arg(long, value_name = "N", help_heading = "Length")]
     max_new_tokens: Option<usize>,
     /// Maximum number of tokens in prompt and answer together.
@@ -27,7 +27,7 @@ pub(crate) struct GenerationArgs {
     /// Minimum number of tokens to generate.
     #[arg(long, value_name = "N", help_heading = "Length")]
     min_new_tokens: Option<usize>,
-    /// Text that ends an answer; may be repeated.
+    /// Text that ends an answer. Repeat the option for several texts.
     #[arg(long, value_name = "TEXT", help_heading = "Length")]
     stop_strings: Option<Vec<String>>,
     /// Seconds after which an answer ends.
@@ -46,7 +46,8 @@ pub(crate) struct GenerationArgs {
     /// (false), or when better ones are impossible (never).
     #[arg(long, value_name = "true|false|never", help_heading = "Strategy", value_parser = json::<EarlyStopping>)]
     early_stopping: Option<EarlyStopping>,
-    /// Beam search divides the log-probability of an answer by its length to this power.
+    /// Exponent of the length penalty: beam search divides the log-probability of an answer by its length to this
+    /// power.
     #[arg(long, value_name = "X", help_heading = "Strategy", allow_negative_numbers = true)]
     length_penalty: Option<f64>,
     /// Token id to start from if the prompt is empty.
@@ -79,13 +80,13 @@ pub(crate) struct GenerationArgs {
     /// Token id to force as the first generated token if the prompt has only one token.
     #[arg(long, value_name = "ID", help_heading = "Tokens")]
     forced_bos_token_id: Option<u32>,
-    /// Token ids to force as the last token when the length limit is reached.
+    /// Token ids of which one is forced as the last token when the length limit is reached.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     forced_eos_token_id: Option<Vec<u32>>,
     /// Replace NaN and infinite scores by finite ones.
     #[arg(long, value_name = "BOOL", help_heading = "Tokens", num_args = 0..=1, default_missing_value = "true")]
     remove_invalid_values: Option<bool>,
-    /// After START tokens, raise the score of end tokens exponentially with base FACTOR; as JSON.
+    /// After START new tokens, raise the scores of end tokens exponentially with base FACTOR; as JSON.
     #[arg(long, value_name = "[START,FACTOR]", help_heading = "Tokens", value_parser = json::<Decay>)]
     exponential_decay_length_penalty: Option<Decay>,
     /// Token ids that are never generated.
@@ -134,13 +135,14 @@ pub(crate) struct GenerationArgs {
 /// Options for preprocessing: how samples become token ids and pixels.
 #[derive(Debug, Args)]
 struct ProcessArgs {
-    /// Whether to encode the four quarters of each image in addition to the image [default: the model folder's].
+    /// Whether to encode parts of each image in addition to the whole image: its quarters, or the tiles of a grid
+    /// [default: that of the model folder].
     #[arg(long, value_name = "BOOL", help_heading = "Preprocessing")]
     do_image_splitting: Option<bool>,
-    /// How to remove transparency.
+    /// How to remove transparency from images.
     #[arg(long, value_enum, default_value_t = AlphaArg::White, help_heading = "Preprocessing")]
     alpha: AlphaArg,
-    /// Page to read of image files with several, such as TIFF, counted from 1 [default: 1].
+    /// Page to read from image files with several pages, such as TIFF, counted from 1 [default: 1].
     #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = positive::<NonZeroU32>)]
     page: Option<NonZeroU32>,
     /// How to treat `<image>` and other special tokens in the text of messages.
@@ -164,10 +166,10 @@ type BadWords = Vec<Vec<u32>>;
 type Biases = Vec<(Vec<u32>, f32)>;
 type Decay = (usize, f64);
 
-/// Parses a value as written in `generation_config.json`. Text that is not JSON is taken as a string.
+/// Parses an option value that is written as in `generation_config.json`. Text that is not JSON becomes a string.
 fn json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let value = serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()));
-    serde_json::from_value(value).map_err(|_| "expected JSON of this form".to_owned())
+    serde_json::from_value(value).map_err(|_| "expected JSON of the form shown after the option's name".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -180,24 +182,24 @@ enum AlphaArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum SpecialArg {
-    /// Treat them as ordinary text.
+    /// Treat special tokens as ordinary text.
     Literal,
-    /// Treat them as special tokens.
+    /// Treat special tokens as special tokens.
     Parse,
-    /// Reject the sample.
+    /// Reject a sample that contains special tokens.
     Reject,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum CompatibilityArg {
-    /// Rebuild tokenizers of Llama classes; put a space after an image.
+    /// Rebuild tokenizers of Llama classes, and put a space after each image.
     Transformers5,
     /// Use tokenizer.json unchanged.
     Transformers4,
 }
 
 impl GenerationArgs {
-    /// The generation options given on the command line.
+    /// Returns the generation options given on the command line.
     pub(crate) fn options(&self) -> GenerationConfig {
         GenerationConfig {
             max_new_tokens: self.max_new_tokens,
@@ -239,7 +241,7 @@ impl GenerationArgs {
         }
     }
 
-    /// Names of the generation options given on the command line.
+    /// Returns the names of the generation options given on the command line.
     pub(crate) fn given(&self) -> Vec<String> {
         let options = serde_json::to_value(self.options()).unwrap_or_default();
         let mut given: Vec<String> =
@@ -249,7 +251,7 @@ impl GenerationArgs {
         given
     }
 
-    /// The preprocessing options given on the command line.
+    /// Returns the preprocessing options given on the command line.
     pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
         ProcessOptions {
             limits: global.image_limits(),
@@ -258,8 +260,8 @@ impl GenerationArgs {
         }
     }
 
-    /// Seed, log-probabilities and cancellation of a run. With a lease, the decode steps of long answers are captured
-    /// and replayed.
+    /// Returns the settings of a run: seed, log-probabilities, cancellation and graph capture. If a lease is given, the
+    /// decode steps of long answers are captured and replayed.
     pub(crate) fn controls<'a>(&self, global: &'a Global, cancel: &CancelToken) -> Controls<'a> {
         Controls {
             cancel: cancel.clone(),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use idefics_generate::processor::image::{ImageError, ImageSource, Limits};
 
-/// A parser for image arguments.
+/// Returns a parser for image arguments.
 pub(super) fn image_parser() -> impl TypedValueParser<Value = ImageSource> {
     OsStringValueParser::new().try_map(image)
 }
@@ -21,7 +21,8 @@ pub(crate) fn image(name: OsString) -> Result<ImageSource, ImageError> {
 pub(crate) struct MaxPixels(Option<u64>);
 
 impl MaxPixels {
-    /// Image limits with this maximum number of pixels. Byte limits are raised so that this many pixels are possible.
+    /// Returns image limits with this maximum number of pixels. Limits on bytes are raised so that images with that
+    /// many pixels are accepted.
     pub(super) fn limits(self) -> Limits {
         Limits::default().with_max_pixels(self.0)
     }

@@ -69,17 +69,18 @@ pub(crate) struct Global {
     /// in the same folder; without one, the model reads text only].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) mmproj: Option<PathBuf>,
-    /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto picks the best one with room
-    /// for the model. `idefics devices` lists them.
+    /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto picks the best device with
+    /// room for the model. `idefics devices` lists all devices.
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) device: DeviceChoice,
-    /// Precision of the weights: auto, f32, bf16 or f16. On a GPU, activations use it too; on the CPU they are f32.
+    /// Precision of the weights: auto, f32, bf16 or f16. On a GPU, activations have this precision too. On the CPU,
+    /// they are f32.
     #[arg(long, global = true, default_value = "auto")]
     pub(crate) dtype: Precision,
     /// Format to quantise linear layers to while loading: none, int8, nf4, fp4 or q4.
     #[arg(long, global = true, default_value = "none")]
     pub(crate) quantize: WeightFormat,
-    /// Also quantise the scales of nf4 and fp4, to eight bits.
+    /// Also quantise the scales of nf4 and fp4 to eight bits.
     #[arg(long, global = true)]
     pub(crate) double_quant: bool,
     /// Whether --quantize includes the vision tower.
@@ -88,21 +89,21 @@ pub(crate) struct Global {
     /// Whether --quantize includes the language model head.
     #[arg(long, global = true, value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) quantize_head: bool,
-    /// On the CPU, precision of activations in products of many rows with int8 or q4 weights: f32, or int8, which is
-    /// faster and less exact. On machines with AMX, int8 also computes attention over many queries in bf16: queries
-    /// and keys as sums of two bf16 numbers, attention weights and values as one.
+    /// On the CPU: precision of activations when many rows are multiplied by int8 or q4 weights. int8 is faster and
+    /// less exact than f32. On machines with AMX, int8 also makes attention over many queries use bf16: queries and
+    /// keys are then sums of two bf16 numbers, attention weights and values a single bf16 number.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,
-    /// Maximum number of images to encode together [default: as many as take 256 MiB of activations, or a quarter of
-    /// the memory that the weights leave free].
+    /// Maximum number of images to encode together [default: as many as fit in 256 MiB of activations, or in a quarter
+    /// of the memory that the weights leave free if that is less].
     #[arg(long, global = true, value_name = "N", value_parser = positive::<NonZeroUsize>)]
     pub(crate) vision_batch: Option<NonZeroUsize>,
     /// Maximum number of pixels of an image, or `none` for no limit. Decoding takes up to 16 bytes per pixel
     /// [default: 64000000].
     #[arg(long, global = true, value_name = "N|none")]
     pub(crate) max_image_pixels: Option<MaxPixels>,
-    /// On a GPU, launch every operation of a decode step separately instead of replaying a captured graph. Slower;
-    /// for comparison and for faulty drivers.
+    /// On a GPU, launch every operation of a decode step separately instead of replaying a captured graph. This is
+    /// slower, and meant for comparisons and for faulty drivers.
     #[arg(long, global = true)]
     pub(crate) no_replay: bool,
     /// Read PyTorch pickles (`pytorch_model.bin`) if a folder has no safetensors. No code in them is executed.
@@ -112,8 +113,8 @@ pub(crate) struct Global {
     /// only).
     #[arg(long, global = true, value_name = "auto", value_parser = ["auto"])]
     pub(crate) device_map: Option<String>,
-    /// For --device-map and `inspect`: memory limits of the devices, in the order in which to fill them [default:
-    /// nine tenths of the free memory of the GPU in use, or of all CUDA devices, then of main memory].
+    /// For --device-map and `inspect`: memory limits of the devices, in the order in which they are filled [default:
+    /// nine tenths of the free memory of the GPU in use, or of all CUDA devices, and then of main memory].
     #[arg(long, global = true, value_name = "NAME=SIZE,…")]
     pub(crate) max_memory: Option<MaxMemory>,
     /// Number of CPU threads, at most 1024 [default: one per core].
@@ -135,7 +136,8 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// How to read and store the weights. `plain` holds the precision that [`Global::dtype`] selects on the device.
+    /// Returns how to read and store the weights. `plain` contains only the precision that [`Global::dtype`] selects on
+    /// the device.
     pub(crate) fn weights(&self, plain: WeightOptions) -> WeightOptions {
         WeightOptions {
             quantize: self.quantize,
@@ -148,7 +150,7 @@ impl Global {
         }
     }
 
-    /// Number of images to encode together if the weights leave `available` bytes free.
+    /// Returns the number of images to encode together if the weights leave `available` bytes free.
     pub(crate) fn vision_batch(&self, available: u64) -> VisionBatch {
         self.vision_batch.map_or_else(|| VisionBatch::within(available), VisionBatch::Images)
     }
@@ -158,13 +160,13 @@ impl Global {
         self.max_image_pixels.map(MaxPixels::limits).unwrap_or_default()
     }
 
-    /// Whether to read PyTorch pickles.
+    /// Returns whether to read PyTorch pickles.
     pub(crate) fn pickles(&self) -> PicklePolicy {
         if self.allow_pickle { PicklePolicy::Allowed } else { PicklePolicy::Refused }
     }
 }
 
-/// Parses a positive number (`NonZeroUsize`, `NonZeroU32`).
+/// Parses a positive whole number, such as a `NonZeroUsize` or a `NonZeroU32`.
 fn positive<T: FromStr>(text: &str) -> Result<T, &'static str> {
     text.parse().map_err(|_| "expected a whole number of at least 1")
 }
@@ -185,8 +187,8 @@ pub(crate) enum Command {
     /// Answer a question about images and videos.
     ///
     /// Models of the family SmolVLM2 read videos: animated GIF, WebP and PNG files, AVI files of JPEG pictures, folders
-    /// of pictures in the order of their names, and with the program ffmpeg MP4, WebM and other files. To other models,
-    /// an animation is its first frame.
+    /// of pictures in the order of their names, and with the program ffmpeg MP4, WebM and other files. Other models
+    /// see only the first frame of an animation.
     #[command(after_help = "Examples:
   idefics --model DIR ask before.jpg after.jpg \"What has changed?\"
   idefics --model DIR ask clip.mp4 \"What happens?\" --video-frames 16
@@ -204,8 +206,8 @@ pub(crate) enum Command {
   {\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"path\": \"photo.jpg\"},
     {\"type\": \"text\", \"text\": \"What is this?\"}]}], \"add_generation_prompt\": true}
   {\"text\": \"User: <video>What happens?<end_of_utterance>\\nAssistant:\", \"videos\": [{\"path\": \"clip.mp4\"}]}
-Instead of `path`, a video may have \"frames\": [\"0.png\", …], \"fps\": 10. Paths are relative to the prompt file, or to the working folder for standard input. If one sample of a list is
-rejected, none is run.
+Instead of `path`, a video may have \"frames\": [\"0.png\", …], \"fps\": 10. Paths are relative to the prompt file, or
+to the working folder for standard input. If one sample of a list is rejected, none is run.
 Example: idefics --model DIR generate --prompt-file prompts.json")]
     Generate(GenerateArgs),
     /// Run any number of samples from a file with one JSON object per line; an interrupted run can be resumed.
@@ -236,7 +238,8 @@ Examples:
     /// Draw random scenes, ask the model about them, and compare its answers with the correct ones.
     #[command(after_help = "Example: idefics demo --count 2 --seed 7")]
     Demo(DemoArgs),
-    /// Measure each stage of generating an answer. The fraction of memory bandwidth is for the fastest decode step.
+    /// Measure each stage of generating an answer. The printed fraction of the memory bandwidth is that of the fastest
+    /// decode step.
     #[command(after_help = "Example: idefics bench --random-weights idefics2-8b --text-layers 4 --dtype bf16")]
     Bench(BenchArgs),
     /// Write a model folder with quantised linear layers, or GGUF files. The folder appears only when it is complete.
@@ -299,15 +302,15 @@ pub(crate) struct AskArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {
-    /// File of samples, one JSON object per line; - for standard input.
+    /// File of samples with one JSON object per line, or - for standard input.
     #[arg(value_name = "INPUT.jsonl|-")]
     pub(crate) input: PathBuf,
-    /// File to write the answers to; - for standard output. Pipes and devices are written directly. While the batch
-    /// runs, answered rows are stored in OUT.jsonl.part. OUT.jsonl.lock is locked during the run and identifies it
-    /// afterwards: without this file, the output is assumed to be another program's and is not updated.
+    /// File to write the answers to, or - for standard output. Pipes and devices are written directly. While the batch
+    /// runs, answered rows are stored in OUT.jsonl.part. OUT.jsonl.lock is locked during the run. Afterwards, it says
+    /// which run wrote the output. Without it, the output is assumed to belong to another program and is not updated.
     #[arg(long, value_name = "OUT.jsonl|-")]
     pub(crate) output: PathBuf,
-    /// Batch size. Samples of similar length are run together.
+    /// Maximum number of samples to run together. Samples of similar length are put together.
     #[arg(long, default_value = "8", value_parser = positive::<NonZeroUsize>)]
     pub(crate) batch_size: NonZeroUsize,
     /// Replace the output and discard all previous answers.
@@ -320,7 +323,7 @@ pub(crate) struct BatchArgs {
 }
 
 impl BatchArgs {
-    /// Preprocessing options, including the allowed image sources.
+    /// Returns the preprocessing options, including the allowed image sources.
     pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
         ProcessOptions { sources: self.sources.policy(), ..self.generation.process(global) }
     }
@@ -340,7 +343,7 @@ pub(crate) struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// JSON file with one sample or a list of samples; - for standard input.
+    /// JSON file with one sample or a list of samples, or - for standard input.
     #[arg(long, value_name = "FILE.json|-")]
     pub(crate) prompt_file: PathBuf,
     #[command(flatten)]
@@ -350,18 +353,18 @@ pub(crate) struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// Preprocessing options, including the allowed image sources.
+    /// Returns the preprocessing options, including the allowed image sources.
     pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
         ProcessOptions { sources: self.sources.policy(), ..self.generation.process(global) }
     }
 }
 
-/// `--to` of `quantize`.
+/// Value of `--to`: what `idefics quantize` writes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum QuantizeTo {
-    /// A folder in the layout of safetensors.
+    /// A model folder with safetensors files.
     Packed(WeightFormat),
-    /// GGUF files.
+    /// A folder with GGUF files.
     Gguf(GgufMix),
 }
 
@@ -385,7 +388,7 @@ pub(crate) struct QuantizeArgs {
     /// Transformers can read nf4 and fp4.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: QuantizeTo,
-    /// Folder to write; must not exist.
+    /// Folder to write, which must not exist yet.
     #[arg(value_name = "OUT")]
     pub(crate) out: PathBuf,
 }

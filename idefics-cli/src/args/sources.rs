@@ -12,8 +12,8 @@ pub(crate) struct SourceArgs {
     /// on this machine and addresses in its network.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
     allow_sources: Option<Vec<SourceKind>>,
-    /// Read image files of samples only from this folder and its subfolders; `..` and symbolic links out of it are
-    /// rejected.
+    /// Read the image files that samples name only from this folder and its subfolders. Paths that leave the folder by
+    /// `..` or symbolic links are rejected.
     #[arg(long, value_name = "FOLDER")]
     images_below: Option<PathBuf>,
 }
@@ -32,7 +32,7 @@ enum SourceKind {
 }
 
 impl SourceArgs {
-    /// The image sources that samples may use.
+    /// Returns the image sources that samples may use.
     pub(crate) fn policy(&self) -> SourcePolicy {
         let allows = |kind| self.allow_sources.as_ref().is_none_or(|kinds| kinds.contains(&kind));
         let mut policy = SourcePolicy::default();
@@ -46,7 +46,7 @@ impl SourceArgs {
         policy
     }
 
-    /// Whether samples may read any file.
+    /// Returns whether samples may read any file.
     pub(crate) fn allows_all_files(&self) -> bool {
         self.policy().files == FileAccess::All
     }

@@ -10,14 +10,14 @@ use super::positive;
 /// Options for the tiles of images and the frames of videos.
 #[derive(Debug, Clone, Args)]
 pub(super) struct VideoArgs {
-    /// Do not encode parts of images, only whole ones: short for --do-image-splitting false.
+    /// Encode only whole images and no parts of them; the same as --do-image-splitting false.
     #[arg(long, conflicts_with = "do_image_splitting", help_heading = "Preprocessing")]
     no_image_splitting: bool,
     /// Maximum number of tiles of an image [default: 100].
     #[arg(long, value_name = "N", help_heading = "Preprocessing", value_parser = positive::<NonZeroU64>)]
     max_tiles: Option<NonZeroU64>,
-    /// Frames per second of folders and lists of frames that state no rate, for example --video-fps 10
-    /// [default: 24].
+    /// Frames per second of folders and lists of frames whose rate is not given, for example --video-fps 10 [default:
+    /// 24].
     #[arg(long, value_name = "R", help_heading = "Videos", value_parser = rate)]
     video_fps: Option<f64>,
     /// Frames per second to show to the model, for example --video-fps-target 0.5 for a frame every two seconds
@@ -28,7 +28,7 @@ pub(super) struct VideoArgs {
     /// folder's].
     #[arg(long, value_name = "N", help_heading = "Videos", value_parser = positive::<NonZeroUsize>)]
     video_frames: Option<NonZeroUsize>,
-    /// Refuse videos of which more frames than this would be shown [default: 512].
+    /// Reject videos if more than N frames of them would be shown [default: 512].
     #[arg(long, value_name = "N", help_heading = "Videos", value_parser = positive::<NonZeroUsize>)]
     max_frames: Option<NonZeroUsize>,
 }
@@ -40,7 +40,7 @@ fn rate(text: &str) -> Result<f64, &'static str> {
 }
 
 impl VideoArgs {
-    /// Adds these options to `process`.
+    /// Returns `process` with these options added.
     pub(super) fn over(&self, process: ProcessOptions) -> ProcessOptions {
         let mut video = VideoOptions::default();
         video.native_fps = self.video_fps;
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn options_set_what_they_name() {
+    fn each_option_sets_its_field() {
         let unset = options(&["--do-image-splitting", "true"]).unwrap();
         assert_eq!((unset.do_image_splitting, unset.max_tiles), (Some(true), None));
         assert_eq!(unset.video, VideoOptions::default());

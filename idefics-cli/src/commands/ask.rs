@@ -10,7 +10,7 @@ use crate::{commands, model, output, signals};
 /// Answers a question about all the images and videos together.
 pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let Some((question, images)) = given.images_and_question.split_last() else {
-        return Err(Failure::usage("no question given".to_owned()));
+        return Err(Failure::usage("no question is given; give it as the last argument, in quotes".to_owned()));
     };
     let path = Path::new(question);
     if images.is_empty() && (path.is_file() || path.is_dir()) {

@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let mut config = match (&args.random_weights, &source) {
         (Some(shape), _) => shape_of(shape)?,
         (None, Some(folder)) => ModelConfig::from_folder(folder.path())?,
-        (None, None) => unreachable!("`--random-weights` or a model folder is given"),
+        (None, None) => unreachable!("without `--random-weights` there is a model folder"),
     };
     if let Some(layers) = args.text_layers {
         config = config.with_text_layers(layers.get());
@@ -91,7 +91,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let rates = measure_device(&device);
     let bandwidth = rates.map_or_else(memory_bandwidth_gb_s, |rates| rates.read_gb_s);
     let limits = Limits::measure(&report.profile, bandwidth);
-    // The fastest step is compared with the fastest pass over memory, to exclude disturbances by other processes.
+    // The fastest step is compared with the fastest pass over memory, which excludes disturbances by other processes.
     let decode_gb_s = report.decode_bytes_per_token as f64 / report.decode_ms_per_token.min / 1e6;
     let mut object = serde_json::to_value(&report).map_err(io::Error::from)?;
     let more = json!({
@@ -164,7 +164,7 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     Ok(())
 }
 
-/// Peak rates of the machine. They are measured right after the stages, under the same conditions.
+/// Peak rates of the machine. They are measured right after the stages, so that both have the same conditions.
 struct Limits {
     /// Memory bandwidth in bytes per second.
     bytes_per_s: f64,
@@ -173,7 +173,7 @@ struct Limits {
 }
 
 impl Limits {
-    /// Measures the units that occur in a profile.
+    /// Measures the peak rates of the arithmetic units that occur in a profile.
     fn measure(profile: &[StageProfile], bandwidth_gb_s: f64) -> Self {
         let mut units: Vec<ComputeUnit> =
             profile.iter().flat_map(|stage| &stage.operations).filter_map(|operation| operation.unit).collect();
@@ -183,9 +183,9 @@ impl Limits {
         Self { bytes_per_s: 1e9 * bandwidth_gb_s, units }
     }
 
-    /// Fraction of the roofline that an operation reaches: the time its arithmetic or its memory traffic would take
-    /// at peak rate, whichever is longer, divided by its measured time. It exceeds 1 if the operation reads from
-    /// caches.
+    /// Computes the fraction of the roofline that an operation reaches. At peak rates, the operation would take as long
+    /// as its arithmetic or its memory traffic, whichever takes longer. This time is divided by the measured time. The
+    /// fraction exceeds 1 if the operation reads from caches.
     fn share(&self, operation: &Operation) -> f64 {
         let peak = self.units.iter().find(|(unit, _)| Some(*unit) == operation.unit);
         let arithmetic = peak.map_or(0.0, |(_, peak)| operation.unit_operations / peak);
@@ -193,7 +193,7 @@ impl Limits {
     }
 }
 
-/// Prints one line per operation of each stage, and the rest of the stage's time.
+/// Prints a line for each operation of each stage, and one for the rest of the stage's time.
 fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Limits) -> Result<(), Failure> {
     for StageProfile { stage, seconds, operations, .. } in profile {
         writeln!(
@@ -220,12 +220,12 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
         writeln!(stdout, "limit of {unit}: {:.0} GFLOP/s", peak / 1e9)?;
     }
     if !limits.units.is_empty() {
-        writeln!(stdout, "an f32 product takes 3 to 6 bf16 tile products")?;
+        writeln!(stdout, "a product in f32 takes 3 to 6 products of bf16 tiles")?;
     }
     Ok(())
 }
 
-/// The configuration of a public model, or of the `config.json` at a path.
+/// Returns the configuration of a public model, or reads the `config.json` at a path.
 fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     if let Some(model) = name.to_str().and_then(PublicModel::named) {
         return Ok(model.config());
@@ -239,7 +239,7 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     Ok(ModelConfig::from_file(path)?)
 }
 
-/// The image processor of the folder. Without a folder, that of the family's public checkpoints.
+/// Returns the image processor of the folder. Without a folder, returns that of the family's public checkpoints.
 fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
     match folder {
         Some(folder) => Ok(load_processor(folder)?.image_processor().clone()),

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::media::{self, Media};
 use crate::{commands, model, output, signals};
 
-/// Describes each image or video in turn. One that fails does not stop the others.
+/// Describes each image or video in turn. If one fails, the others are still described.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;
@@ -26,7 +26,7 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     });
     let mut names = args.images.iter().map(ToString::to_string);
     model.prepare_ahead(samples, &process, |_, prepared| {
-        let name = names.next().expect("each image has a name");
+        let name = names.next().expect("there is a name for each image");
         let image_name = (several || global.json).then_some(name.as_str());
         match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {
             Ok(()) => Ok(()),

@@ -18,8 +18,8 @@ const QUESTIONS: usize = 4;
 /// Width of an image in the terminal, in character cells.
 const PICTURE_CELLS: u32 = 32;
 
-/// Draws scenes, shows them if the terminal can, asks questions about them and prints the answers. The expected
-/// answer is printed after a wrong one.
+/// Draws scenes, shows them if the terminal can show images, asks questions about them and prints the answers. After a
+/// wrong answer, the expected answer is printed.
 pub(crate) fn run(global: &Global, args: &DemoArgs) -> Result<(), Failure> {
     if let Some(folder) = &args.save {
         std::fs::create_dir_all(folder).map_err(|error| Failure::io(folder, &error))?;

@@ -45,8 +45,7 @@ enum Prompts {
     Batch(Vec<Sample>),
 }
 
-/// Reads the samples. Image paths are resolved against the folder of the file, or the working folder for standard
-/// input.
+/// Reads the samples. Image paths are relative to the folder of the file, or to the working folder for standard input.
 fn read(path: &Path) -> Result<Prompts, Failure> {
     let input = Input::new(path);
     let rejected = |error: &dyn std::fmt::Display| Failure::input(format!("{}: {error}", input.name()));
@@ -76,7 +75,7 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
         }
         value => Prompts::One(sample(value).map_err(|error| rejected(&error))?),
     };
-    // No warning for `id`: the same files may be used with `batch`, where rows have ids.
+    // There is no warning for `id`, because the same files may be used with `batch`, where rows have ids.
     for key in passed_over.into_iter().filter(|key| key != "id") {
         say!("warning: `{key}` of the samples is ignored; `idefics batch` copies such keys to its output");
     }

@@ -15,7 +15,8 @@ use crate::model::{self, ModelFolder};
 use crate::output::format_bytes;
 use crate::placing;
 
-/// Prints the contents of a model folder, the memory it needs in each precision, and where its parts would be placed.
+/// Prints the contents of a model folder, the memory that the model needs in each precision, and where its parts would
+/// be placed.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let source = model::folder(global)?;
     let (choice, device, weights) = model::device_for(global, 0, |device, weights| {
@@ -32,7 +33,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         WeightFormat::None => weights.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
         format => format.to_string(),
     };
-    // The placement of the parts, for families that can be spread over devices.
+    // Families whose parts can be spread over devices are shown with a placement.
     let places = placing::places(global, choice, &device).unwrap_or_else(|_| placing::main_memory());
     let plan = |held: &PrecisionMemory| Plan::for_model(source.path(), held.options, &device, places.clone()).ok();
     let mut stdout = io::stdout().lock();
@@ -88,7 +89,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
         writeln!(stdout, "{:<22} {:>8} {:>15} {bytes:>12}", part.name, part.tensors, part.parameters)?;
     }
     writeln!(stdout)?;
-    let (cache, mapped) = ("KV cache, 1000 tokens", "mapped from file");
+    let (cache, mapped) = ("KV cache, 1000 tokens", "mapped from files");
     writeln!(stdout, "{:<12} {:>12} {mapped:>18} {:>14} {cache:>22}", "precision", "weights", "while loading")?;
     for held in &inspection.precisions {
         let PrecisionMemory { name, weights, cache_bytes_per_token, .. } = held;

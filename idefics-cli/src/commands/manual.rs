@@ -15,7 +15,7 @@ pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
     Ok(io::stdout().lock().write_all(&script)?)
 }
 
-/// Prints the manual page: the program first, then each command.
+/// Prints the manual page: first the program, then each command.
 pub(crate) fn man() -> Result<(), Failure> {
     let mut program = Cli::command();
     program.build();
@@ -28,7 +28,7 @@ pub(crate) fn man() -> Result<(), Failure> {
     man.render_options_section(&mut page)?;
     write_as_is(&mut page, &program)?;
     for command in program.get_subcommands().filter(|command| command.get_name() != "help") {
-        // Global options are listed once, above.
+        // Global options are listed only once, for the program.
         let command = command.clone().mut_args(|arg| if arg.is_global_set() { arg.hide(true) } else { arg });
         let man = clap_mangen::Man::new(command.clone());
         let mut sections = Vec::new();
@@ -47,12 +47,13 @@ pub(crate) fn man() -> Result<(), Failure> {
     Ok(io::stdout().lock().write_all(&page)?)
 }
 
-/// Writes the text that follows the options in `--help` (formats and examples), with its line breaks preserved.
+/// Writes the text that follows the options in `--help`, which contains formats and examples. Its line breaks are
+/// preserved.
 fn write_as_is(page: &mut Vec<u8>, command: &Command) -> io::Result<()> {
     let Some(text) = command.get_after_help() else { return Ok(()) };
     writeln!(page, ".SS \"EXAMPLES AND FORMATS\"\n.nf")?;
     for line in text.to_string().lines() {
-        // Without `\&`, roff would take a leading dot or apostrophe for a macro call.
+        // Without `\&`, roff would treat a line with a leading dot or apostrophe as a macro call.
         writeln!(page, "\\&{}", line.replace('\\', "\\e"))?;
     }
     writeln!(page, ".fi")

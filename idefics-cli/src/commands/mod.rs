@@ -23,8 +23,8 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::media::{self, Media};
 
-/// Prints warnings about the generation options: all about those on the command line; for those of the model folder
-/// only unknown keys, or all with `-v`.
+/// Prints warnings about generation options. Options of the command line get all warnings. Options of the model folder
+/// get only those about unknown keys, or all with `-v`.
 fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     let together = options.over(model.generation_config());
     let folder_warnings = model.generation_config().warnings();
@@ -36,7 +36,7 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     }
 }
 
-/// Reports missing image files before the model is loaded, which may take minutes.
+/// Fails if an image file is missing. Checked before the model is loaded, which may take minutes.
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
     for image in images {
         if let ImageSource::Path(path) = image {
@@ -46,7 +46,7 @@ fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result
     Ok(())
 }
 
-/// Reports missing files of videos, as [`check_images`].
+/// Fails if a file of a video is missing. Checked at the same time as [`check_images`].
 fn check_videos<'a>(videos: impl IntoIterator<Item = &'a VideoSource>) -> Result<(), Failure> {
     for path in videos.into_iter().flat_map(VideoSource::files) {
         std::fs::metadata(&path).map_err(|error| Failure::io(&path, &error))?;
@@ -54,8 +54,8 @@ fn check_videos<'a>(videos: impl IntoIterator<Item = &'a VideoSource>) -> Result
     Ok(())
 }
 
-/// A sample with images and videos and a request: a user message with `words` for chat models, or `plain` text after
-/// the images for models without a chat template.
+/// Creates a sample with images, videos and a request. For chat models, the request is a user message with the text
+/// `words`. For models without a chat template, it is the text `plain` after the images.
 fn sample(model: &Idefics, media: Vec<Media>, words: &str, plain: &str) -> Sample {
     if !model.processor().can_chat() {
         let placeholders: String = media.iter().map(Media::placeholder).collect();

@@ -56,7 +56,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The number of parameters. Tied parameters count once.
+/// Counts the parameters of a model. Tied parameters count once.
 fn parameters(config: &ModelConfig) -> Result<usize, Failure> {
     let (_, device) = DeviceChoice::Cpu.open().map_err(Error::from)?;
     let tied = config.family().tied();

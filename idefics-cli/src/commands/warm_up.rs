@@ -17,7 +17,7 @@ const NEW_TOKENS: usize = 4;
 /// Whether the chosen kernels are kept for the next run.
 const IS_KEPT: bool = cfg!(feature = "persistence");
 
-/// Generates an answer twice and prints both times; the difference is the time for compiling and choosing kernels.
+/// Generates the answers twice and prints both times. The difference is the time for compiling and choosing kernels.
 pub(crate) fn run(global: &Global, args: &WarmUpArgs) -> Result<(), Failure> {
     commands::check_images(&args.images)?;
     let model = model::load(global)?;

@@ -1,15 +1,15 @@
 //! Beam search and beam sampling: which beams continue, which are finished, and when to stop.
 //!
-//! [`BeamSearch`] contains no model and no prompt. Each step takes the processed log-probabilities of the next
-//! token for every running beam, and returns the next tokens and the beams that they continue, so that the caller
-//! can reorder its cache.
+//! [`BeamSearch`] contains no model and no prompt. Each step takes the processed log-probabilities of the next token
+//! for every running beam. It returns the next tokens and the beams that they continue, so that the caller can reorder
+//! its KV cache.
 //!
 //! Reference: `GenerationMixin._beam_search` and its parts, Transformers 5.23.
 //!
-//! Axes: `rows` = samples × `num_beams`, row `sample * num_beams + beam`.
+//! Axes: `rows` = samples × `num_beams`. Beam `beam` of sample `sample` is row `sample * num_beams + beam`.
 //!
-//! Numerics: scores are summed in f32, as in the reference. Ties go to the lowest beam, then to the lowest token
-//! id; torch specifies no order.
+//! Numerics: scores are summed in f32, as in the reference. Among equal scores, the lowest beam wins, then the lowest
+//! token id. Torch does not specify the order.
 
 mod options;
 mod sample;
@@ -20,8 +20,8 @@ use crate::logits::{RowError, RowKey, Sampler, top_k};
 pub use options::BeamOptions;
 use sample::{Sample, next_running};
 
-/// Added to scores that must not be chosen. Finite, so that there is always something to choose. Source:
-/// `_beam_search`.
+/// Added to the scores of candidates that must not be chosen. It is finite, so that a blocked candidate can still be
+/// chosen if there is no other. Source: `_beam_search`.
 const BLOCKED: f32 = -1e9;
 
 /// A possible continuation of one beam of a sample.
@@ -35,15 +35,15 @@ pub struct Candidate {
     pub score: f32,
 }
 
-/// An answer, running or finished.
+/// An answer of the search, either still running or finished.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hypothesis {
-    /// The generated tokens, end token included; empty for a slot that holds no answer.
+    /// The generated tokens, end token included. Empty if this place in the list of finished answers is still free.
     pub tokens: Vec<u32>,
-    /// For each token, the running beam of the sample that it continued: the reference's `beam_indices` minus the
-    /// rows of earlier samples.
+    /// For each token, the running beam that it continued, as an index within the sample. The reference's
+    /// `beam_indices` are indices of rows of the whole batch instead.
     pub beam_indices: Vec<usize>,
-    /// Log-probability; divided by the length penalty once the answer is finished.
+    /// Log-probability of the answer. Once the answer is finished, it is divided by the length penalty.
     pub score: f32,
     /// Whether the answer ended, by an end token, a stop string or the maximum length.
     pub is_finished: bool,
@@ -54,9 +54,10 @@ pub struct Hypothesis {
 pub struct BeamStep {
     /// The next token of each row, `[rows]`.
     pub next_tokens: Vec<u32>,
-    /// The row that each row continues, `[rows]`: row `i` of the cache must be taken from row `beam_idx[i]`.
+    /// For each new row, the old row that it continues, `[rows]`. Row `i` of the KV cache must become a copy of row
+    /// `beam_idx[i]`.
     pub beam_idx: Vec<usize>,
-    /// Whether the search is over. If so, the model need not run again.
+    /// Whether the search is over, so that the model need not run again.
     pub is_done: bool,
 }
 
@@ -73,7 +74,8 @@ impl BeamSearch {
     /// Starts a search for `n_samples` prompts. Every beam of a sample starts from the same prompt.
     pub fn new(options: BeamOptions, n_samples: usize) -> Self {
         let place = |score| Hypothesis { tokens: Vec::new(), beam_indices: Vec::new(), score, is_finished: false };
-        // All beams of a sample are equal at first, so only the first one counts.
+        // All beams of a sample are equal at first. All but the first are blocked, so that the first step chooses
+        // different tokens.
         let running = (0..options.num_beams).map(|beam| place(if beam == 0 { 0.0 } else { BLOCKED })).collect();
         let finished = vec![place(BLOCKED); options.num_beams];
         let samples = vec![Sample { running, finished, can_improve: true }; n_samples];
@@ -85,17 +87,17 @@ impl BeamSearch {
         &self.options
     }
 
-    /// Total number of running beams.
+    /// Returns the number of running beams of all samples.
     pub fn n_rows(&self) -> usize {
         self.samples.len() * self.options.num_beams
     }
 
-    /// The tokens of a running row, [`BeamSearch::n_generated`] in number.
+    /// Returns the [`BeamSearch::n_generated`] tokens that a running row has generated.
     pub fn generated(&self, row: usize) -> &[u32] {
         &self.running(row).tokens
     }
 
-    /// Log-probability of a running row.
+    /// Returns the log-probability of a running row.
     pub fn running_score(&self, row: usize) -> f32 {
         self.running(row).score
     }
@@ -104,7 +106,7 @@ impl BeamSearch {
         &self.samples[row / self.options.num_beams].running[row % self.options.num_beams]
     }
 
-    /// Number of tokens generated so far in every running row.
+    /// Returns the number of tokens that each running row has generated.
     pub fn n_generated(&self) -> usize {
         self.n_generated
     }
@@ -114,15 +116,18 @@ impl BeamSearch {
         self.is_done
     }
 
-    /// Advances with the best candidates. `log_probs` is `[rows, vocab_size]`: the log-softmax of the logits after
-    /// the logits processors. `is_stopped` takes a sample and the tokens of an answer, and says whether the answer
-    /// ends for a reason other than end tokens and length, such as a stop string.
+    /// Extends every running beam by one token, with the best candidates.
+    ///
+    /// `log_probs`, `[rows, vocab_size]`, is the log-softmax of the logits, changed by the logits processors.
+    /// `is_stopped` takes a sample and the tokens of an answer. It returns whether the answer ends for a reason other
+    /// than an end token or the maximum length, for example because of a stop string.
     ///
     /// # Errors
-    /// [`RowError::NonFinite`]; [`RowError::NothingAllowed`] if every token of an unfinished sample is forbidden.
+    /// [`RowError::NonFinite`] if a score is NaN or positive infinity. [`RowError::NothingAllowed`] if every token of
+    /// an unfinished sample is forbidden.
     ///
     /// # Panics
-    /// If `log_probs` is not [`BeamSearch::n_rows`] rows of equal width.
+    /// If there are no samples, or `log_probs` does not consist of [`BeamSearch::n_rows`] rows of equal width.
     pub fn step(
         &mut self,
         log_probs: &[f32],
@@ -133,13 +138,14 @@ impl BeamSearch {
         Ok(self.advance(&candidates, is_stopped))
     }
 
-    /// Like [`BeamSearch::step`], with sampled candidates. `keys` is `[samples]`.
+    /// Like [`BeamSearch::step`], but draws the candidates with `sampler`. `keys`, `[samples]`, has the key of each
+    /// sample for its random numbers.
     ///
     /// # Errors
-    /// [`RowError`]; see [`BeamSearch::step`].
+    /// The errors of [`BeamSearch::step`].
     ///
     /// # Panics
-    /// See [`BeamSearch::step`]; also if `keys` does not have one key per sample.
+    /// In the cases of [`BeamSearch::step`], or if `keys` does not have one key per sample.
     pub fn step_sampled(
         &mut self,
         log_probs: &[f32],
@@ -157,7 +163,7 @@ impl BeamSearch {
     /// Checks that a sample can advance with the log-probabilities of its rows, `[num_beams, vocab_size]`.
     ///
     /// # Errors
-    /// See [`BeamSearch::step`].
+    /// The errors of [`BeamSearch::step`].
     pub fn check(&self, sample: usize, log_probs: &[f32]) -> Result<(), RowError> {
         let sample = &self.samples[sample];
         let mut is_any_allowed = false;
@@ -173,8 +179,8 @@ impl BeamSearch {
         if is_any_allowed || !sample.can_improve { Ok(()) } else { Err(RowError::NothingAllowed) }
     }
 
-    /// Lets `choose` pick candidates for each sample from the scores of all continuations, `[num_beams *
-    /// vocab_size]`.
+    /// Returns the candidates of each sample. `choose` takes a sample and the scores of all its continuations,
+    /// `[num_beams * vocab_size]`, and returns the indices of the chosen ones.
     fn candidates(
         &self,
         log_probs: &[f32],
@@ -198,7 +204,7 @@ impl BeamSearch {
             self.check(index, &log_probs[index * num_beams * vocab_size..][..num_beams * vocab_size])?;
             let chosen = match scores.iter().any(|&score| score != f32::NEG_INFINITY) {
                 true => choose(index, &scores)?,
-                false => top_k(&scores, self.options.beams_to_keep()), // its answers no longer change
+                false => top_k(&scores, self.options.beams_to_keep()), // no effect, since `can_improve` is false
             };
             let candidate =
                 |at: usize| Candidate { beam: at / vocab_size, token: (at % vocab_size) as u32, score: scores[at] };
@@ -207,11 +213,12 @@ impl BeamSearch {
         Ok(candidates)
     }
 
-    /// Advances with candidates that the caller has chosen: [`BeamOptions::beams_to_keep`] per sample, or at least
-    /// `num_beams`, best first.
+    /// Extends every running beam by one token, with candidates that the caller has chosen. `candidates` has one list
+    /// per sample, best candidate first. A list should have [`BeamOptions::beams_to_keep`] candidates, and must have at
+    /// least `num_beams`.
     ///
     /// # Panics
-    /// If a sample has fewer than `num_beams` candidates, or the number of lists is not the number of samples.
+    /// If the number of lists is not the number of samples, or a list has fewer than `num_beams` candidates.
     pub fn advance(
         &mut self,
         candidates: &[Vec<Candidate>],
@@ -223,7 +230,11 @@ impl BeamSearch {
         let mut step = BeamStep { next_tokens: Vec::new(), beam_idx: Vec::new(), is_done: false };
         let mut all_hit = true;
         for (index, (sample, candidates)) in self.samples.iter_mut().zip(candidates).enumerate() {
-            assert!(candidates.len() >= num_beams, "{} candidates are too few for {num_beams} beams", candidates.len());
+            assert!(
+                candidates.len() >= num_beams,
+                "a sample has {} candidates; expected at least {num_beams}",
+                candidates.len()
+            );
             let hits: Vec<bool> = candidates
                 .iter()
                 .map(|candidate| {
@@ -251,7 +262,7 @@ impl BeamSearch {
         step
     }
 
-    /// Ends the search early: free slots for finished answers are filled with the running beams, best first.
+    /// Ends the search early. Free places for finished answers are filled with the running beams, best first.
     pub fn end(&mut self) {
         self.is_done = true;
         let n_tokens = self.n_generated.max(1);
@@ -265,12 +276,12 @@ impl BeamSearch {
         }
     }
 
-    /// The running and finished beams of a sample. Unused slots have no tokens.
+    /// Returns the running and finished beams of a sample. Places without an answer have no tokens.
     pub(crate) fn hypotheses(&self, sample: usize) -> impl Iterator<Item = &Hypothesis> {
         self.samples[sample].running.iter().chain(&self.samples[sample].finished)
     }
 
-    /// The `num_return_sequences` answers of a sample, best first.
+    /// Returns the `num_return_sequences` answers of a sample, best first.
     pub fn answers(&self, sample: usize) -> &[Hypothesis] {
         &self.samples[sample].finished[..self.options.num_return_sequences]
     }

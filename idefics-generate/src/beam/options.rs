@@ -9,21 +9,23 @@ pub struct BeamOptions {
     pub num_beams: usize,
     /// Number of answers per sample, at most `num_beams`.
     pub num_return_sequences: usize,
-    /// Maximum number of tokens in an answer, at least 1: `max_length` minus the prompt's slots.
+    /// Maximum number of tokens in an answer, at least 1: `max_length` minus the length of the prompt with its left
+    /// padding.
     pub max_new_tokens: usize,
-    /// Exponent of the length penalty: a log-probability is divided by (number of tokens, end token included) to
-    /// this power.
+    /// Exponent of the length penalty. The log-probability of an answer is divided by its number of tokens, end token
+    /// included, raised to this power.
     pub length_penalty: f64,
-    /// When to stop.
+    /// When the search stops looking for better answers.
     pub early_stopping: EarlyStopping,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
-    /// Token that fills up shorter answers; see [`BeamOptions::fill_token_id`].
+    /// Token that pads shorter answers to the length of the longest one; see [`BeamOptions::fill_token_id`].
     pub pad_token_id: Option<u32>,
 }
 
 impl BeamOptions {
-    /// Creates the options of a call. `prompt_slots` is the length of its prompts, including left padding.
+    /// Takes the options of beam search from `options`. `prompt_slots` is the length of the prompts, including left
+    /// padding.
     pub fn new(options: &GenerationConfig, prompt_slots: usize) -> Self {
         let num_beams = options.num_beams().max(1);
         Self {
@@ -37,13 +39,15 @@ impl BeamOptions {
         }
     }
 
-    /// Number of candidates per sample and step: enough that `num_beams` can continue whichever candidates end.
+    /// Returns the number of candidates per sample and step. It is so large that at least `num_beams` candidates remain
+    /// without those that have an end token.
     pub fn beams_to_keep(&self) -> usize {
         (1 + self.eos_token_ids.len()).max(2) * self.num_beams
     }
 
-    /// The token that fills up shorter answers: the pad token, or the first end token if the pad token is 0 or
-    /// missing. Without end tokens it is the pad token, or 0 (the reference uses -1, which is not a token).
+    /// Returns the token that pads shorter answers: the pad token, or the first end token if the pad token is 0 or
+    /// missing. Without end tokens, it is the pad token, or 0 if that is missing. (In that case, the reference uses -1,
+    /// which is not a token.)
     pub fn fill_token_id(&self) -> u32 {
         match self.eos_token_ids.first() {
             Some(&eos) => self.pad_token_id.filter(|&pad| pad != 0).unwrap_or(eos),
@@ -51,7 +55,7 @@ impl BeamOptions {
         }
     }
 
-    /// A log-probability divided by the length penalty of `n_tokens`.
+    /// Returns a log-probability divided by the length penalty for `n_tokens` tokens.
     pub(super) fn penalized(&self, score: f32, n_tokens: usize) -> f32 {
         score / (n_tokens as f64).powf(self.length_penalty) as f32
     }

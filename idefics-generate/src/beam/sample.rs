@@ -7,16 +7,16 @@ use crate::logits::top_k;
 /// The running and finished beams of one sample.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
-    /// Running beams, best first, `num_beams`.
+    /// The `num_beams` running beams, best first.
     pub(super) running: Vec<Hypothesis>,
-    /// Slots for finished answers, best first, `num_beams`.
+    /// The `num_beams` places for finished answers, best first.
     pub(super) finished: Vec<Hypothesis>,
-    /// Whether a running beam may still beat a finished answer. Never becomes true again.
+    /// Whether a running beam may still beat a finished answer. Once false, it stays false.
     pub(super) can_improve: bool,
 }
 
-/// The beams to continue: the best candidates; candidates that ended come last. Source:
-/// `_get_running_beams_for_next_iteration`.
+/// Returns the `num_beams` best candidates and the beams that they become. A candidate that ended (`hits`) is chosen
+/// only if there are too few others. Source: `_get_running_beams_for_next_iteration`.
 pub(super) fn next_running(
     sample: &Sample,
     candidates: &[Candidate],
@@ -32,26 +32,26 @@ pub(super) fn next_running(
 }
 
 impl Sample {
-    /// The tokens of a running beam followed by the candidate's token.
+    /// Returns the tokens of the candidate's beam, followed by the candidate's token.
     pub(super) fn continued(&self, candidate: &Candidate) -> Vec<u32> {
         let tokens = &self.running[candidate.beam].tokens;
         tokens.iter().copied().chain([candidate.token]).collect()
     }
 
-    /// A running beam extended by the candidate.
+    /// Returns the candidate's beam, extended by the candidate's token.
     fn hypothesis(&self, candidate: &Candidate, score: f32, is_finished: bool) -> Hypothesis {
         let beams = &self.running[candidate.beam].beam_indices;
         let beam_indices = beams.iter().copied().chain([candidate.beam]).collect();
         Hypothesis { tokens: self.continued(candidate), beam_indices, score, is_finished }
     }
 
-    /// Whether every slot for a finished answer is used.
+    /// Whether every place for a finished answer is taken.
     pub(super) fn is_full(&self) -> bool {
         self.finished.iter().all(|hypothesis| hypothesis.is_finished)
     }
 
-    /// Adds ended candidates to the finished answers if their scores are high enough. Only the first `num_beams`
-    /// candidates qualify. Source: `_update_finished_beams`.
+    /// Adds candidates that ended to the finished answers if their scores are high enough. Only the best `num_beams`
+    /// candidates are considered. Source: `_update_finished_beams`.
     pub(super) fn finish(&mut self, candidates: &[Candidate], hits: &[bool], options: &BeamOptions, n_tokens: usize) {
         let is_closed = options.early_stopping == EarlyStopping::FirstFull && self.is_full();
         let block = |is_blocked: bool| if is_blocked { BLOCKED } else { 0.0 };
@@ -67,7 +67,7 @@ impl Sample {
         self.finished = merged.collect();
     }
 
-    /// Whether the best running beam could still beat the worst answer. `n_tokens` includes the newest token.
+    /// Whether the best running beam could still beat the worst finished answer. `n_tokens` includes the newest token.
     ///
     /// Source: `_check_early_stop_heuristic`.
     pub(super) fn may_improve(&self, options: &BeamOptions, n_tokens: usize) -> bool {

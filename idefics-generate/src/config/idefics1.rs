@@ -1,4 +1,4 @@
-//! `config.json` of an IDEFICS v1 checkpoint. The decoder's keys are at the top level.
+//! `config.json` of an IDEFICS v1 checkpoint. It has the decoder's keys at the top level.
 
 use std::path::Path;
 
@@ -49,14 +49,14 @@ pub struct Idefics1Config {
     /// Context length of the original training in tokens, if it is given outside the rotary parameters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<usize>,
-    /// A gated cross-attention layer precedes each decoder layer whose index is a multiple of this.
+    /// A gated cross-attention layer precedes each decoder layer whose index is a multiple of this number.
     pub cross_layer_interval: usize,
-    /// Whether queries and keys are normalised in the gated layers.
+    /// Whether queries and keys are normalised in the gated cross-attention layers.
     pub qk_layer_norms: bool,
-    /// Shape of a gate's parameter.
+    /// Shape of the learned parameter of a cross-attention gate.
     pub alpha_type: AlphaType,
-    /// Whether a resampler sits between the vision tower and the gated layers. `perceiver_config` has a key of the
-    /// same name, which has no effect.
+    /// Whether a resampler compresses the output of the vision tower for the gated layers. `perceiver_config` has a key
+    /// of the same name, which has no effect.
     pub use_resampler: bool,
     /// Whether the head shares the weights of the embedding table.
     pub tie_word_embeddings: bool,
@@ -69,7 +69,7 @@ pub struct Idefics1Config {
     pub quantization_config: Option<QuantizationConfig>,
 }
 
-/// The defaults of `IdeficsConfig`.
+/// The defaults of `IdeficsConfig` in the reference.
 impl Default for Idefics1Config {
     fn default() -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Default for Idefics1Config {
 }
 
 impl Idefics1Config {
-    /// The public 9b checkpoints: LLaMA-7B with a gated layer before every fourth layer.
+    /// Returns the configuration of the public 9b checkpoints: LLaMA-7B with a gated layer before every fourth layer.
     pub fn idefics_9b() -> Self {
         Self {
             additional_vocab_size: 2,
@@ -112,7 +112,7 @@ impl Idefics1Config {
         }
     }
 
-    /// The public 80b checkpoints: LLaMA-65B with a gated layer before every fourth layer.
+    /// Returns the configuration of the public 80b checkpoints: LLaMA-65B with a gated layer before every fourth layer.
     pub fn idefics_80b() -> Self {
         Self {
             hidden_size: 8192,
@@ -124,7 +124,7 @@ impl Idefics1Config {
         }
     }
 
-    /// Configuration of the decoder.
+    /// Returns the configuration of the decoder.
     pub fn text(&self) -> CrossAttentionConfig {
         CrossAttentionConfig {
             text: TextConfig {
@@ -150,12 +150,12 @@ impl Idefics1Config {
         }
     }
 
-    /// Configuration of the resampler, if there is one.
+    /// Returns the configuration of the resampler. It has no effect if `use_resampler` is false.
     pub fn resampler(&self) -> ResamplerConfig {
         ResamplerConfig { vision_embed_dim: self.vision_config.embed_dim, perceiver: self.perceiver_config.clone() }
     }
 
-    /// Number of vectors per image that the gated layers attend to.
+    /// Returns the number of vectors per image that the gated layers attend to.
     pub fn vectors_per_image(&self) -> usize {
         match self.use_resampler {
             true => self.perceiver_config.resampler_n_latents,
@@ -163,8 +163,8 @@ impl Idefics1Config {
         }
     }
 
-    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
-    /// a checkpoint.
+    /// Returns the pairs (tensor, source) of tied tensors. The tensor shares the weights of the source and may be
+    /// missing from a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
             true => &[
@@ -178,7 +178,7 @@ impl Idefics1Config {
     /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// [`ConfigError`] with the name of the invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text().validate().map_err(|error| error.without_section("text_config."))?;
         self.vision_config.validate()?;
@@ -242,7 +242,7 @@ impl FamilyConfig for Idefics1Config {
         self.vectors_per_image()
     }
 
-    /// A single filler token: the decoder needs no image tokens.
+    /// Returns a single filler token, because the decoder needs no image tokens.
     fn image_placeholder(&self) -> Vec<u32> {
         vec![FILLER]
     }
@@ -261,7 +261,7 @@ impl FamilyConfig for Idefics1Config {
         ["model.layers.", "model.norm.", "lm_head."].iter().any(|part| name.starts_with(part))
     }
 
-    /// Image tokens have no meaning for the decoder, so any number is valid.
+    /// Accepts every processor: image tokens have no meaning for the decoder, so any number of them is valid.
     fn check_processor(&self, _folder: &Path, _processor: &Processor) -> Result<(), Error> {
         Ok(())
     }
@@ -271,7 +271,7 @@ impl FamilyConfig for Idefics1Config {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        // If the size is too large, preparing a picture fails later.
+        // A size that is too large is not an error here: preparing a picture fails later.
         let side = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
         let size = ImageSize::Exact { height: side, width: side };
         let config = ImageProcessorConfig { size, ..ImageProcessorConfig::idefics1() };
@@ -299,7 +299,7 @@ impl ModelFamily for Family {
     }
 }
 
-/// Drops null keys, and renames the tower's `hidden_size` to `embed_dim`, as the reference does.
+/// Drops keys whose value is null, and renames the vision tower's `hidden_size` to `embed_dim`, as the reference does.
 fn with_known_names(mut file: Value) -> Value {
     if let Some(file) = file.as_object_mut() {
         file.retain(|_, value| !value.is_null());

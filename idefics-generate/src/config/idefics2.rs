@@ -36,7 +36,7 @@ pub struct Idefics2Config {
     pub quantization_config: Option<QuantizationConfig>,
 }
 
-/// The defaults of `Idefics2Config`.
+/// The defaults of `Idefics2Config` in the reference.
 impl Default for Idefics2Config {
     fn default() -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Default for Idefics2Config {
 }
 
 impl Idefics2Config {
-    /// The public 8b checkpoints.
+    /// Returns the configuration of the public 8b checkpoints.
     pub fn idefics2_8b() -> Self {
         Self {
             text_config: TextConfig { vocab_size: 32_003, ..TextConfig::idefics2_preset() },
@@ -60,8 +60,8 @@ impl Idefics2Config {
         }
     }
 
-    /// The resampler works at the decoder's width: if the widths differ, it takes the decoder's width and epsilon.
-    /// Source: `Idefics2Config.__post_init__`.
+    /// Gives the resampler the width of the decoder, because the two widths must be equal. If they differ, the
+    /// resampler also gets the decoder's `rms_norm_eps`. Source: `Idefics2Config.__post_init__`.
     #[must_use]
     pub fn resolved(mut self) -> Self {
         if self.perceiver_config.hidden_size != self.text_config.hidden_size {
@@ -71,8 +71,8 @@ impl Idefics2Config {
         self
     }
 
-    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
-    /// a checkpoint.
+    /// Returns the pairs (tensor, source) of tied tensors. The tensor shares the weights of the source and may be
+    /// missing from a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
             true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
@@ -80,7 +80,7 @@ impl Idefics2Config {
         }
     }
 
-    /// Configuration of the connector.
+    /// Returns the configuration of the connector.
     pub fn connector(&self) -> ConnectorConfig {
         ConnectorConfig {
             vision_hidden_size: self.vision_config.hidden_size,
@@ -94,7 +94,7 @@ impl Idefics2Config {
     /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// [`ConfigError`] with the name of the invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text_config.validate()?;
         self.vision_config.validate()?;

@@ -22,11 +22,11 @@ use crate::{AssembledModel, Error, Idefics3, ModelShape};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Idefics3Config {
-    /// `idefics3`, or `smolvlm` for SmolVLM2; both are the same architecture.
+    /// `idefics3`, or `smolvlm` for SmolVLM2. Both have the same architecture.
     pub model_type: Idefics3ModelType,
     /// The token whose embeddings are replaced by image vectors.
     pub image_token_id: u32,
-    /// Side length, in patches, of the square that becomes one image vector.
+    /// Side length, in patches, of the square of patches that becomes one image vector.
     pub scale_factor: usize,
     /// Whether the head shares the weights of the embedding table. The key of the same name in `text_config` has
     /// no effect.
@@ -35,7 +35,8 @@ pub struct Idefics3Config {
     pub text_config: TextConfig,
     /// The vision tower.
     pub vision_config: VisionConfig,
-    /// Whether the model has no vision tower, as in a GGUF file of the text model alone. Not a key of the public layout.
+    /// Whether the model has no vision tower, as in a GGUF file with only the text model. The public checkpoints do not
+    /// have this key.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub text_only: bool,
     /// How the weights are quantised, or should be quantised on load.
@@ -64,8 +65,9 @@ impl Idefics3ModelType {
     }
 }
 
-/// The defaults of `Idefics3Config`. Their vision tower has 7 x 7 patches, which `scale_factor` does not divide:
-/// the reference fails with them, and [`Idefics3Config::validate`] returns an error.
+/// The defaults of `Idefics3Config` in the reference. Their vision tower has 7 x 7 patches, and 7 is not a multiple of
+/// the default `scale_factor`. The reference fails with these defaults, and [`Idefics3Config::validate`] returns an
+/// error.
 impl Default for Idefics3Config {
     fn default() -> Self {
         Self {
@@ -82,7 +84,7 @@ impl Default for Idefics3Config {
 }
 
 impl Idefics3Config {
-    /// Idefics3-8B-Llama3.
+    /// Returns the configuration of Idefics3-8B-Llama3.
     pub fn idefics3_8b() -> Self {
         Self {
             text_config: TextConfig {
@@ -99,7 +101,7 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM with 2.2B parameters.
+    /// Returns the configuration of SmolVLM with 2.2B parameters.
     pub fn smolvlm_2b() -> Self {
         Self {
             image_token_id: 49_153,
@@ -113,7 +115,8 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM2 with 2.2B parameters: SmolVLM's shape, with the tokenizer of the smaller models.
+    /// Returns the configuration of SmolVLM2 with 2.2B parameters. It has the layers of SmolVLM with 2.2B parameters,
+    /// and the tokenizer of the smaller models.
     pub fn smolvlm2_2b() -> Self {
         Self {
             image_token_id: 49_190,
@@ -122,12 +125,12 @@ impl Idefics3Config {
         }
     }
 
-    /// SmolVLM and SmolVLM2 with 500M parameters.
+    /// Returns the configuration of SmolVLM and SmolVLM2 with 500M parameters.
     pub fn smolvlm_500m() -> Self {
         Self { text_config: smollm2([49_280, 960, 2560, 32], [15, 5], 100_000.0), ..Self::smolvlm_256m() }
     }
 
-    /// SmolVLM and SmolVLM2 with 256M parameters.
+    /// Returns the configuration of SmolVLM and SmolVLM2 with 256M parameters.
     pub fn smolvlm_256m() -> Self {
         Self {
             image_token_id: 49_190,
@@ -144,8 +147,8 @@ impl Idefics3Config {
         }
     }
 
-    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
-    /// a checkpoint.
+    /// Returns the pairs (tensor, source) of tied tensors. The tensor shares the weights of the source and may be
+    /// missing from a checkpoint.
     pub fn tied(&self) -> &'static [(&'static str, &'static str)] {
         match self.tie_word_embeddings {
             true => &[("lm_head.weight", "model.text_model.embed_tokens.weight")],
@@ -153,7 +156,7 @@ impl Idefics3Config {
         }
     }
 
-    /// Configuration of the connector.
+    /// Returns the configuration of the connector.
     pub fn connector(&self) -> PixelShuffleConfig {
         PixelShuffleConfig {
             vision_hidden_size: self.vision_config.hidden_size,
@@ -162,7 +165,7 @@ impl Idefics3Config {
         }
     }
 
-    /// Number of vectors of a tile that has the size on which the position table was trained.
+    /// Returns the number of image vectors of a tile whose side has `vision_config.image_size` pixels.
     pub fn vectors_per_tile(&self) -> usize {
         (self.vision_config.positions_per_side() / self.scale_factor).pow(2)
     }
@@ -170,7 +173,7 @@ impl Idefics3Config {
     /// Checks every value that determines sizes or is used as a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// [`ConfigError`] with the name of the invalid key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text_config.validate()?;
         self.quantization_config.iter().try_for_each(QuantizationConfig::validate)?;
@@ -190,8 +193,8 @@ impl Idefics3Config {
     }
 }
 
-/// A SmolLM2 decoder. `sizes` is `[vocab_size, hidden_size, intermediate_size, num_hidden_layers]`; then the
-/// numbers of query and key/value heads.
+/// Returns the configuration of a SmolLM2 decoder. `sizes` is `[vocab_size, hidden_size, intermediate_size,
+/// num_hidden_layers]`. The second argument has the numbers of query heads and of key/value heads.
 fn smollm2(sizes: [usize; 4], [heads, kv_heads]: [usize; 2], rope_theta: f64) -> TextConfig {
     let [vocab_size, hidden_size, intermediate_size, num_hidden_layers] = sizes;
     TextConfig {
@@ -273,7 +276,7 @@ impl FamilyConfig for Idefics3Config {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        // If the size is too large, preparing a picture fails later.
+        // A size that is too large is not an error here: preparing a picture fails later.
         let tile = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
         let config = ImageProcessorConfig {
             size: ImageSize::LongestEdge { longest_edge: tile.saturating_mul(4) },
@@ -290,7 +293,7 @@ impl FamilyConfig for Idefics3Config {
     }
 }
 
-/// The family under one of its two `model_type` values: Idefics3 and SmolVLM use one, SmolVLM2 the other.
+/// The family with one of its two `model_type` values: `idefics3` for Idefics3 and SmolVLM, `smolvlm` for SmolVLM2.
 #[derive(Debug)]
 pub(super) struct Family(pub(super) Idefics3ModelType);
 

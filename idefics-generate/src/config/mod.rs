@@ -31,7 +31,7 @@ pub use public::PublicModel;
 pub use quantization::QuantizationConfig;
 pub(crate) use quantization::{HEAD, QUANT_METHOD};
 
-/// Maximum size of a configuration file in bytes; real ones have a few kilobytes.
+/// Maximum size of a configuration file in bytes. Real files have a few kilobytes.
 const MAX_BYTES: u64 = 2 << 20;
 
 /// The supported families. This is the only list of families in this crate.
@@ -42,7 +42,7 @@ pub const FAMILIES: &[&dyn ModelFamily] = &[
     &idefics3::Family(Idefics3ModelType::SmolVlm),
 ];
 
-/// A model family: parses its `config.json`.
+/// A model family, which parses its own `config.json`.
 pub trait ModelFamily: Debug + Sync {
     /// The `model_type` in the family's `config.json`.
     fn model_type(&self) -> &'static str;
@@ -50,20 +50,20 @@ pub trait ModelFamily: Debug + Sync {
     /// Parses and validates the JSON object of the file `path`.
     ///
     /// # Errors
-    /// [`Error::ModelFile`] or [`Error::Config`] naming the invalid key.
+    /// [`Error::ModelFile`] or [`Error::Config`] with the name of the invalid key.
     fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error>;
 }
 
 /// The configuration of a family, and the properties of a model that are needed before its weights are loaded.
 pub trait FamilyConfig: Any + Debug + Send + Sync {
-    /// The `model_type` of the file.
+    /// The `model_type` in `config.json`.
     fn model_type(&self) -> &'static str;
 
     /// The model's sizes.
     fn shape(&self) -> ModelShape;
 
-    /// Pairs (tensor, source) of tied tensors: the tensor shares the weights of the source and may be missing from
-    /// a checkpoint.
+    /// Returns the pairs (tensor, source) of tied tensors. The tensor shares the weights of the source and may be
+    /// missing from a checkpoint.
     fn tied(&self) -> &'static [(&'static str, &'static str)];
 
     /// How the weights are quantised, or should be quantised on load.
@@ -76,20 +76,20 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// [`ConfigError`] if the configuration is invalid.
     fn assemble(&self, placement: &Placement) -> Result<Box<dyn AssembledModel>, ConfigError>;
 
-    /// The parts of the model for display, with the prefixes of their tensor names. A tensor belongs to the first
-    /// part whose prefix matches.
+    /// Pairs (name, prefix) of the parts of the model, for display. A tensor belongs to the first part whose prefix
+    /// matches its name.
     fn parts(&self) -> &'static [(&'static str, &'static str)];
 
-    /// The parts that can be placed on separate devices, in the order in which data passes through them. Empty if
-    /// the model cannot be split.
+    /// Names of the parts that can be placed on separate devices, in the order in which data passes through them. Empty
+    /// if the model cannot be split.
     fn blocks(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Number of vectors per image.
+    /// Number of vectors that represent an image, or a tile of a split image.
     fn vectors_per_image(&self) -> usize;
 
-    /// The tokens that represent an image in a prompt.
+    /// The tokens that represent an image, or a tile of a split image, in a prompt.
     fn image_placeholder(&self) -> Vec<u32>;
 
     /// Bytes of cross-attention keys and values for `n_images` images in one row.
@@ -98,13 +98,13 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     }
 
     /// Whether a decode step reads the weight `name`. `sees_images` says whether the step attends to images by
-    /// cross-attention, whose keys and values are already cached.
+    /// cross-attention. The keys and values of these images are already cached.
     fn is_read_by_step(&self, name: &str, sees_images: bool) -> bool;
 
-    /// Checks that processor and model agree about image tokens.
+    /// Checks that the processor and the model agree about image tokens.
     ///
     /// # Errors
-    /// [`Error`] with both values.
+    /// [`Error::ImageTokens`] or [`Error::ImageToken`] if they do not agree.
     fn check_processor(&self, folder: &Path, processor: &Processor) -> Result<(), Error>;
 
     /// Whether the model has a vision tower.
@@ -112,18 +112,19 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
         true
     }
 
-    /// Adds to the prompts which images each token may attend to, for families with cross-attention.
+    /// Determines for each token of the prompts which images it may attend to, in families with cross-attention. Does
+    /// nothing in other families.
     fn see_images(&self, prompts: Prompts, _tokenizer: &Tokenizer) -> Prompts {
         prompts
     }
 
-    /// The image preprocessing of the family's public checkpoints.
+    /// Returns an image processor with the settings of the family's public checkpoints.
     ///
     /// # Errors
     /// [`ImageConfigError`] if the image size is invalid.
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError>;
 
-    /// The same configuration with at most `layers` decoder layers.
+    /// Returns the same configuration with at most `layers` decoder layers.
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig>;
 }
 
@@ -138,12 +139,16 @@ impl<C: FamilyConfig> From<C> for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Parses and validates `folder/config.json`, or the metadata of a GGUF file or of a folder with one.
+    /// Parses and validates `folder/config.json`. If `folder` is a GGUF file, or a folder with a GGUF model, uses the
+    /// metadata of that file instead.
     ///
     /// # Errors
-    /// [`Error::NoFolder`] and [`Error::Adapter`] if this is not a model folder; [`Error::Checkpoint`] if a GGUF file
-    /// is rejected; [`Error::Read`]; [`Error::ModelFile`] if the file is not a configuration; [`Error::UnknownFamily`];
-    /// [`Error::Config`] naming the key with an invalid value.
+    /// - [`Error::NoFolder`] or [`Error::Adapter`] if this is not a model folder
+    /// - [`Error::Checkpoint`] if a GGUF file is rejected
+    /// - [`Error::Read`] if the file cannot be read
+    /// - [`Error::GitLfsPointer`] or [`Error::ModelFile`] if the file is not a configuration
+    /// - [`Error::UnknownFamily`] if its `model_type` is not supported
+    /// - [`Error::Config`] with the name of the key if a value is invalid
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         match folder::in_metadata(folder, ModelFile::Config)? {
             Some((path, config)) => Self::from_json_with(&path, config, FAMILIES),
@@ -160,7 +165,7 @@ impl ModelConfig {
         if is_gguf { Self::from_folder(path) } else { Self::from_file_with(path, FAMILIES) }
     }
 
-    /// Like [`ModelConfig::from_file`], with the given families.
+    /// Parses and validates a configuration file in JSON. Its `model_type` must be that of one of `families`.
     ///
     /// # Errors
     /// See [`ModelConfig::from_folder`].
@@ -178,30 +183,31 @@ impl ModelConfig {
         Ok(Self(family.read(path, file)?.into()))
     }
 
-    /// The family's own configuration.
+    /// Returns the configuration of the model's family.
     pub fn family(&self) -> &dyn FamilyConfig {
         &*self.0
     }
 
-    /// The configuration as type `C`, if it belongs to that family.
+    /// Returns the configuration as the type `C`, or `None` if it has another type.
     pub fn downcast_ref<C: FamilyConfig>(&self) -> Option<&C> {
         let config: &dyn Any = &*self.0;
         config.downcast_ref()
     }
 
-    /// The same configuration with at most `layers` decoder layers.
+    /// Returns the same configuration with at most `layers` decoder layers.
     #[must_use]
     pub fn with_text_layers(&self, layers: usize) -> Self {
         Self(self.0.with_text_layers(layers).into())
     }
 
-    /// The quantisation that `quantization_config` requests for unquantised weights on load.
+    /// Returns the quantisation on load that `quantization_config` requests. `None` if it requests none, or if the
+    /// weights are quantised already.
     pub fn quantization_on_load(&self, checkpoint: Option<&Checkpoint>) -> Option<Quantization> {
         self.0.quantization_config()?.on_load(checkpoint?)
     }
 
-    /// Builds the model on one device. The weights are random until a checkpoint is loaded, and not allocated
-    /// before.
+    /// Builds the model on one device. The weights are allocated when a checkpoint is loaded. If the model runs without
+    /// a checkpoint, its weights are random.
     ///
     /// # Errors
     /// [`ConfigError`] if the configuration is invalid.
@@ -209,7 +215,7 @@ impl ModelConfig {
         self.0.assemble(&Placement::single_device(device))
     }
 
-    /// A model with random weights in the formats of `weights`, to measure speed and memory.
+    /// Builds a model with random weights in the formats of `weights`, to measure speed and memory.
     ///
     /// # Errors
     /// [`Error::Shape`] if the configuration is invalid.
@@ -225,7 +231,8 @@ impl ModelConfig {
         filled.map_err(|error| Error::Execution { reason: error.to_string() })
     }
 
-    /// Memory of the model's weights on `device`, loaded from `checkpoint` or random.
+    /// Returns the memory that the model's weights need on `device`. Without a checkpoint, BF16 weights are assumed.
+    /// Nothing is loaded.
     ///
     /// # Errors
     /// [`Error::Shape`] if the configuration is invalid.
@@ -238,7 +245,7 @@ impl ModelConfig {
         Ok(self.memory_of_model(&*self.assemble(device)?, checkpoint, device, &weights.into()))
     }
 
-    /// Like [`Self::memory`], for an assembled model.
+    /// Like [`Self::memory`], for a model that is already assembled.
     pub(crate) fn memory_of_model(
         &self,
         model: &dyn AssembledModel,
@@ -252,9 +259,11 @@ impl ModelConfig {
         sum
     }
 
-    /// The parts of a model that can be placed on separate devices, in the order in which data passes through
-    /// them, with the bytes of their weights on `device`, taken from `checkpoint` or from a BF16 checkpoint.
-    /// Nothing is allocated. Empty if the model cannot be split.
+    /// Returns the parts of a model that can be placed on separate devices, in the order in which data passes through
+    /// them. The list is empty if the model cannot be split.
+    ///
+    /// Each part has the size of its weights on `device`. Without a checkpoint, BF16 weights are assumed. Nothing is
+    /// loaded.
     ///
     /// # Errors
     /// [`Error::Shape`] if the configuration is invalid.
@@ -283,7 +292,7 @@ impl ModelConfig {
     }
 }
 
-/// Checks that processor and model agree about the id of the image token and the number of tokens per image.
+/// Checks that the processor and the model agree about the id of the image token and the number of tokens per image.
 fn check_image_tokens(
     folder: &Path,
     processor: &Processor,
@@ -305,9 +314,9 @@ fn check_image_tokens(
 pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     let read_error = |source| Error::Read { path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(read_error)?;
-    // A pipe would block.
+    // Reading a pipe could block for ever.
     if !metadata.is_file() {
-        return Err(Error::ModelFile { path: path.to_owned(), reason: "expected a regular file".to_owned() });
+        return Err(Error::ModelFile { path: path.to_owned(), reason: "is not a regular file".to_owned() });
     }
     let length = metadata.len();
     if length > MAX_BYTES {
@@ -326,7 +335,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Deserialises a value; errors name the invalid key.
+/// Deserialises the contents of the file `path`. Errors name the invalid key.
 pub(crate) fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: Value) -> Result<T, Error> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path: PathBuf = path.to_owned();

@@ -6,7 +6,7 @@ use super::{Idefics1Config, Idefics2Config, Idefics3Config, Idefics3ModelType, M
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct PublicModel {
-    /// Short name of the shape, as in `smolvlm-256m`.
+    /// Short name of the shape, for example `smolvlm-256m`.
     pub name: &'static str,
     /// Hub ids of the checkpoints that have this shape.
     pub repos: &'static [&'static str],
@@ -68,18 +68,18 @@ impl PublicModel {
         },
     ];
 
-    /// The model with this short name.
+    /// Returns the model with this short name, if there is one.
     pub fn named(name: &str) -> Option<&'static Self> {
         Self::ALL.iter().find(|model| model.name == name)
     }
 
-    /// Its configuration.
+    /// Returns the configuration of the model.
     pub fn config(&self) -> ModelConfig {
         (self.config)()
     }
 }
 
-/// The same shape under SmolVLM2's `model_type`.
+/// Returns the configuration with the `model_type` of SmolVLM2.
 fn smolvlm2(config: Idefics3Config) -> ModelConfig {
     Idefics3Config { model_type: Idefics3ModelType::SmolVlm, ..config }.into()
 }

@@ -1,4 +1,4 @@
-//! `quantization_config` of `config.json`.
+//! The section `quantization_config` of `config.json`.
 
 use idefics_checkpoint::Checkpoint;
 use idefics_kernels::formats::FourBitType;
@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Value of `quantization_config.quant_method` in int8 and q4 folders written by this crate.
 pub(crate) const QUANT_METHOD: &str = "idefics";
 const BITSANDBYTES: &str = "bitsandbytes";
-/// Methods of int4 weights. Opening the checkpoint checks their settings.
+/// Values of `quant_method` for int4 weights. Their other settings are checked when the checkpoint is opened.
 const INT4: [&str; 3] = ["awq", "gptq", "compressed-tensors"];
-/// The head is not quantised unless `llm_int8_skip_modules` says otherwise.
+/// Name of the head. The head is not quantised, unless `llm_int8_skip_modules` is a list without it.
 pub(crate) const HEAD: &str = "lm_head";
 
 /// How the weights of a folder are quantised, or should be quantised on load. Unknown keys are ignored.
@@ -29,7 +29,7 @@ pub struct QuantizationConfig {
     pub bnb_4bit_quant_type: Option<String>,
     /// Whether the scales of four-bit codes are also rounded to eight bits.
     pub bnb_4bit_use_double_quant: Option<bool>,
-    /// Modules that are not quantised, instead of only the head: module names, or prefixes or suffixes of names.
+    /// Modules that are not quantised: names of modules, or prefixes or suffixes of names. `None` means only the head.
     pub llm_int8_skip_modules: Option<Vec<String>>,
 }
 
@@ -37,14 +37,15 @@ impl QuantizationConfig {
     /// Rejects quantisation methods that are not supported.
     ///
     /// # Errors
-    /// [`ConfigError::Unsupported`].
+    /// [`ConfigError::Unsupported`] with the supported values.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let is_known = |method: &str| [BITSANDBYTES, QUANT_METHOD].contains(&method) || INT4.contains(&method);
         if let Some(method) = self.quant_method.as_deref().filter(|method| !is_known(method)) {
             return Err(ConfigError::Unsupported {
                 field: "quantization_config.quant_method",
                 value: method.to_owned(),
-                supported: "awq, gptq, compressed-tensors, bitsandbytes, idefics; otherwise use the original checkpoint with --quantize",
+                supported: "awq, gptq, compressed-tensors, bitsandbytes, idefics; otherwise use the original \
+                            checkpoint with --quantize",
             });
         }
         match (self.bits(), self.bnb_4bit_quant_type.as_deref()) {
@@ -57,8 +58,9 @@ impl QuantizationConfig {
         }
     }
 
-    /// The quantisation to apply on load: if this section belongs to bitsandbytes and the file holds unquantised
-    /// weights. (The reference assumes that such files are quantised, and fails.)
+    /// Returns the quantisation to apply on load. `None` unless this section requests quantisation by bitsandbytes and
+    /// the checkpoint holds unquantised weights. (The reference assumes that the weights are quantised already, and
+    /// fails if they are not.)
     pub(crate) fn on_load(&self, checkpoint: &Checkpoint) -> Option<Quantization> {
         let is_bitsandbytes = self.quant_method.as_deref().is_none_or(|method| method == BITSANDBYTES);
         let bits = self.bits().filter(|_| is_bitsandbytes && !checkpoint.is_quantized())?;

@@ -1,12 +1,12 @@
-//! Sections of a `config.json` whose defaults differ from those of our types.
+//! Fills in missing keys of `config.json` sections whose defaults depend on the model family.
 
 use idefics_nn::ConfigError;
 use idefics_text::TextConfig;
 use serde::Serialize;
 use serde_json::Value;
 
-/// Fills in missing keys of `text_config` with the defaults of its `model_type`, or of `default_type` if it has
-/// none. A missing `text_config` stays missing. Top-level keys and sections that are null are dropped.
+/// Fills in missing keys of `text_config` with the defaults of its `model_type`, or of `default_type` if it has no
+/// `model_type`. A missing `text_config` stays missing. Top-level keys whose value is null are dropped.
 ///
 /// # Errors
 /// [`ConfigError::Unsupported`] if `model_type` is neither `mistral` nor `llama`.
@@ -27,7 +27,7 @@ pub(super) fn fill_text_config(file: &mut Value, default_type: &str) -> Result<(
     Ok(())
 }
 
-/// Fills in missing keys of the section `name`. A missing section stays missing.
+/// Fills in missing keys of the section `name` with those of `defaults`. A missing section stays missing.
 pub(super) fn fill_section(file: &mut Value, name: &str, defaults: &impl Serialize) {
     if let Some(section) = file.get_mut(name).and_then(Value::as_object_mut)
         && let Ok(Value::Object(mut filled)) = serde_json::to_value(defaults)

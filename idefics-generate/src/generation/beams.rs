@@ -1,4 +1,4 @@
-//! Beam search and beam sampling with a model. Scores are read back once per step.
+//! Beam search and beam sampling with a model. Every step reads the scores back to the host once.
 
 use std::collections::HashMap;
 
@@ -13,12 +13,12 @@ use crate::{Error, GenerationConfig};
 #[derive(Debug)]
 pub(super) struct Beams {
     chain: ProcessorChain,
-    /// `None` for beam search; otherwise candidates are sampled.
+    /// Draws the candidates of beam sampling; `None` for beam search.
     sampler: Option<Sampler>,
     /// Sampling key of each sample.
     keys: Vec<RowKey>,
     search: BeamSearch,
-    /// The row that each row continued in the last step.
+    /// For each row, the row whose tokens it continued in the last step.
     continued: Vec<usize>,
     /// Scores of the answers, once the search is over.
     scores: Option<Vec<f32>>,
@@ -43,8 +43,8 @@ struct StepLogprobs {
 }
 
 impl BeamLogprobs {
-    /// Stores what the hypotheses with a token from this step need. `logits` are the scores from which it was
-    /// chosen.
+    /// Stores the log-probabilities that hypotheses with a token from this step need. `logits` are the scores from
+    /// which these tokens were chosen.
     fn keep(&mut self, search: &BeamSearch, logits: &[f32], rows: &Rows) {
         let (width, num_beams) = (rows.width(logits), search.options().num_beams);
         let mut step = StepLogprobs::default();
@@ -68,8 +68,8 @@ impl BeamLogprobs {
         self.steps.push(step);
     }
 
-    /// The log-probabilities of the tokens of an answer. Source: `compute_transition_scores`, which uses processed
-    /// scores.
+    /// Returns the log-probabilities of the tokens of an answer. `first_row` is the first row of its sample. Source:
+    /// `compute_transition_scores`, which uses the scores after the logits processors instead.
     fn of(&self, answer: &Hypothesis, first_row: usize) -> Vec<GeneratedLogprob> {
         let path = answer.tokens.iter().zip(&answer.beam_indices).zip(&self.steps);
         path.map(|((&id, beam), step)| {
@@ -101,7 +101,8 @@ impl Beams {
         }
     }
 
-    /// Takes a step with `logits`, `[samples or rows, vocab_size]`, and returns the newest token of each beam.
+    /// Extends the beams by one token and returns the newest token of each beam. `logits` is `[samples, vocab_size]` in
+    /// the first step, and `[rows, vocab_size]` later.
     ///
     /// A sample fails if no token can be chosen for it. Its beams then continue with arbitrary tokens, so that the
     /// other samples can go on.
@@ -138,7 +139,7 @@ impl Beams {
             None => self.search.step(&log_probs, is_stopped),
             Some(sampler) => self.search.step_sampled(&log_probs, sampler, &self.keys, is_stopped),
         };
-        // Sampling can fail if too few tokens are allowed.
+        // Beam sampling can fail if too few tokens are allowed.
         let step = step.map_err(|_| Error::NoAllowedToken { row: 0 })?;
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.keep(&self.search, logits, rows);
@@ -154,8 +155,8 @@ impl Beams {
         Ok(step.next_tokens)
     }
 
-    /// Ends the search and replaces the rows by the answers. `reason` applies to answers that did not end by an
-    /// end token, a stop string or their length.
+    /// Ends the search and replaces the rows by the answers. `reason` is the finish reason of answers that did not end
+    /// with an end token or a stop string, or at their maximum length.
     pub(super) fn end(&mut self, rows: &mut Rows, stops: &Stops<'_>, reason: FinishReason) {
         self.search.end();
         let options = self.search.options();
@@ -179,12 +180,12 @@ impl Beams {
         self.scores = Some(scores);
     }
 
-    /// The row that each row continued in the last step.
+    /// For each row, the row whose tokens it continued in the last step.
     pub(super) fn continued(&self) -> &[usize] {
         &self.continued
     }
 
-    /// The log-probabilities of each answer's tokens, if requested.
+    /// Returns the log-probabilities of each answer's tokens, if requested.
     pub(super) fn logprobs(&self) -> Option<Vec<Vec<GeneratedLogprob>>> {
         let (logprobs, num_beams) = (self.logprobs.as_ref()?, self.search.options().num_beams);
         let samples = 0..self.keys.len();
@@ -192,7 +193,7 @@ impl Beams {
         Some(answers.map(|(sample, answer)| logprobs.of(answer, sample * num_beams)).collect())
     }
 
-    /// The scores of the answers, once the search is over.
+    /// Returns the scores of the answers, once the search is over.
     pub(super) fn scores(&self) -> Option<&[f32]> {
         self.scores.as_deref()
     }

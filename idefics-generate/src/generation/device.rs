@@ -1,4 +1,4 @@
-//! Greedy search on the device, with one small read back per step.
+//! Greedy search on the device. Each step reads back only three numbers per row.
 
 use burn::tensor::{Bool, DType, Device, IntDType, Tensor, TensorData, Transaction};
 
@@ -6,12 +6,12 @@ use super::Rows;
 use crate::logits::RowError;
 use crate::{Error, GenerationConfig};
 
-/// Greedy search without logits processors, except the one for `bad_words_ids`.
+/// Greedy search whose only logits processor is the one for `bad_words_ids`.
 #[derive(Debug)]
 pub(super) struct OnDevice {
     /// Forbidden sequences of two or more tokens.
     longer: Vec<Vec<u32>>,
-    /// True for tokens that are always forbidden, `[1, vocab_size]`.
+    /// Mask of the tokens that are always forbidden, `[1, vocab_size]`: true means forbidden.
     forbidden: Option<Tensor<2, Bool>>,
 }
 
@@ -29,14 +29,14 @@ impl OnDevice {
         Self { longer, forbidden }
     }
 
-    /// The most likely allowed token of each row of `logits`, `[rows, vocab_size]`; ties go to the lowest id. Rows
-    /// for which no token can be chosen are marked as failed.
+    /// Returns the most likely allowed token of each row of `logits`, `[rows, vocab_size]`. Ties go to the lowest id.
+    /// Rows for which no token can be chosen are marked as failed.
     ///
     /// # Errors
     /// [`Error::Execution`]; the error of the first row, once every row has failed.
     #[expect(clippy::disallowed_methods, reason = "the only read back of a step")]
     pub(super) fn choose(&self, logits: Tensor<2>, rows: &mut Rows) -> Result<Vec<u32>, Error> {
-        let check = logits.clone().sum_dim(1); // [rows, 1]: NaN and infinity propagate
+        let check = logits.clone().sum_dim(1); // [rows, 1]: not finite if any logit is NaN or infinite
         let mut scores = logits;
         if let Some(forbidden) = &self.forbidden {
             let forbidden = forbidden.clone().expand(scores.dims());
@@ -54,7 +54,7 @@ impl OnDevice {
         let [check, best, ids]: [TensorData; 3] = read
             .map_err(|error| failed(format!("{error:?}")))?
             .try_into()
-            .map_err(|_| failed("a read returned another number of tensors".to_owned()))?;
+            .map_err(|_| failed("reading from the device returned the wrong number of tensors".to_owned()))?;
         let floats = |data: TensorData| data.convert_dtype(DType::F32).try_into_vec::<f32>();
         let check = floats(check).map_err(|error| failed(format!("{error:?}")))?;
         let best = floats(best).map_err(|error| failed(format!("{error:?}")))?;
@@ -73,7 +73,8 @@ impl OnDevice {
         Ok(ids.into_iter().map(|id| id as u32).collect())
     }
 
-    /// Mask of the tokens that would complete a forbidden sequence now, `[rows, vocab_size]`.
+    /// Builds the mask of the tokens that would now complete a forbidden sequence, `[rows, vocab_size]`. Returns `None`
+    /// if there are none.
     fn forbidden_now(&self, rows: &Rows, [n_rows, vocab_size]: [usize; 2]) -> Option<TensorData> {
         let mut forbidden: Option<Vec<bool>> = None;
         for row in 0..n_rows {

@@ -1,4 +1,4 @@
-//! Greedy search with logits processors, and sampling. Scores are read back once per step.
+//! Greedy search with logits processors, and sampling. Every step reads the scores back to the host once.
 
 use super::Rows;
 use crate::logits::{ProcessorChain, RowKey, Sampler, argmax};
@@ -8,7 +8,7 @@ use crate::{Error, GenerationConfig};
 #[derive(Debug)]
 pub(super) struct OnHost {
     chain: ProcessorChain,
-    /// `None` for greedy search.
+    /// Draws the tokens; `None` for greedy search.
     sampler: Option<Sampler>,
     keys: Vec<RowKey>,
 }
@@ -19,7 +19,8 @@ impl OnHost {
         Self { chain, sampler, keys: (0..rows.len()).map(|row| rows.key(row)).collect() }
     }
 
-    /// The processed scores of a row. `logits` is `[samples or rows, vocab_size]`.
+    /// Computes the processed scores of a row. `logits` is `[samples, vocab_size]` for the first token, and
+    /// `[rows, vocab_size]` later.
     pub(super) fn scores(&mut self, row: usize, logits: &[f32], rows: &Rows) -> Vec<f32> {
         let width = rows.width(logits);
         let mut scores = rows.scores_of(row, logits, width).to_vec();
@@ -27,7 +28,7 @@ impl OnHost {
         scores
     }
 
-    /// The next token of each row; 0 for rows that have finished or fail in this step.
+    /// Returns the next token of each row, or 0 for rows that have finished or that fail in this step.
     ///
     /// # Errors
     /// The error of the first row, once every row has failed.

@@ -1,4 +1,4 @@
-//! Log-probabilities of tokens as computed by the model, before any logits processor.
+//! Log-probabilities that the model assigns to tokens, before any logits processor.
 
 use burn::tensor::activation::log_softmax as device_log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::logits::{log_softmax, top_k};
 use crate::{Error, Model, Prompts};
 
-/// Number of positions whose logits are computed at once: limits them to about 33 MB for a vocabulary of 32000.
+/// Number of positions whose logits are computed at once. With a vocabulary of 32000 tokens, their logits take 33 MB.
 const CHUNK: usize = 256;
 
 /// A token and its log-probability.
@@ -20,18 +20,18 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
-/// A generated token and its alternatives.
+/// A generated token and the most likely tokens at its position.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GeneratedLogprob {
     /// The generated token.
     #[serde(flatten)]
     pub token: TokenLogprob,
-    /// The most likely tokens at this position, best first; may include the generated one.
+    /// The most likely tokens at this position, most likely first. They may include the generated token.
     pub top: Vec<TokenLogprob>,
 }
 
-/// The log-probability of `id` and the `n_top` most likely tokens, from the logits of one position.
+/// Computes the log-probability of `id` and finds the `n_top` most likely tokens, from the logits of one position.
 pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogprob {
     let mut log_probs = logits.to_vec();
     log_softmax(&mut log_probs);
@@ -39,13 +39,13 @@ pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogpro
     GeneratedLogprob { token, top: likeliest(&log_probs, n_top) }
 }
 
-/// The `n_top` most likely tokens, best first.
+/// Returns the `n_top` most likely tokens, most likely first.
 pub(super) fn likeliest(log_probs: &[f32], n_top: usize) -> Vec<TokenLogprob> {
     let token = |id: usize| TokenLogprob { id: id as u32, logprob: log_probs[id] };
     top_k(log_probs, n_top).into_iter().map(token).collect()
 }
 
-/// For each row, the log-probability of each prompt token after the first.
+/// Computes the log-probability of each prompt token after the first, for each row.
 ///
 /// # Shapes
 /// - `hidden_states`: `[batch, seq, d]`, the decoder's output on `prompts`
@@ -63,7 +63,7 @@ pub(super) fn of_prompts(
     rows.collect()
 }
 
-/// The log-probability of each target, given the hidden state of the position before it.
+/// Computes the log-probability of each target token, from the hidden state of the position before it.
 ///
 /// # Shapes
 /// - `hidden_states`: `[n_targets, d]`, after the final norm

@@ -46,9 +46,9 @@ pub enum FinishReason {
     Failed,
 }
 
-/// A batch that is being generated. Dropping it ends the generation.
+/// A running generation of answers for a batch. Dropping it ends the generation.
 ///
-/// Each row is an answer, ordered by sample. During beam search, each row is a beam.
+/// Each row is an answer; rows are ordered by sample. During beam search, each row is a beam.
 ///
 /// A generation stays on the thread that started it (it is not `Send`), because a captured step is replayed on the
 /// thread of its [`DeviceLease`](crate::DeviceLease). To generate on another thread, use
@@ -66,10 +66,10 @@ pub struct Generation<'a> {
     config: GenerationConfig,
     rows: Rows,
     stops: Stops<'a>,
-    /// Captured steps use the cache's memory, so they are dropped first.
+    /// Declared before `cache`, because captured steps use the cache's memory and must be dropped first.
     steps: Steps<'a>,
     cache: KvCache,
-    /// If a sample has several rows: the parent of each token in the shared cache.
+    /// Which token each token in the shared cache follows; `None` if each sample has only one row.
     branches: Option<Branches>,
     /// Logits after the prompts, `[samples, vocab_size]`, until the first tokens are chosen.
     logits: Option<Tensor<2>>,
@@ -89,8 +89,8 @@ enum Strategy {
 }
 
 impl<'a> Generation<'a> {
-    /// Runs the prompts. `image_hidden_states` is the result of [`Model::encode_images`] for all their images, row
-    /// by row.
+    /// Starts a generation: runs the prompts through the model. `image_hidden_states` is the result of
+    /// [`Model::encode_images`] for all images of the prompts, row by row.
     ///
     /// # Errors
     /// [`Error::Generation`] if an option is invalid, [`Error::Input`] if the prompts do not fit the model.
@@ -105,9 +105,9 @@ impl<'a> Generation<'a> {
         Self::begin(model, prompts, image_hidden_states, cache, options, controls.into())
     }
 
-    /// Like [`Generation::start`], for a single prompt whose beginning is already cached. Only the rest is
-    /// computed; `image_hidden_states` contains the images of the rest. [`Generation::into_cache`] returns the
-    /// cache afterwards.
+    /// Starts a generation like [`Generation::start`], for a single prompt whose beginning is already cached. Only the
+    /// remaining tokens are computed, and `image_hidden_states` contains only their images. [`Generation::into_cache`]
+    /// returns the cache afterwards.
     ///
     /// # Errors
     /// See [`Generation::start`].
@@ -122,7 +122,7 @@ impl<'a> Generation<'a> {
         options: &GenerationConfig,
         controls: impl Into<Controls<'a>>,
     ) -> Result<Self, Error> {
-        assert!(cache.batch() == 1 && prompts.batch() == 1, "only a single row can be resumed");
+        assert!(cache.batch() == 1 && prompts.batch() == 1, "the cache and the prompts must have one row each");
         assert!(cache.len() < prompts.seq(), "the cache must not contain the whole prompt");
         Self::begin(model, prompts, image_hidden_states, cache, options, controls.into())
     }
@@ -146,7 +146,7 @@ impl<'a> Generation<'a> {
 
         let per_sample = config.num_beams().max(config.num_return_sequences());
         let rows = Rows::new(prompts, per_sample, &config);
-        // The last token of each row is never fed back to the model.
+        // The last token of each row is never fed back to the model, so it needs no slot.
         let max_new_tokens = config.max_length() - prompts.seq();
         let capacity = prompts.seq() + per_sample * (max_new_tokens - 1);
         let new = match cache.len() {
@@ -189,10 +189,10 @@ impl<'a> Generation<'a> {
         })
     }
 
-    /// Generates the next token of each row, or the pad token in rows that have finished. `None` if all have
-    /// finished.
+    /// Generates the next token of each row, or the pad token in rows that have finished. Returns `None` once all rows
+    /// have finished.
     ///
-    /// If no token can be chosen for a row, only that row ends, with [`FinishReason::Failed`].
+    /// If no token can be chosen for a row, that row ends with [`FinishReason::Failed`], and the others continue.
     ///
     /// # Errors
     /// [`Error::Execution`]; if every row has failed, the [`Error::NonFinite`] or [`Error::NoAllowedToken`] of the
@@ -240,7 +240,7 @@ impl<'a> Generation<'a> {
         Ok(Some(self.rows.push(next_tokens, &self.config, &self.stops)))
     }
 
-    /// Runs the last token of each row; returns the logits of the next, `[rows, vocab_size]`.
+    /// Runs the model on the last token of each row. Returns the logits of the next token, `[rows, vocab_size]`.
     fn forward(&mut self) -> Result<Tensor<2>, Error> {
         let last = self.rows.last_tokens();
         let Some(branches) = &mut self.branches else {
@@ -254,14 +254,14 @@ impl<'a> Generation<'a> {
         Ok(logits.flatten(0, 1))
     }
 
-    /// The full rows, as returned by the reference's `generate`: padding, prompt, answer, and filler after its
-    /// end.
+    /// Returns the full rows, as the reference's `generate` does: padding, prompt, answer, and filler after the end of
+    /// the answer.
     pub fn sequences(&self) -> &[Vec<u32>] {
         &self.rows.sequences
     }
 
-    /// Beam search only: the scores of the answers (log-probabilities with length penalty) once the search is
-    /// over.
+    /// Returns the scores of the answers of a finished beam search: log-probabilities with length penalty. `None` while
+    /// the search runs, and without beam search.
     pub fn sequences_scores(&self) -> Option<&[f32]> {
         match &self.strategy {
             Strategy::Beams(beams) => beams.scores(),
@@ -269,39 +269,40 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Number of answers per sample.
+    /// Returns the number of answers per sample.
     pub fn answers_per_sample(&self) -> usize {
         self.config.num_return_sequences()
     }
 
-    /// The generated tokens of a row, end token included.
+    /// Returns the generated tokens of a row, including the end token.
     pub fn generated(&self, row: usize) -> &[u32] {
         self.rows.generated(row)
     }
 
-    /// Why a row ended, if it has.
+    /// Returns why a row ended, if it has ended.
     pub fn finish_reason(&self, row: usize) -> Option<FinishReason> {
         self.rows.finished[row]
     }
 
-    /// The error of a row that failed: [`Error::NonFinite`] or [`Error::NoAllowedToken`].
+    /// Returns the error of a row that failed: [`Error::NonFinite`] or [`Error::NoAllowedToken`].
     pub fn failure(&self, row: usize) -> Option<Error> {
         self.rows.failure(row)
     }
 
-    /// The log-probabilities of a row's generated tokens. Empty unless requested with [`Controls::logprobs`], and
-    /// during beam search.
+    /// Returns the log-probabilities of a row's generated tokens. Empty unless they were requested with
+    /// [`Controls::logprobs`], and empty while a beam search runs.
     pub fn logprobs(&self, row: usize) -> &[GeneratedLogprob] {
         self.logprobs.get(row).map_or(&[], Vec::as_slice)
     }
 
-    /// The log-probability of each prompt token after the first, if requested with [`Controls::prompt_logprobs`].
+    /// Returns the log-probability of each prompt token after the first, if requested with
+    /// [`Controls::prompt_logprobs`].
     pub fn prompt_logprobs(&self, sample: usize) -> Option<&[f32]> {
         self.prompt_logprobs.as_ref().map(|samples| samples[sample].as_slice())
     }
 
-    /// The scores of the first token of each row after all logits processors and filters, `[rows, vocab_size]`.
-    /// Available only before the first step, and only if scores are processed on the host.
+    /// Returns the scores of each row's first token after all logits processors and filters, `[rows, vocab_size]`. They
+    /// are available only before the first step, and only if tokens are chosen on the host.
     ///
     /// # Errors
     /// [`Error::Execution`].
@@ -311,12 +312,12 @@ impl<'a> Generation<'a> {
         Ok(Some((0..self.rows.len()).map(|row| choice.scores(row, &logits, &self.rows)).collect()))
     }
 
-    /// Whether steps are replayed; see [`GraphCapture`].
+    /// Returns whether steps are replayed; see [`GraphCapture`].
     pub fn uses_captured_graph(&self) -> bool {
         matches!(self.steps, Steps::Replayed(_))
     }
 
-    /// Why graph capture was requested but no step is replayed.
+    /// Returns why no step is replayed although graph capture was requested.
     pub fn replay_refusal(&self) -> Option<&str> {
         match &self.steps {
             Steps::AlwaysEager { reason } => reason.as_deref(),
@@ -324,7 +325,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// The cache. It contains every token of row 0 except the last generated one.
+    /// Returns the KV cache. It contains every token of row 0 except the last generated one.
     pub fn into_cache(self) -> KvCache {
         self.cache
     }

@@ -12,17 +12,17 @@ use crate::{Error, GenerationConfig, GenerationError, Prompts};
 /// All rows of a batch, `per_sample` rows for each sample.
 #[derive(Debug)]
 pub(super) struct Rows {
-    /// The slots of each row: padding, prompt, generated tokens, filler.
+    /// The tokens in the slots of each row: padding, prompt, generated tokens, filler.
     pub(super) sequences: Vec<Vec<u32>>,
     pub(super) finished: Vec<Option<FinishReason>>,
-    /// Why no token could be chosen for a row, and after how many generated tokens.
+    /// For each failed row, its error and the number of tokens generated before it.
     failures: Vec<Option<(RowError, usize)>>,
     /// Number of generated tokens in each row up to its end.
     lengths: Vec<usize>,
     per_sample: usize,
-    /// Padding of each sample, in slots.
+    /// Left padding of each sample, in slots.
     left_padding: Vec<usize>,
-    /// Slots of a prompt, padding included.
+    /// Number of slots of a prompt, including padding.
     prompt_len: usize,
     filler: u32,
 }
@@ -55,22 +55,22 @@ impl Rows {
         self.prompt_len
     }
 
-    /// Number of tokens generated so far in every unfinished row.
+    /// Returns the number of tokens generated so far in every unfinished row.
     pub(super) fn n_generated(&self) -> usize {
         self.sequences[0].len() - self.prompt_len
     }
 
-    /// The prompt and generated tokens of a row, without padding.
+    /// Returns the prompt and generated tokens of a row, without padding.
     pub(super) fn tokens(&self, row: usize) -> &[u32] {
         &self.sequences[row][self.left_padding[row / self.per_sample]..]
     }
 
-    /// The padded prompt of a sample.
+    /// Returns the padded prompt of a sample.
     pub(super) fn prompt(&self, sample: usize) -> &[u32] {
         &self.sequences[sample * self.per_sample][..self.prompt_len]
     }
 
-    /// The view of a row that logits processors get.
+    /// Returns the view of a row that logits processors get.
     pub(super) fn row(&self, row: usize) -> Row<'_> {
         let sample = row / self.per_sample;
         let padding = self.left_padding[sample];
@@ -83,8 +83,8 @@ impl Rows {
         }
     }
 
-    /// The sampling key of a row: a hash of the prompt (FNV-1a over its tokens), so that a row draws the same
-    /// numbers in any batch.
+    /// Computes the sampling key of a row from a hash of its prompt (FNV-1a over the tokens), so that a row draws the
+    /// same numbers in any batch.
     pub(super) fn key(&self, row: usize) -> RowKey {
         let sample = row / self.per_sample;
         let prompt = &self.prompt(sample)[self.left_padding[sample]..];
@@ -94,13 +94,13 @@ impl Rows {
         RowKey { sample: hash, answer: (row % self.per_sample) as u64 }
     }
 
-    /// The vocabulary size of `scores`, which have one row per sample before the first token, and one per row
-    /// later.
+    /// Returns the vocabulary size of `scores`, which have one row per sample before the first token, and one row per
+    /// answer or beam later.
     pub(super) fn width(&self, scores: &[f32]) -> usize {
         scores.len() / if self.n_generated() == 0 { self.n_samples() } else { self.len() }
     }
 
-    /// The scores of a row: from `[samples, width]` before the first token, from `[rows, width]` later.
+    /// Returns the scores of a row. `scores` is `[samples, width]` before the first token, and `[rows, width]` later.
     pub(super) fn scores_of<'s>(&self, row: usize, scores: &'s [f32], width: usize) -> &'s [f32] {
         let at = if self.n_generated() == 0 { row / self.per_sample } else { row };
         &scores[at * width..(at + 1) * width]
@@ -110,15 +110,15 @@ impl Rows {
         self.sequences.iter().map(|row| row[row.len() - 1]).collect()
     }
 
-    /// For each row, the index after the prompt of the token that its last token follows, if row `i` continues row
-    /// `continued[i]`. `None` if that is the prompt.
+    /// Returns the parent of each row's last token: the token before it, as an index after the prompt in the shared
+    /// cache, or `None` for the prompt. Row `i` continues row `continued[i]`.
     pub(super) fn parents(&self, continued: &[usize]) -> Vec<Option<usize>> {
         let step = self.n_generated() - 1;
         let place = |row: &usize| step.checked_sub(1).map(|before| before * self.per_sample + row % self.per_sample);
         continued.iter().map(place).collect()
     }
 
-    /// Appends a token to each row (the filler to finished rows) and returns the appended tokens.
+    /// Appends a token to each row, or the filler to a finished row. Returns the appended tokens.
     pub(super) fn push(&mut self, mut next_tokens: Vec<u32>, config: &GenerationConfig, stops: &Stops<'_>) -> Vec<u32> {
         let is_late = stops.is_late();
         for (row, next_token) in next_tokens.iter_mut().enumerate() {
@@ -156,12 +156,13 @@ impl Rows {
         }
     }
 
-    /// Replaces the rows by answers, `per_sample` of each sample, filled up to the longest.
+    /// Replaces the rows by the answers, `per_sample` for each sample. Shorter answers are filled up to the longest
+    /// one.
     pub(super) fn conclude(&mut self, answers: Vec<(Vec<u32>, FinishReason)>, per_sample: usize, filler: u32) {
         let longest = answers.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0);
         let prompts: Vec<Vec<u32>> = (0..self.n_samples()).map(|sample| self.prompt(sample).to_vec()).collect();
         self.lengths = answers.iter().map(|(tokens, _)| tokens.len()).collect();
-        // The beams of a sample fail together.
+        // All beams of a sample fail together.
         let failure_of = |answer: usize| self.failures[answer / per_sample * self.per_sample];
         self.failures = (0..answers.len()).map(failure_of).collect();
         let reason = |(failure, &(_, reason)): (&Option<_>, &(_, FinishReason))| match failure {
@@ -177,12 +178,13 @@ impl Rows {
         self.per_sample = per_sample;
     }
 
-    /// The generated tokens of a row, end token included.
+    /// Returns the generated tokens of a row, including the end token.
     pub(super) fn generated(&self, row: usize) -> &[u32] {
         &self.sequences[row][self.prompt_len..self.prompt_len + self.lengths[row]]
     }
 
-    /// Updates the lengths of rows that are running beams.
+    /// Sets the length of every row to the number of tokens generated so far. Used in beam search, where each row is a
+    /// running beam.
     pub(super) fn count(&mut self) {
         let n_generated = self.n_generated();
         self.lengths.fill(n_generated);
@@ -200,15 +202,15 @@ impl Rows {
         self.failures[row].get_or_insert(failure);
     }
 
-    /// Whether the row has failed.
+    /// Returns whether the row has failed.
     pub(super) fn has_failed(&self, row: usize) -> bool {
         self.failures[row].is_some()
     }
 
-    /// The error of a row, if it failed.
+    /// Returns the error of a row, if it failed.
     pub(super) fn failure(&self, row: usize) -> Option<Error> {
         let (error, n_tokens) = (*self.failures.get(row)?)?;
-        // Report the sample: callers know nothing about its individual rows.
+        // The error names the sample, because callers do not know its individual rows.
         let row = row / self.per_sample;
         Some(match error {
             RowError::NonFinite => Error::NonFinite { row, n_tokens },
@@ -216,7 +218,7 @@ impl Rows {
         })
     }
 
-    /// The error of the first row, if every row has failed.
+    /// Returns the error of the first row, if every row has failed.
     pub(super) fn check_failures(&self) -> Result<(), Error> {
         match self.failure(0).filter(|_| self.failures.iter().all(Option::is_some)) {
             Some(error) => Err(error),
@@ -250,12 +252,12 @@ impl<'a> Stops<'a> {
         Ok(Self { strings, tokenizer, started, limit })
     }
 
-    /// Whether `max_time` has passed.
+    /// Returns whether `max_time` has passed.
     pub(super) fn is_late(&self) -> bool {
         self.limit.is_some_and(|limit| self.started.elapsed() > limit)
     }
 
-    /// Whether the last of `ids` completes a stop string.
+    /// Returns whether the last of `ids` completes a stop string.
     pub(super) fn completes<'i>(&self, ids: impl IntoIterator<Item = &'i u32, IntoIter: DoubleEndedIterator>) -> bool {
         let Some(tokenizer) = self.tokenizer else { return false };
         self.strings.find(ids.into_iter().map(|&id| tokenizer.piece(id))).is_some()

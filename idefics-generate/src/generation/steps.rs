@@ -1,4 +1,4 @@
-//! Decode steps of rows that grow by one token per step: eager, or replayed once a step has been captured.
+//! Decode steps of rows that grow by one token per step. A step runs eagerly, or a captured step is replayed.
 
 use burn::tensor::Tensor;
 use idefics_nn::{CapturedGraph, DeviceLease, KvCache, supports_graph_capture};
@@ -8,11 +8,12 @@ use super::logprobs::read;
 use crate::inputs::check_ids;
 use crate::{Error, Model};
 
-/// Minimum number of steps before a capture, and of steps that must remain after it. Capturing costs as much as a
-/// few steps, which would not pay off in a short answer.
+/// Minimum number of steps before a capture, and of steps that must still be possible after it. A capture takes as long
+/// as a few steps, so it would not pay off in a short answer.
 const MIN_STEPS: usize = 8;
 
-/// Maximum normalised mean square error between the logits of a replay and of the eager step.
+/// Maximum error of the logits of a replayed step: their mean square error divided by the mean square of the eager
+/// step's logits.
 const MAX_ERROR: f32 = 1e-3;
 
 /// A captured decode step for a cache.
@@ -23,10 +24,10 @@ pub(crate) struct CapturedStep<'a> {
 }
 
 impl<'a> CapturedStep<'a> {
-    /// Captures the decode step at the cache's last slot but one, with the tokens `before`, then replays it for
-    /// the `newest` tokens and compares the result with `logits`, the eager ones. The cache keeps its contents, up
-    /// to rounding in these two slots, and temporarily needs twice its memory. On failure, returns the reason as a
-    /// single line.
+    /// Captures the previous decode step, which wrote the tokens `before` to the last slot but one. To check the
+    /// capture, replays it for the last slot with the tokens `newest` and compares the result with `logits`, which an
+    /// eager step computed. The keys and values of these two slots are written again, with rounding differences. The
+    /// cache temporarily needs twice its memory. On failure, returns the reason as a single line.
     ///
     /// While the captured step exists, the cache must grow only by [`Self::run`].
     pub(crate) fn capture(
@@ -39,11 +40,11 @@ impl<'a> CapturedStep<'a> {
         let mut spare = None;
         let captured = Self::capture_with_spare(model, lease, before, cache, &mut spare).and_then(|mut step| {
             let error = step.error(newest, logits, cache.len() - 1)?;
-            // Also false for NaN.
+            // The comparison is false for NaN, so NaN is an error.
             if error <= MAX_ERROR {
                 Ok(step)
             } else {
-                Err(format!("the replayed logits differ from the eager ones (normalised error {error:.1e})"))
+                Err(format!("the logits of the replayed and the eager step differ (normalised error {error:.1e})"))
             }
         });
         if let (Err(_), Some(spare)) = (&captured, spare) {
@@ -52,7 +53,7 @@ impl<'a> CapturedStep<'a> {
         captured
     }
 
-    /// Captures the step, and puts a copy of the cache that it writes to into `spare`.
+    /// Captures the step. Puts a copy of the cache into `spare` before the step writes to the cache for the first time.
     fn capture_with_spare(
         model: &'a dyn Model,
         lease: &'a DeviceLease,
@@ -70,7 +71,8 @@ impl<'a> CapturedStep<'a> {
         Ok(Self { model, graph: graph.ok_or("the model or its device does not support graph capture")? })
     }
 
-    /// [`Model::decode`] for the next tokens. The logits are valid until the next call.
+    /// Replays the step for the next tokens, with the result of [`Model::decode`]. The logits are valid until the next
+    /// call.
     pub(crate) fn run(&mut self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, Error> {
         check_ids(next_tokens, 1, self.model.shape().vocab_size)?;
         let slot = cache.len();
@@ -78,12 +80,12 @@ impl<'a> CapturedStep<'a> {
         self.run_at(next_tokens, slot).map_err(|reason| Error::Execution { reason })
     }
 
-    /// Replays the step for tokens at a slot of the cache; returns their logits.
+    /// Replays the step for the given tokens at a slot of the cache. Returns their logits.
     fn run_at(&mut self, tokens: &[u32], slot: usize) -> Result<Tensor<2>, String> {
         self.graph.run([&ids(tokens), &[slot as i32]]).map_err(|error| single_line(&error))
     }
 
-    /// The mean square error of the replayed logits, divided by the mean square of `logits`.
+    /// Replays the step and returns the mean square error of its logits, divided by the mean square of `logits`.
     fn error(&mut self, tokens: &[u32], logits: &Tensor<2>, slot: usize) -> Result<f32, String> {
         let replayed = self.run_at(tokens, slot)?;
         let squares = [replayed - logits.clone(), logits.clone()].map(|values| values.square().sum());
@@ -92,7 +94,7 @@ impl<'a> CapturedStep<'a> {
     }
 }
 
-/// An error message as a single line, without its backtrace.
+/// Joins the lines of an error message to a single line, without its backtrace.
 fn single_line(error: &impl ToString) -> String {
     let text = error.to_string();
     let said =
@@ -109,12 +111,12 @@ fn ids(tokens: &[u32]) -> Vec<i32> {
 /// How the decode steps of a generation are computed.
 #[derive(Debug)]
 pub(super) enum Steps<'a> {
-    /// Eagerly until the capture. `n_steps` steps have run, the last one with the tokens `last`. A step is
-    /// captured once `wait` steps have run, if at least as many slots are left.
+    /// Steps run eagerly until one is captured. `n_steps` steps have run, the last one with the tokens `last`. The
+    /// capture happens once `wait` steps have run, if at least `wait` more slots are free.
     Eager { lease: &'a DeviceLease, wait: usize, n_steps: usize, last: Vec<u32> },
-    /// Eagerly to the end. `reason` says why, if a capture was requested.
+    /// All steps run eagerly. `reason` says why, if a capture was requested.
     AlwaysEager { reason: Option<String> },
-    /// By replaying the captured step.
+    /// The captured step is replayed.
     Replayed(Box<CapturedStep<'a>>),
 }
 
@@ -130,7 +132,7 @@ impl<'a> Steps<'a> {
         Self::Eager { lease, wait, n_steps: 0, last: Vec::new() }
     }
 
-    /// [`Model::decode`].
+    /// Computes [`Model::decode`], and captures the step when it is time.
     pub(super) fn decode(
         &mut self,
         model: &'a dyn Model,
@@ -144,8 +146,8 @@ impl<'a> Steps<'a> {
         if let Self::Eager { lease, wait, n_steps, last } = self {
             let (before, left) = (*n_steps, cache.capacity() - cache.len());
             *n_steps += 1;
-            // The previous step is captured, to check that a replay uses its new inputs: this step's tokens and
-            // slot.
+            // The previous step is captured and then replayed for this step's tokens and slot, to check that a replay
+            // uses new inputs.
             if before >= *wait && left >= *wait {
                 *self = match CapturedStep::capture(model, lease, [last, next_tokens], &logits, cache) {
                     Ok(step) => Self::Replayed(Box::new(step)),

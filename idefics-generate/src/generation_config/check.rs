@@ -8,13 +8,13 @@ use idefics_text::TextConfig;
 use super::{DEFAULT_NEW_TOKENS, GenerationConfig, GenerationError};
 use crate::Error;
 
-/// Maximum bytes for the beams or answers of one sample: 16 beams with 4096 tokens of the 8B model in f32. How
-/// many samples run together is up to the caller.
+/// Maximum memory for the beams or answers of one sample, in bytes: enough for 16 beams with 4096 tokens of the 8B
+/// model in f32. The caller decides how many samples run together.
 const SAMPLE_BYTES: f64 = (16_u64 << 30) as f64;
 
 impl GenerationConfig {
-    /// Completes and checks the options for prompts of `prompt_tokens` slots and logits of width `vocab_size`. The
-    /// result has `max_length` set, and no `max_new_tokens`.
+    /// Completes and checks the options for prompts of `prompt_tokens` slots and logits of width `vocab_size`. In the
+    /// result, `max_length` is set and `max_new_tokens` is not.
     pub(crate) fn resolve(&self, prompt_tokens: usize, vocab_size: usize) -> Result<Self, GenerationError> {
         self.check_supported()?;
         let (option, value, max_length) = match (self.max_new_tokens, self.max_length) {
@@ -31,9 +31,9 @@ impl GenerationConfig {
         Ok(resolved)
     }
 
-    /// Rejects [resolved](GenerationConfig::resolve) options with too many beams or answers per sample for the
-    /// memory limit: the memory grows with the square of their number. A single answer within the trained context
-    /// is always allowed.
+    /// Rejects [resolved](GenerationConfig::resolve) options whose beams or answers per sample exceed the memory limit.
+    /// The memory grows with the square of their number. A single answer within the context length that the model was
+    /// trained on is always allowed.
     pub(crate) fn check_memory(&self, prompt_tokens: usize, text_config: &TextConfig) -> Result<(), GenerationError> {
         let (option, value) = match (self.num_beams(), self.num_return_sequences()) {
             (beams @ 2.., _) => ("num_beams", beams),
@@ -42,7 +42,7 @@ impl GenerationConfig {
             _ => ("max_length", self.max_length()),
         };
         let max_new_tokens = self.max_length().saturating_sub(prompt_tokens);
-        // In f64, which cannot overflow here, whatever the command line contains.
+        // Computed in f64, which cannot overflow here, whatever the options are.
         let f32_bytes = DType::F32.size() as f64;
         let rows = self.num_beams().max(self.num_return_sequences()).max(1) as f64;
         let slots = prompt_tokens as f64 + rows * max_new_tokens as f64;
@@ -58,8 +58,8 @@ impl GenerationConfig {
         Ok(())
     }
 
-    /// [Validates](GenerationConfig::validate) these options on top of those of a model folder. An error is blamed
-    /// on the folder if these options do not set the option at fault.
+    /// Validates these options on top of those of a model folder; see [`validate`](GenerationConfig::validate). If the
+    /// option at fault is not set here, the error names the folder's file.
     ///
     /// # Errors
     /// [`Error::Generation`], [`Error::FolderOption`], or an error of [`GenerationConfig::from_folder`].
@@ -68,7 +68,7 @@ impl GenerationConfig {
         together.validate().map_err(|error| self.blame(error, folder))
     }
 
-    /// Attributes an error to these options, or to those of the folder beneath them.
+    /// Converts an error. If `self` sets none of the options at fault, the result names the file of the folder.
     pub(crate) fn blame(&self, error: GenerationError, folder: &Path) -> Error {
         let given = serde_json::to_value(self).unwrap_or_default();
         let is_given = error.options().any(|option| given.get(option).is_some());
@@ -78,8 +78,8 @@ impl GenerationConfig {
         }
     }
 
-    /// Rejects invalid values and combinations: those that the reference rejects, and probabilities out of range
-    /// that it would silently ignore. Sampling options are checked only with `do_sample`.
+    /// Rejects invalid values and combinations: all that the reference rejects, and also probabilities out of range,
+    /// which the reference silently ignores. Sampling options are checked only with `do_sample`.
     ///
     /// # Errors
     /// [`GenerationError::OutOfRange`], [`GenerationError::Conflict`], [`GenerationError::Empty`].
@@ -101,7 +101,7 @@ impl GenerationConfig {
             in_range("exponential_decay_length_penalty", decay, decay.is_finite(), "a finite factor")?;
         }
         if let Some(seconds) = self.max_time {
-            in_range("max_time", seconds, seconds >= 0.0, "seconds, 0 or more")?;
+            in_range("max_time", seconds, seconds >= 0.0, "a number of seconds, 0 or more")?;
         }
         self.validate_lists()?;
         self.validate_combinations()?;
@@ -167,8 +167,8 @@ impl GenerationConfig {
         Ok(())
     }
 
-    /// Rejects token ids that are not less than `vocab_size`; the reference would fail with them. Of the end tokens,
-    /// only those that are more than compared with are checked.
+    /// Rejects token ids that are not less than `vocab_size`; the reference would fail with them. An end token may be
+    /// outside the vocabulary if it is only compared with generated tokens, and its score is never changed.
     ///
     /// # Errors
     /// [`GenerationError::TokenId`].
@@ -188,7 +188,7 @@ impl GenerationConfig {
         if self.exponential_decay_length_penalty.is_some() {
             check("eos_token_id", self.eos_token_ids())?;
         }
-        // The model reads the filler of finished rows as long as other rows run.
+        // The filler of finished rows is fed to the model as long as other rows run.
         let from = if self.pad_token_id.is_some() { "pad_token_id" } else { "eos_token_id" };
         check(from, &[self.fill_token_id()])
     }
@@ -282,13 +282,13 @@ mod tests {
         let outside = |option, id| Err(GenerationError::TokenId { option, id, vocab_size: 100 });
         assert_eq!(check(json!({"pad_token_id": 100, "eos_token_id": 2})), outside("pad_token_id", 100));
         assert_eq!(check(json!({"eos_token_id": [100, 2]})), outside("eos_token_id", 100));
-        // Other end tokens are never generated and never read.
+        // An end token that is not the filler may be outside the vocabulary.
         assert_eq!(check(json!({"eos_token_id": [2, 100]})), Ok(()));
         assert_eq!(check(json!({"pad_token_id": 99, "eos_token_id": 100})), Ok(()));
     }
 
     #[test]
-    fn padding_of_a_folder_outside_the_vocabulary_is_dropped() {
+    fn pad_token_of_the_folder_outside_the_vocabulary_is_dropped() {
         let mut folder = config(json!({"pad_token_id": 100, "eos_token_id": 2}));
         let warnings = folder.drop_unsupported(100);
         assert_eq!(warnings, [GenerationWarning::TokenIds { option: "pad_token_id", vocab_size: 100 }]);

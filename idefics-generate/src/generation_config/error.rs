@@ -4,18 +4,21 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerationError {
-    /// An option with an effect that is not implemented.
+    /// An option whose effect is not implemented.
     #[error("`{option}` is {value}; expected {neutral}, the only supported value")]
     Unsupported {
         /// The option.
         option: &'static str,
         /// Its value.
         value: String,
-        /// The value that has no effect.
+        /// The value with which the option has no effect.
         neutral: String,
     },
     /// The length limit leaves no room for a token.
-    #[error("`{option}` is {value}: no room for a new token after a prompt of {prompt_tokens} tokens")]
+    #[error(
+        "`{option}` is {value}, which leaves no room for a new token after a prompt of {prompt_tokens} tokens; \
+         increase it"
+    )]
     NoRoom {
         /// The option.
         option: &'static str,
@@ -26,15 +29,15 @@ pub enum GenerationError {
     },
     /// Too many beams, answers or tokens for the memory limit of a sample.
     #[error(
-        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would need about {needed:.1} GiB; at most \
-         {limit:.0} GiB are allowed; request fewer or shorter answers"
+        "`{option}` is {value}: with {max_new_tokens} new tokens each, a sample would need about {needed:.1} GiB of \
+         memory; at most {limit:.0} GiB are allowed; request fewer or shorter answers"
     )]
     Memory {
         /// The option.
         option: &'static str,
         /// Its value.
         value: usize,
-        /// Maximum number of tokens in an answer.
+        /// Maximum number of new tokens in an answer.
         max_new_tokens: usize,
         /// Memory that the sample would need, in GiB.
         needed: f64,
@@ -74,7 +77,7 @@ pub enum GenerationError {
         option: &'static str,
         /// The id.
         id: u32,
-        /// Width of the logits.
+        /// Vocabulary size of the model, which is the width of the logits.
         vocab_size: usize,
     },
     /// An option that needs a tokenizer.
@@ -86,7 +89,7 @@ pub enum GenerationError {
 }
 
 impl GenerationError {
-    /// The options that the error is about.
+    /// Returns the options that the error is about.
     pub(super) fn options(&self) -> impl Iterator<Item = &'static str> {
         let (option, other) = match self {
             Self::Conflict { option, other, .. } => (*option, Some(*other)),
@@ -112,7 +115,7 @@ pub enum GenerationWarning {
         /// The key.
         key: String,
     },
-    /// An option of the model folder with an effect that is not implemented. It is ignored.
+    /// An option of the model folder whose effect is not implemented. It is ignored.
     #[error("`{option}` is {value}; it is not supported and is ignored")]
     Unsupported {
         /// The option.
@@ -125,7 +128,7 @@ pub enum GenerationWarning {
     TokenIds {
         /// The option.
         option: &'static str,
-        /// Width of the logits.
+        /// Vocabulary size of the model, which is the width of the logits.
         vocab_size: usize,
     },
     /// Prompt and answer exceed the context length that the model was trained on.
@@ -139,7 +142,7 @@ pub enum GenerationWarning {
         /// `max_position_embeddings`.
         context: usize,
     },
-    /// An option that has no effect without another.
+    /// An option that has no effect unless another one is set.
     #[error("`{option}` has no effect without `{needs}`")]
     Idle {
         /// The option.

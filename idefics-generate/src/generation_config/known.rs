@@ -1,10 +1,10 @@
-//! Keys of the reference that are not fields here, and options without effect.
+//! Keys of `generation_config.json` that are not fields of [`GenerationConfig`], and options without effect.
 
 use serde_json::{Value, json};
 
 use super::{GenerationConfig, GenerationError, GenerationWarning, OneOrMany};
 
-/// Options with an effect that is not implemented, and the value with which they have none.
+/// Options whose effect is not implemented, each with the value that has no effect.
 const UNSUPPORTED: [(&str, Value); 9] = [
     ("guidance_scale", Value::Null),
     ("num_beam_groups", Value::Null),
@@ -17,8 +17,8 @@ const UNSUPPORTED: [(&str, Value); 9] = [
     ("watermarking_config", Value::Null),
 ];
 
-/// Keys of the reference that do not affect the result here: what is returned, how it is computed, who wrote the
-/// file.
+/// Keys of the reference that do not affect the result here. They say what to return, how to compute it, or who wrote
+/// the file.
 const WITHOUT_EFFECT: [&str; 33] = [
     "_commit_hash",
     "_from_model_config",
@@ -56,7 +56,7 @@ const WITHOUT_EFFECT: [&str; 33] = [
 ];
 
 impl GenerationConfig {
-    /// Warnings about unknown keys, and about options that have no effect without another.
+    /// Returns warnings about unknown keys, and about options that have no effect because another option is not set.
     pub fn warnings(&self) -> Vec<GenerationWarning> {
         let is_known = |key: &str| WITHOUT_EFFECT.contains(&key) || UNSUPPORTED.iter().any(|(known, _)| *known == key);
         let unknown = self.other.keys().filter(|key| !is_known(key));
@@ -89,8 +89,8 @@ impl GenerationConfig {
         warnings
     }
 
-    /// Removes unsupported options and token ids not less than `vocab_size` from the options of a model folder.
-    /// Returns a warning for each.
+    /// Removes unsupported options, and token ids not less than `vocab_size`, from the options of a model folder.
+    /// Returns a warning for each removal.
     pub fn drop_unsupported(&mut self, vocab_size: usize) -> Vec<GenerationWarning> {
         let mut warnings = Vec::new();
         while let Err(GenerationError::Unsupported { option, value, .. }) = self.check_supported() {
@@ -122,7 +122,7 @@ impl GenerationConfig {
         warnings
     }
 
-    /// Rejects options with an effect that is not implemented.
+    /// Rejects options whose effect is not implemented.
     pub(super) fn check_supported(&self) -> Result<(), GenerationError> {
         for (option, neutral) in UNSUPPORTED {
             let Some(value) = self.other.get(option) else { continue };
@@ -148,7 +148,7 @@ impl GenerationConfig {
     }
 }
 
-/// Keeps the entries that satisfy `fits`; a list that becomes empty is removed. Returns whether entries were
+/// Keeps the entries that satisfy `fits`. A list that becomes empty is replaced by `None`. Returns whether entries were
 /// removed.
 fn retain_valid<T>(list: &mut Option<Vec<T>>, fits: impl Fn(&T) -> bool) -> bool {
     let before = list.as_ref().map_or(0, Vec::len);

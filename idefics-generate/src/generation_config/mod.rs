@@ -1,4 +1,4 @@
-//! `generation_config.json`, and the options of a call, which override it.
+//! Generation options: those of `generation_config.json`, and those of a call, which override them.
 
 mod check;
 mod error;
@@ -23,25 +23,25 @@ pub use values::{EarlyStopping, EosTokenId, OneOrMany};
 /// Number of new tokens if no length option is set, as in the reference.
 const DEFAULT_NEW_TOKENS: usize = 20;
 
-/// Declares the options, each as a field that [`GenerationConfig::over`] merges with that of the model folder.
+/// Declares each option as a field of [`GenerationConfig`], and merges them in [`GenerationConfig::over`].
 macro_rules! generation_config {
     ($($(#[$doc:meta])* $field:ident: $type:ty,)*) => {
-        /// Generation options, named as in the reference. An option that is `None` is taken from the model folder,
-        /// or else has the reference's default.
+        /// Generation options, named as in the reference. An option that is `None` is taken from the model folder. If
+        /// it is missing there too, it has the reference's default.
         ///
         /// Source: `GenerationConfig`.
         #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
         #[serde(default)]
         pub struct GenerationConfig {
             $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$type>,)*
-            /// All other keys. Those with an effect that is not implemented are rejected by name; for unknown keys
-            /// see [`GenerationConfig::warnings`].
+            /// All other keys. Keys whose effect is not implemented are rejected by name; for unknown keys, see
+            /// [`GenerationConfig::warnings`].
             #[serde(flatten)]
             pub other: Map<String, Value>,
         }
 
         impl GenerationConfig {
-            /// Overrides `base` with the options that are set.
+            /// Returns the options of `base`, overridden by those that are set in `self`.
             #[must_use]
             pub fn over(&self, base: &Self) -> Self {
                 let mut other = base.other.clone();
@@ -63,20 +63,20 @@ generation_config! {
     min_new_tokens: usize,
     /// Strings that end an answer. They are kept in the output.
     stop_strings: OneOrMany<String>,
-    /// Time limit in seconds; after it, every answer ends with its next token.
+    /// Time limit in seconds. When it has passed, every answer ends with its next token.
     max_time: f64,
     /// Whether to sample tokens; otherwise the most likely token is taken.
     do_sample: bool,
-    /// Number of beams per sample; 1 disables beam search.
+    /// Number of beams per sample. With 1 there is no beam search.
     num_beams: usize,
     /// Number of answers per sample.
     num_return_sequences: usize,
     /// When beam search stops.
     early_stopping: EarlyStopping,
-    /// Exponent of beam search's length penalty: the log-probability of an answer is divided by its number of
+    /// Exponent of the length penalty in beam search. The log-probability of an answer is divided by its number of
     /// tokens to this power, so values above 0 favour long answers.
     length_penalty: f64,
-    /// The token used for an empty prompt. Never needed with tokenizers that begin every text with `<s>`.
+    /// Token that replaces an empty prompt. Tokenizers that begin every text with `<s>` never produce an empty prompt.
     bos_token_id: u32,
     /// Tokens that end a row. They are kept in the output.
     eos_token_id: EosTokenId,
@@ -88,42 +88,42 @@ generation_config! {
     encoder_repetition_penalty: f64,
     /// Factor above 0 that penalises tokens of prompt and answer; 1 has no effect.
     repetition_penalty: f64,
-    /// Length of the n-grams that must not be repeated; 0 disables.
+    /// Length of the n-grams that must not be repeated; 0 allows all.
     no_repeat_ngram_size: usize,
-    /// Length of the prompt's n-grams that must not be repeated in the answer; 0 disables.
+    /// Length of the prompt's n-grams that must not be repeated in the answer; 0 allows all.
     encoder_no_repeat_ngram_size: usize,
     /// Token sequences that are never generated.
     bad_words_ids: Vec<Vec<u32>>,
     /// Token that is forced after a prompt of one slot.
     forced_bos_token_id: u32,
-    /// Tokens allowed in the last slot before `max_length`; empty disables.
+    /// The only tokens that are allowed in the last slot before `max_length`; an empty list allows all.
     forced_eos_token_id: EosTokenId,
     /// Whether non-finite scores are replaced by finite ones.
     remove_invalid_values: bool,
-    /// Number of new tokens before the penalty starts, and the factor by which end tokens become more likely with
-    /// each further token.
+    /// Number of new tokens before the penalty starts, and the factor by which end tokens become more likely with each
+    /// further token.
     exponential_decay_length_penalty: (usize, f64),
     /// Tokens that are never generated.
     suppress_tokens: Vec<u32>,
-    /// Tokens that are never generated first.
+    /// Tokens that are never generated as the first token of an answer.
     begin_suppress_tokens: Vec<u32>,
-    /// Divisor of the scores, above 0. This and the following filters require `do_sample`.
+    /// Divisor of the scores, above 0. This option and those from `top_h` to `eta_cutoff` require `do_sample`.
     temperature: f64,
-    /// Top-H filtering: fraction of the entropy, in `(0, 1]`.
+    /// Top-H filtering: fraction of the distribution's entropy to keep, in `(0, 1]`.
     top_h: f64,
     /// Number of most likely tokens to keep; 0 keeps all.
     top_k: usize,
     /// Total probability of the most likely tokens to keep, in `[0, 1]`.
     top_p: f64,
-    /// Minimum probability relative to the most likely token, in `[0, 1]`.
+    /// Minimum probability of a token, relative to the most likely token, in `[0, 1]`.
     min_p: f64,
     /// Total probability of the typical tokens to keep, in `(0, 1]`.
     typical_p: f64,
-    /// Minimum probability, in `[0, 1)`; 0 disables.
+    /// Minimum probability of a token, in `[0, 1)`; 0 keeps all tokens.
     epsilon_cutoff: f64,
-    /// Eta cutoff: minimum probability that falls with the entropy, in `[0, 1)`; 0 disables.
+    /// Eta cutoff: minimum probability of a token, which falls as the entropy rises, in `[0, 1)`; 0 keeps all tokens.
     eta_cutoff: f64,
-    /// Whether scores are normalised to log-probabilities at the end, with or without `do_sample`.
+    /// Whether the final scores are normalised to log-probabilities, with or without `do_sample`.
     renormalize_logits: bool,
 }
 
@@ -164,8 +164,8 @@ defaults! {
 }
 
 impl GenerationConfig {
-    /// The options of a folder: from `generation_config.json`, or if there is none, from the token ids in
-    /// `config.json` or in the metadata of a GGUF file.
+    /// Reads the options of a model folder from `generation_config.json` or the metadata of its GGUF file. If there are
+    /// none, only the token ids are set, from `config.json`.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] if a GGUF file is rejected.
@@ -190,15 +190,15 @@ impl GenerationConfig {
             sections.filter_map(|section| section.get(key)).find(|value| !value.is_null()).cloned()
         };
         let mut ids = Map::new();
-        // Defaults of `MistralConfig`, or of `Idefics2Config` if there is no text section.
+        // These are the defaults of `MistralConfig`, or of `Idefics2Config` if there is no text section.
         ids.insert("eos_token_id".to_owned(), find("eos_token_id").unwrap_or(json!(2)));
         let pad = find("pad_token_id").or_else(|| text_config.is_none().then(|| json!(0)));
         ids.extend(pad.map(|pad| ("pad_token_id".to_owned(), pad)));
         from_value(&path, Value::Object(ids))
     }
 
-    /// Writes the options that are set, and all other keys, to `generation_config.json` in a folder. The file appears
-    /// complete or not at all.
+    /// Writes the options that are set, and all other keys, to `generation_config.json` in a folder. The file is
+    /// written completely or not at all.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] with [`CheckpointError::Write`](idefics_checkpoint::CheckpointError::Write).
@@ -209,34 +209,34 @@ impl GenerationConfig {
         })?)
     }
 
-    /// Tokens that end an answer; empty if not set.
+    /// Returns the tokens that end an answer; empty if the option is not set.
     pub fn eos_token_ids(&self) -> &[u32] {
         self.eos_token_id.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
-    /// Tokens that are forced into the last slot; empty if not set.
+    /// Returns the tokens that are forced into the last slot; empty if the option is not set.
     pub(crate) fn forced_eos_token_ids(&self) -> &[u32] {
         self.forced_eos_token_id.as_ref().map_or(&[], OneOrMany::as_slice)
     }
 
-    /// Token that fills up finished rows: `pad_token_id`, or the first end token, or 0.
+    /// Returns the token that fills up finished rows: `pad_token_id`, or the first end token, or 0.
     pub(crate) fn fill_token_id(&self) -> u32 {
         self.pad_token_id.or_else(|| self.eos_token_ids().first().copied()).unwrap_or(0)
     }
 
-    /// Whether greedy search needs only the most likely token outside `bad_words_ids`, so that scores can stay on
+    /// Returns whether the next token is simply the most likely one outside `bad_words_ids`, so that scores can stay on
     /// the device.
     pub(crate) fn is_plain(&self) -> bool {
         let without_words = Self { bad_words_ids: None, ..self.clone() };
         ProcessorChain::new(&without_words).is_ok_and(|chain| !chain.needs_scores())
     }
 
-    /// Whether each sample has a single answer that is generated token by token, so that it can be streamed.
+    /// Returns whether each sample has a single answer that is generated token by token, so that it can be streamed.
     pub fn is_streamable(&self) -> bool {
         self.num_beams() == 1 && self.num_return_sequences() == 1
     }
 
-    /// Minimum number of tokens that filters must keep. Source: `_get_logits_processor`.
+    /// Returns the minimum number of tokens that sampling filters must keep. Source: `_get_logits_processor`.
     pub(crate) fn min_tokens_to_keep(&self) -> usize {
         match self.num_beams() {
             0 | 1 => 1,
@@ -246,7 +246,7 @@ impl GenerationConfig {
     }
 }
 
-/// Replaces negative token ids, which old converters write for missing tokens, with null; removes them from lists.
+/// Replaces negative token ids by null, and removes them from lists. Old converters write them for missing tokens.
 fn drop_missing_ids(config: &mut Value) {
     let is_missing = |id: &Value| id.is_null() || id.as_i64().is_some_and(|id| id < 0);
     for key in ["bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"] {

@@ -16,7 +16,7 @@ pub enum OneOrMany<T> {
 pub type EosTokenId = OneOrMany<u32>;
 
 impl<T> OneOrMany<T> {
-    /// The values.
+    /// Returns the values.
     pub fn as_slice(&self) -> &[T] {
         match self {
             Self::One(value) => std::slice::from_ref(value),

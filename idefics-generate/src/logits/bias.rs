@@ -7,11 +7,11 @@ use super::{LogitsProcessor, Row};
 /// Source: `SequenceBiasLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceBias {
-    /// Single tokens, which always get their bias.
+    /// Sequences of one token: the token, which always gets its bias, and the bias.
     single: Vec<(u32, f32)>,
-    /// Preceding tokens, biased token and its bias, in the order in which biases are summed.
+    /// Longer sequences: all tokens but the last, the last token, and its bias. Biases are summed in this order.
     longer: Vec<(Vec<u32>, u32, f32)>,
-    /// Sums for one row; zero between calls.
+    /// Sum of the biases of each token, for the row being processed. All sums are 0 between calls.
     sums: Vec<f32>,
 }
 
@@ -57,14 +57,15 @@ impl LogitsProcessor for SequenceBias {
     }
 }
 
-/// Forbids tokens, and tokens that would complete a forbidden sequence. A single end token is never forbidden.
+/// Forbids single tokens, and tokens that would complete a forbidden sequence. An end token alone is never forbidden.
 ///
 /// Source: `NoBadWordsLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NoBadWords(SequenceBias);
 
 impl NoBadWords {
-    /// Forbids the non-empty sequences `bad_words_ids`, except those that are just one of `eos_token_ids`.
+    /// Creates a processor that forbids the non-empty sequences `bad_words_ids`, except those that consist of a single
+    /// end token.
     pub fn new(bad_words_ids: &[Vec<u32>], eos_token_ids: &[u32]) -> Self {
         let is_eos = |word: &[u32]| matches!(word, [id] if eos_token_ids.contains(id));
         let forbidden = bad_words_ids.iter().filter(|word| !is_eos(word));

@@ -10,10 +10,10 @@ use crate::generation_config::{GenerationConfig, GenerationError};
 
 /// All logits processors that the options of a call require.
 ///
-/// Order: sequence bias, encoder repetition penalty, repetition penalty, n-grams, encoder n-grams, bad words,
-/// minimum lengths, forced first and last tokens, invalid values, exponential decay, suppressed tokens; then
-/// processors added with [`push`](Self::push); then, with `do_sample`, temperature, top-h, top-k, top-p, min-p,
-/// typical, epsilon, eta; then renormalisation.
+/// The processors run in this order: sequence bias, encoder repetition penalty, repetition penalty, n-grams, encoder
+/// n-grams, bad words, minimum lengths, forced first and last tokens, invalid values, exponential decay, suppressed
+/// tokens. Then come the processors added with [`push`](Self::push). With `do_sample`, these filters follow:
+/// temperature, top-h, top-k, top-p, min-p, typical, epsilon, eta. Renormalisation is last.
 ///
 /// Source: `GenerationMixin._get_logits_processor`.
 #[derive(Debug)]
@@ -33,17 +33,17 @@ impl ProcessorChain {
         Ok(Self { processors: processors(options), warpers: warpers(options), do_sample: options.do_sample() })
     }
 
-    /// Adds a custom processor, which runs after those of the options and before filters and renormalisation.
+    /// Adds a custom processor. It runs after the processors of the options, and before filters and renormalisation.
     pub fn push(&mut self, processor: Box<dyn LogitsProcessor>) {
         self.processors.push(processor);
     }
 
-    /// Whether there are no processors, so that [`process`](Self::process) has no effect.
+    /// Returns whether there are no processors, so that [`process`](Self::process) has no effect.
     pub fn is_empty(&self) -> bool {
         self.processors.is_empty() && self.warpers.is_empty()
     }
 
-    /// Whether scores are needed on the host. If not, the most likely token can be found on the device.
+    /// Returns whether scores are needed on the host. If not, the device can choose the most likely token.
     pub fn needs_scores(&self) -> bool {
         self.do_sample || !self.is_empty()
     }

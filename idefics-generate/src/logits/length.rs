@@ -1,5 +1,5 @@
-//! Processors that depend on the length of a row. As in the reference, lengths are in slots, including left
-//! padding.
+//! Processors that depend on the length of a row. As in the reference, the length of a row is its number of slots,
+//! including left padding.
 
 use super::{LogitsProcessor, Row, forbid, force};
 
@@ -8,7 +8,7 @@ use super::{LogitsProcessor, Row, forbid, force};
 /// Source: `MinLengthLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MinLength {
-    /// Minimum number of slots of prompt and answer.
+    /// Minimum number of slots of a row: left padding, prompt and answer.
     pub min_length: usize,
     /// The end tokens.
     pub eos_token_ids: Vec<u32>,
@@ -41,7 +41,7 @@ impl LogitsProcessor for MinNewTokens {
     }
 }
 
-/// Forces `bos_token_id` after a prompt of one slot.
+/// Forces the next token to be `bos_token_id` if the prompt has only one slot.
 ///
 /// Source: `ForcedBOSTokenLogitsProcessor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,14 +58,14 @@ impl LogitsProcessor for ForcedBosToken {
     }
 }
 
-/// Forces one of `eos_token_ids` in the last slot before `max_length`.
+/// Forces one of `eos_token_ids` into the last slot before `max_length`.
 ///
 /// Source: `ForcedEOSTokenLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForcedEosToken {
     /// Maximum number of slots in a row.
     pub max_length: usize,
-    /// The tokens that remain allowed.
+    /// The tokens that are allowed in the last slot.
     pub eos_token_ids: Vec<u32>,
 }
 
@@ -84,7 +84,8 @@ impl LogitsProcessor for ForcedEosToken {
 pub struct ExponentialDecayLengthPenalty {
     /// Number of new tokens without the penalty.
     pub start: usize,
-    /// Growth per token: `n` tokens after `start`, `|score| · (factorⁿ - 1)` is added.
+    /// Factor by which the penalty grows per token: `n` tokens after `start`, `|score| · (factorⁿ - 1)` is added to the
+    /// score.
     pub factor: f64,
     /// The end tokens.
     pub eos_token_ids: Vec<u32>,

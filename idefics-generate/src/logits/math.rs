@@ -1,8 +1,9 @@
-//! Softmax and sort orders with the semantics of torch.
+//! Softmax, sorting and entropy with the semantics of torch.
 
 use std::cmp::Ordering;
 
-/// Probabilities of a row, which sum to 1; `-inf` gives 0. All NaN if every score is `-inf`.
+/// Computes the probabilities of a row of scores, which sum to 1. A score of `-inf` has probability 0. If every score
+/// is `-inf`, all probabilities are NaN.
 pub fn softmax(scores: &[f32]) -> Vec<f32> {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut probs: Vec<f32> = scores.iter().map(|&score| (score - max).exp()).collect();
@@ -23,19 +24,20 @@ pub fn log_softmax(scores: &mut [f32]) {
     }
 }
 
-/// Ascending order with NaN last, as in `torch.sort` and `torch.topk`.
+/// Compares two values for ascending order with NaN last, as in `torch.sort` and `torch.topk`.
 pub(crate) fn ascending(a: f32, b: f32) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
-/// Indices of `values` in ascending order; stable.
+/// Returns the indices of `values` in ascending order of the values. Equal values keep their order.
 pub(crate) fn argsort(values: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| ascending(values[a], values[b]));
     order
 }
 
-/// Indices of the `k` largest values, in descending order; ties go to the lowest index. `k` is clamped.
+/// Returns the indices of the `k` largest values in descending order, or of all values if there are fewer. Ties go to
+/// the lowest index.
 pub(crate) fn top_k(values: &[f32], k: usize) -> Vec<usize> {
     let k = k.min(values.len());
     let before = |&a: &usize, &b: &usize| ascending(values[b], values[a]).then(a.cmp(&b));
@@ -48,7 +50,8 @@ pub(crate) fn top_k(values: &[f32], k: usize) -> Vec<usize> {
     order
 }
 
-/// The `k`-th largest value, with `k` clamped to at least 1; `-inf` for an empty row.
+/// Returns the `k`-th largest value. `k` is limited to the range from 1 to the number of values. Returns `-inf` for an
+/// empty row.
 pub(crate) fn kth_greatest(values: &[f32], k: usize) -> f32 {
     let k = k.clamp(1, values.len().max(1));
     let mut values = values.to_vec();
@@ -58,7 +61,7 @@ pub(crate) fn kth_greatest(values: &[f32], k: usize) -> f32 {
     *values.select_nth_unstable_by(k - 1, |&a, &b| ascending(b, a)).1
 }
 
-/// Entropy `-Σ p ln p` of the categorical distribution with these logits, in nats.
+/// Computes the entropy `-Σ p ln p` of the categorical distribution with these logits, in nats.
 ///
 /// Source: `torch.distributions.Categorical.entropy`.
 pub(crate) fn entropy(logits: &[f32]) -> f32 {

@@ -1,12 +1,12 @@
-//! Processes the scores of a step on the host, and chooses tokens.
+//! Logits processors on the host, and the choice of tokens.
 //!
-//! A [`ProcessorChain`] modifies each row of scores in the reference's order; then [`argmax`] or a [`Sampler`]
-//! chooses a token. A score of `-inf` forbids its token.
+//! A [`ProcessorChain`] modifies each row of scores in the reference's order. Then [`argmax`] or a [`Sampler`] chooses
+//! a token. A score of `-inf` forbids its token.
 //!
 //! Reference: `generation/logits_process.py` and `GenerationMixin._get_logits_processor`, Transformers 5.23.
 //!
-//! Numerics: scores are f32. Sums of exponentials and cumulative probabilities are in f64, as torch accumulates
-//! the latter on a CPU. Ties always go to the lowest id; torch specifies no order.
+//! Numerics: scores are f32. Sums of exponentials and cumulative probabilities are accumulated in f64. On a CPU, torch
+//! also accumulates cumulative sums in f64. Ties always go to the lowest id, while torch specifies no order.
 
 mod bias;
 mod chain;
@@ -27,14 +27,14 @@ pub use sampler::{RowError, RowKey, Sampler, argmax};
 pub use suppress::{InfNanRemove, SuppressTokens, SuppressTokensAtBegin};
 pub use warpers::{Epsilon, Eta, MinP, Normalize, Temperature, TopH, TopK, TopP, Typical};
 
-/// The row for whose next token scores are processed.
+/// A row of the batch, whose next token is about to be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
     /// Prompt and generated tokens, without left padding.
     pub input_ids: &'a [u32],
     /// Number of tokens in `input_ids` that belong to the prompt.
     pub prompt_len: usize,
-    /// Number of slots of left padding before `input_ids`. The reference includes them in every length.
+    /// Number of slots of left padding before `input_ids`. The reference counts them in every length.
     pub padding: usize,
     /// Index of the row's prompt in the batch.
     pub sample: usize,
@@ -43,33 +43,34 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Creates the first row of a batch, without padding.
+    /// Creates a row without padding, as the first row of a batch.
     pub fn new(input_ids: &'a [u32], prompt_len: usize) -> Self {
         Self { input_ids, prompt_len, padding: 0, sample: 0, beam: 0 }
     }
 
-    /// The tokens of the prompt.
+    /// Returns the tokens of the prompt.
     pub fn prompt(&self) -> &'a [u32] {
         &self.input_ids[..self.prompt_len.min(self.input_ids.len())]
     }
 
-    /// Number of generated tokens.
+    /// Returns the number of generated tokens.
     pub fn n_generated(&self) -> usize {
         self.input_ids.len().saturating_sub(self.prompt_len)
     }
 
-    /// Number of slots: left padding, prompt and generated tokens. The reference's `input_ids.shape[-1]`.
+    /// Returns the number of slots: left padding, prompt and generated tokens. This is the reference's
+    /// `input_ids.shape[-1]`.
     pub fn n_slots(&self) -> usize {
         self.padding + self.input_ids.len()
     }
 }
 
-/// Modifies the scores of a row's next token. Called for each row of a step in turn.
+/// A processor that modifies the scores of a row's next token. In each step, it is called for one row after another.
 ///
 /// Source: `LogitsProcessor`.
 pub trait LogitsProcessor: std::fmt::Debug + Send {
-    /// Modifies `scores`, `[vocab_size]`, in place: logits in greedy search and sampling, log-probabilities in
-    /// beam search. A score of `-inf` forbids a token.
+    /// Modifies `scores`, `[vocab_size]`, in place. They are logits in greedy search and sampling, and
+    /// log-probabilities in beam search. A score of `-inf` forbids a token.
     fn process(&mut self, row: &Row<'_>, scores: &mut [f32]);
 }
 
@@ -82,7 +83,7 @@ fn forbid(scores: &mut [f32], ids: &[u32]) {
     }
 }
 
-/// Allows only `ids`, each with score 0.
+/// Forbids all tokens except `ids`, which get score 0.
 fn force(scores: &mut [f32], ids: &[u32]) {
     scores.fill(f32::NEG_INFINITY);
     for &id in ids {

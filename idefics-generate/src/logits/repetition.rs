@@ -2,7 +2,7 @@
 
 use super::{LogitsProcessor, Row, forbid};
 
-/// Penalises each token in `ids` once: divides a positive score, multiplies a negative one.
+/// Penalises each token in `ids` once: divides its score if that is positive, and multiplies it if it is negative.
 fn penalize(ids: &[u32], penalty: f32, seen: &mut Vec<bool>, scores: &mut [f32]) {
     seen.clear();
     seen.resize(scores.len(), false);
@@ -15,7 +15,8 @@ fn penalize(ids: &[u32], penalty: f32, seen: &mut Vec<bool>, scores: &mut [f32])
     }
 }
 
-/// Forbids tokens that would complete an n-gram of `said` whose first tokens are the last ones of `input_ids`.
+/// Forbids tokens that would repeat an n-gram of `said`: the last token of each n-gram whose first `n - 1` tokens are
+/// also the last `n - 1` tokens of `input_ids`.
 fn ban_ngrams(said: &[u32], input_ids: &[u32], n: usize, scores: &mut [f32]) {
     let Some(start) = (input_ids.len() + 1).checked_sub(n) else { return };
     let prefix = &input_ids[start..];
@@ -38,7 +39,8 @@ pub struct RepetitionPenalty {
 }
 
 impl RepetitionPenalty {
-    /// `penalty` is a factor above 0: values above 1 penalise, values below 1 favour the tokens.
+    /// Creates a processor. `penalty` is a factor above 0: values above 1 make repeated tokens less likely, values
+    /// below 1 more likely.
     pub fn new(penalty: f32) -> Self {
         Self { penalty, seen: Vec::new() }
     }
@@ -52,8 +54,8 @@ impl LogitsProcessor for RepetitionPenalty {
 
 /// Favours tokens of the prompt.
 ///
-/// Source: `EncoderRepetitionPenaltyLogitsProcessor`. As in the reference, the prompt takes the place of an
-/// encoder input; here without left padding.
+/// Source: `EncoderRepetitionPenaltyLogitsProcessor`. As in the reference, the prompt is used as the encoder input.
+/// Left padding is left out here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderRepetitionPenalty {
     penalty: f32,
@@ -61,7 +63,7 @@ pub struct EncoderRepetitionPenalty {
 }
 
 impl EncoderRepetitionPenalty {
-    /// `penalty` is a factor above 0: values above 1 favour tokens of the prompt.
+    /// Creates a processor. `penalty` is a factor above 0: values above 1 make tokens of the prompt more likely.
     pub fn new(penalty: f32) -> Self {
         Self { penalty: (1.0 / f64::from(penalty)) as f32, seen: Vec::new() }
     }
@@ -75,15 +77,15 @@ impl LogitsProcessor for EncoderRepetitionPenalty {
 
 /// Forbids tokens that would repeat an n-gram of prompt and answer.
 ///
-/// Source: `NoRepeatNGramLogitsProcessor`. Here left padding is not part of any n-gram, so that a row does not
-/// depend on the other rows of the batch.
+/// Source: `NoRepeatNGramLogitsProcessor`. Unlike in the reference, left padding is not part of any n-gram here, so
+/// that a row does not depend on the other rows of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoRepeatNGram {
     ngram_size: usize,
 }
 
 impl NoRepeatNGram {
-    /// `ngram_size` is the length of the n-grams, at least 1.
+    /// Creates a processor for n-grams of `ngram_size` tokens, at least 1.
     pub fn new(ngram_size: usize) -> Self {
         Self { ngram_size: ngram_size.max(1) }
     }
@@ -97,15 +99,15 @@ impl LogitsProcessor for NoRepeatNGram {
 
 /// Forbids tokens that would complete an n-gram of the prompt.
 ///
-/// Source: `EncoderNoRepeatNGramLogitsProcessor`. As in the reference, the prompt takes the place of an encoder
-/// input; here without left padding.
+/// Source: `EncoderNoRepeatNGramLogitsProcessor`. As in the reference, the prompt is used as the encoder input. Left
+/// padding is left out here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderNoRepeatNGram {
     ngram_size: usize,
 }
 
 impl EncoderNoRepeatNGram {
-    /// `ngram_size` is the length of the n-grams, at least 1.
+    /// Creates a processor for n-grams of `ngram_size` tokens, at least 1.
     pub fn new(ngram_size: usize) -> Self {
         Self { ngram_size: ngram_size.max(1) }
     }

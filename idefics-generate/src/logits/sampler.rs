@@ -5,19 +5,19 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::math::top_k;
 
-/// No token can be chosen from a row of scores.
+/// The reason why no token can be chosen from a row of scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RowError {
     /// A score is NaN or `+inf`.
-    #[error("a score is NaN or infinite")]
+    #[error("a score is NaN or +inf; expected a finite number or -inf")]
     NonFinite,
     /// Every score is `-inf`.
     #[error("no token is allowed")]
     NothingAllowed,
 }
 
-/// The largest score, after checking that the scores are valid.
+/// Checks that the scores are valid and returns the largest one.
 fn greatest(scores: &[f32]) -> Result<f32, RowError> {
     if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
         return Err(RowError::NonFinite);
@@ -26,7 +26,7 @@ fn greatest(scores: &[f32]) -> Result<f32, RowError> {
     if max == f32::NEG_INFINITY { Err(RowError::NothingAllowed) } else { Ok(max) }
 }
 
-/// The token with the largest score; ties go to the lowest id.
+/// Returns the token with the largest score. Ties go to the lowest id.
 ///
 /// # Errors
 /// [`RowError`].
@@ -36,18 +36,18 @@ pub fn argmax(scores: &[f32]) -> Result<u32, RowError> {
     id.map(|id| id as u32).ok_or(RowError::NothingAllowed)
 }
 
-/// Identifies a row for sampling, so that its random numbers do not depend on the rest of the batch.
+/// A key that identifies a row for sampling, so that its random numbers do not depend on the rest of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RowKey {
-    /// Identifies the sample independently of the rest of the batch, for example by a hash of its prompt.
+    /// Key of the sample that does not depend on the rest of the batch, for example a hash of its prompt.
     pub sample: u64,
-    /// Index among the sample's answers.
+    /// Index of the row among the answers of its sample.
     pub answer: u64,
 }
 
 /// Samples tokens. The result depends only on seed, row key, step and scores, not on the rest of the batch.
 ///
-/// The generator is ChaCha8, seeded for each draw with seed, row key and step.
+/// The random number generator is ChaCha8. For each draw, it is seeded with the seed, the row key and the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampler {
     seed: u64,
@@ -79,7 +79,7 @@ impl Sampler {
         let mut left = uniform(&mut self.random(key, step)) * total;
         let mut drawn = None;
         for (id, weight) in scores.iter().map(|&score| weight(score)).enumerate().filter(|&(_, weight)| weight > 0.0) {
-            drawn = Some(id as u32); // if rounding leaves a remainder, the last one
+            drawn = Some(id as u32); // if rounding leaves a remainder, the last token is drawn
             if left < weight {
                 break;
             }
@@ -88,8 +88,9 @@ impl Sampler {
         drawn.ok_or(RowError::NothingAllowed)
     }
 
-    /// Samples `k` different indices, one after the other, each with the probabilities `softmax(scores)` of the
-    /// remaining ones. If fewer than `k` have a nonzero probability, impossible ones follow in ascending order.
+    /// Samples `k` different indices one after another, each with the probabilities `softmax(scores)` of those that are
+    /// left. If fewer than `k` indices have a nonzero probability, indices with probability 0 follow in ascending
+    /// order.
     ///
     /// # Errors
     /// [`RowError`].
@@ -111,12 +112,12 @@ impl Sampler {
     }
 }
 
-/// A uniform number in `[0, 1)` with 53 random bits.
+/// Draws a uniform number in `[0, 1)` with 53 random bits.
 fn uniform(random: &mut impl RngCore) -> f64 {
     (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// A number from the standard Gumbel distribution; always finite.
+/// Draws a number from the standard Gumbel distribution. It is always finite.
 fn gumbel(random: &mut impl RngCore) -> f64 {
     let uniform = ((random.next_u64() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
     -(-uniform.ln()).ln()

@@ -2,7 +2,7 @@
 
 use super::{LogitsProcessor, Row, forbid};
 
-/// Forbids tokens.
+/// Forbids a list of tokens in every step.
 ///
 /// Source: `SuppressTokensLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,14 +17,14 @@ impl LogitsProcessor for SuppressTokens {
     }
 }
 
-/// Forbids tokens at the beginning of the answer.
+/// Forbids a list of tokens as the first token of the answer.
 ///
-/// Source: `SuppressTokensAtBeginLogitsProcessor`, with the begin index of `_get_logits_processor`.
+/// Source: `SuppressTokensAtBeginLogitsProcessor`, with `begin_index` as `_get_logits_processor` computes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SuppressTokensAtBegin {
     /// The forbidden tokens.
     pub begin_suppress_tokens: Vec<u32>,
-    /// Whether a begin token is forced after a prompt of one slot, so that the answer begins after it.
+    /// Whether a begin token is forced after a prompt of one slot. The answer then begins after that token.
     pub has_forced_bos: bool,
 }
 
@@ -38,8 +38,8 @@ impl LogitsProcessor for SuppressTokensAtBegin {
     }
 }
 
-/// Replaces NaN by 0, and infinities by the largest and smallest finite number. This allows forbidden tokens
-/// again.
+/// Replaces NaN by 0, `+inf` by the largest finite number, and `-inf` by the smallest. Forbidden tokens thus become
+/// possible again.
 ///
 /// Source: `InfNanRemoveLogitsProcessor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

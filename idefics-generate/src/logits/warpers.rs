@@ -1,6 +1,6 @@
-//! Sampling filters, which flatten the distribution or cut off its tail.
+//! Sampling filters: they flatten the distribution or cut off its tail.
 //!
-//! `min_tokens_to_keep` is 1; in beam search it is one more than the number of end tokens.
+//! Each filter keeps at least `min_tokens_to_keep` tokens: 1, or in beam search one more than there are end tokens.
 
 use super::math::{argsort, entropy, kth_greatest, log_softmax, softmax, top_k};
 use super::{LogitsProcessor, Row};
@@ -31,17 +31,18 @@ impl LogitsProcessor for Temperature {
     }
 }
 
-/// Top-H filtering: keeps the most likely tokens until they reach a fraction `top_h` of the entropy. Only the top
-/// 100 are considered.
+/// Keeps the most likely tokens until their share of the entropy reaches a fraction `top_h` of it (top-H filtering).
+/// Only the 100 most likely tokens are considered.
 ///
 /// Source: `TopHLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopH {
-    /// Fraction of the entropy, in `(0, 1]`. At 1, rounding decides about the last tokens, as in the reference.
+    /// Fraction of the entropy, in `(0, 1]`. At 1, rounding decides whether the last tokens are kept, as in the
+    /// reference.
     pub top_h: f64,
 }
 
-/// `TopHLogitsWarper.top_n`.
+/// Number of most likely tokens that top-H considers. Source: `TopHLogitsWarper.top_n`.
 const TOP_H_TOKENS: usize = 100;
 
 impl LogitsProcessor for TopH {
@@ -59,7 +60,7 @@ impl LogitsProcessor for TopH {
     }
 }
 
-/// Keeps the `top_k` most likely tokens, and those that are as likely as the last of them.
+/// Keeps the `top_k` most likely tokens, and all tokens that are as likely as the last of these.
 ///
 /// Source: `TopKLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +85,7 @@ impl LogitsProcessor for TopK {
 /// Source: `TopPLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopP {
-    /// Total probability in `[0, 1]`.
+    /// Total probability of the tokens to keep, in `[0, 1]`.
     pub top_p: f64,
     /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
@@ -106,7 +107,7 @@ impl LogitsProcessor for TopP {
     }
 }
 
-/// Keeps tokens that are at least `min_p` times as likely as the most likely one.
+/// Keeps tokens whose probability is at least `min_p` times that of the most likely token.
 ///
 /// Source: `MinPLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,18 +122,19 @@ impl LogitsProcessor for MinP {
     fn process(&mut self, _row: &Row<'_>, scores: &mut [f32]) {
         let probs = softmax(scores);
         let least = self.min_p as f32 * probs.iter().copied().fold(0.0, f32::max);
-        // Ranked by score, since different scores can have a probability of 0.
+        // Ranked by score, because tokens with different scores can all have probability 0.
         let kept = top_k(scores, self.min_tokens_to_keep);
         remove_where(scores, |id| probs[id] < least && !kept.contains(&id));
     }
 }
 
-/// Keeps the tokens whose surprise is closest to the expected one, until their probabilities sum to `mass`.
+/// Keeps the tokens whose surprise `-ln p` is closest to its expected value, the entropy, until their probabilities sum
+/// to `mass`.
 ///
 /// Source: `TypicalLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Typical {
-    /// Total probability in `(0, 1)`: `typical_p`.
+    /// Total probability of the tokens to keep, in `(0, 1)`: the option `typical_p`.
     pub mass: f64,
     /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
@@ -171,7 +173,7 @@ impl LogitsProcessor for Typical {
 /// Source: `EpsilonLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Epsilon {
-    /// Probability in `(0, 1)`: `epsilon_cutoff`.
+    /// Minimum probability of a token, in `(0, 1)`: the option `epsilon_cutoff`.
     pub epsilon: f64,
     /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
@@ -183,12 +185,13 @@ impl LogitsProcessor for Epsilon {
     }
 }
 
-/// Like [`Epsilon`], with a threshold that falls with the entropy `H`: `min(epsilon, sqrt(epsilon) · exp(-H))`.
+/// Keeps tokens with a probability of at least `min(epsilon, sqrt(epsilon) · exp(-H))`, a threshold that falls with the
+/// entropy `H`.
 ///
 /// Source: `EtaLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Eta {
-    /// Probability in `(0, 1)`: `eta_cutoff`.
+    /// Upper limit of the threshold, in `(0, 1)`: the option `eta_cutoff`.
     pub epsilon: f64,
     /// Minimum number of tokens to keep; see the module documentation.
     pub min_tokens_to_keep: usize,
@@ -202,7 +205,8 @@ impl LogitsProcessor for Eta {
     }
 }
 
-/// Forbids tokens less likely than `threshold`, except the best `min_tokens_to_keep` and those with equal scores.
+/// Forbids tokens less likely than `threshold`, except the `min_tokens_to_keep` best ones and tokens that tie with
+/// them.
 fn cut_below(scores: &mut [f32], threshold: f32, min_tokens_to_keep: usize) {
     let probs = softmax(scores);
     let kept = kth_greatest(scores, min_tokens_to_keep);

@@ -1,4 +1,4 @@
-//! Models as Burn modules, to load, measure and write weights independently of the family.
+//! Loads, measures and writes the weights of models of any family, which are Burn modules.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use idefics_nn::{FormatError, LoadModule, LoadOptions, PackedWeight, ParameterVi
 use super::Model;
 use crate::Error;
 
-/// A [`Model`] that is also a module whose parameters are named as in a checkpoint. Implemented for every such
-/// model.
+/// A [`Model`] that is also a Burn module, with parameters named as in a checkpoint. Every [`Model`] that is a
+/// [`Module`] implements this trait.
 pub trait AssembledModel: Model {
     /// Loads the weights of a checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError`] naming the invalid file or tensor.
+    /// [`CheckpointError`] that names the invalid file or tensor.
     fn load(
         self: Box<Self>,
         checkpoint: &Checkpoint,
@@ -36,7 +36,8 @@ pub trait AssembledModel: Model {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Box<dyn AssembledModel>, FormatError>;
 
-    /// Calls `take` with the name of each weight and its memory on `device`; see [`LoadOptions::memory_per_tensor`].
+    /// Calls `take` with the name of each weight and the memory that it needs on `device`; see
+    /// [`LoadOptions::memory_per_tensor`].
     fn memory_per_tensor(
         &self,
         options: &LoadOptions<'_>,
@@ -45,7 +46,7 @@ pub trait AssembledModel: Model {
         take: &mut dyn FnMut(&str, WeightMemory),
     );
 
-    /// Names of the checkpoint's tensors that the model does not use.
+    /// Returns the names of the checkpoint's tensors that the model does not use.
     fn unused(&self, checkpoint: &Checkpoint, options: &LoadOptions<'_>) -> Vec<String>;
 
     /// Writes the weights of a checkpoint to `folder`, with linear layers quantised according to `options`.
@@ -66,14 +67,14 @@ pub trait AssembledModel: Model {
     /// Calls `take` with the name of each weight and its size in bytes, in its current format.
     fn weight_bytes_of_each(&self, take: &mut dyn FnMut(&str, usize));
 
-    /// Size of all weights in bytes, in their current formats.
+    /// Returns the size of all weights in bytes, in their current formats.
     fn weight_bytes(&self) -> usize {
         let mut sum = 0;
         self.weight_bytes_of_each(&mut |_, bytes| sum += bytes);
         sum
     }
 
-    /// The dtype of the embedding table, which is that of all unquantised matrices.
+    /// Returns the dtype of the embedding table. All matrices that are not quantised have this dtype.
     fn embedding_dtype(&self) -> DType;
 }
 
@@ -138,7 +139,7 @@ impl<M: Model + Module + 'static> AssembledModel for M {
         struct WeightBytes<'a>(&'a mut dyn FnMut(&str, usize));
         impl ParameterVisitor for WeightBytes<'_> {
             fn visit<const D: usize>(&mut self, name: &str, param: &Param<Tensor<D>>) {
-                // A weight that is not initialised takes no memory.
+                // A parameter that is not initialised yet takes no memory.
                 if param.is_initialized() {
                     (self.0)(name, param.lazy_shape().num_elements() * param.base().dtype().size());
                 }

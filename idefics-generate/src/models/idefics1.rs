@@ -23,12 +23,12 @@ use crate::inputs::{InputError, Prompts, SeenImages};
 use crate::placement::Placement;
 use crate::{Idefics1Config, ImageVectors};
 
-/// The whole model.
+/// The whole model: vision tower, resampler, decoder and head.
 #[derive(Module, Debug)]
 pub struct Idefics1 {
-    /// Everything except the head.
+    /// All parts except the head.
     pub model: Idefics1Model,
-    /// Maps hidden states to logits; those of the added tokens come last.
+    /// Maps hidden states to logits. The logits of the added tokens come last.
     pub lm_head: DecoupledLinear,
     #[module(skip)]
     config: Idefics1Config,
@@ -37,10 +37,11 @@ pub struct Idefics1 {
     interpolates: bool,
 }
 
-/// The vision and text sides, whose tensors share one level of names in the checkpoint.
+/// The vision part and the text part. The field names `images` and `text` do not appear in the tensor names of the
+/// checkpoint.
 #[derive(Module, Debug)]
 pub struct Idefics1Model {
-    /// Maps pixels to the vectors that the gated layers attend to.
+    /// Maps pixels to image vectors, to which the gated layers attend.
     pub images: FlatModule<ImageEncoder>,
     /// Maps tokens to hidden states, with cross-attention to the images.
     pub text: FlatModule<CrossAttentionDecoder>,
@@ -51,7 +52,7 @@ pub struct Idefics1Model {
 pub struct ImageEncoder {
     /// Maps pixels to patch features.
     pub vision_model: VisionTransformer,
-    /// Maps patch features to latents; present if `use_resampler`.
+    /// Maps patch features to latents; `None` unless `use_resampler` is set.
     pub perceiver_resampler: Option<PerceiverResampler>,
 }
 
@@ -65,7 +66,7 @@ impl Model for Idefics1 {
         Ok(Box::new(TowerEncoder::new(patch_embeds, &tower.encoder.layers, None, |features| self.connect(features))))
     }
 
-    /// Stores the images in the cache's context, as keys and values of every gated layer.
+    /// Embeds the prompts. Stores the images in the cache's context, as keys and values of every gated layer.
     fn begin(
         &self,
         prompts: &Prompts,
@@ -98,13 +99,15 @@ impl Model for Idefics1 {
     }
 }
 
-// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
-// state, and their forward passes depend on shapes only, without uploads or read-backs.
+// SAFETY: the decoder and the head consist of layers of this workspace, which hold their weights in fields and have no
+// mutable state. The operations of their forward passes depend only on the shapes of the arguments, and none of them
+// uploads or reads back data.
 #[allow(unsafe_code, reason = "the promise of `Capturable`")]
 unsafe impl Capturable for Idefics1 {}
 
 impl Idefics1 {
-    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded. They are allocated only when they are
+    /// loaded or first used.
     ///
     /// # Errors
     /// Those of [`Idefics1Config::validate`].
@@ -112,7 +115,7 @@ impl Idefics1 {
         Self::placed(config, &Placement::single_device(device))
     }
 
-    /// Like [`Self::new`], with each part on its own device.
+    /// Creates the model like [`Self::new`], with each part on the device that `placement` gives.
     ///
     /// # Errors
     /// Those of [`Idefics1Config::validate`].
@@ -138,20 +141,20 @@ impl Idefics1 {
         })
     }
 
-    /// The configuration of the model.
+    /// Returns the configuration of the model.
     pub fn config(&self) -> &Idefics1Config {
         &self.config
     }
 
-    /// Whether to accept images whose size differs from `vision_config.image_size`, by interpolating the position
-    /// embeddings (`interpolate_pos_encoding`). Otherwise they are rejected.
+    /// Sets whether images may have another size than `vision_config.image_size`. If so, the position embeddings are
+    /// interpolated (`interpolate_pos_encoding`). Otherwise such images are rejected.
     #[must_use]
     pub fn interpolate_pos_encoding(mut self, interpolates: bool) -> Self {
         self.interpolates = interpolates;
         self
     }
 
-    /// Patch features of a batch, `[n_images, 1 + patches, d_image]`.
+    /// Computes the patch features of a batch, `[n_images, 1 + patches, d_image]`.
     ///
     /// # Errors
     /// [`InputError::ImageSize`].
@@ -160,7 +163,7 @@ impl Idefics1 {
         Ok(self.model.images.vision_model.forward(images.upload(&self.vision_device())))
     }
 
-    /// Image vectors from patch features, `[n_images, n_vectors, d_image]`.
+    /// Computes image vectors, `[n_images, n_vectors, d_image]`, from patch features.
     pub fn connect(&self, features: Tensor<3>) -> Tensor<3> {
         match &self.model.images.perceiver_resampler {
             Some(resampler) => resampler.forward(to_parameter_device(features, &resampler.latents.val())),
@@ -184,8 +187,8 @@ impl Idefics1 {
         }
     }
 
-    /// Stores images in the cache's context: keys and values of every gated layer, and which images the next
-    /// tokens may attend to.
+    /// Stores images in the cache's context: the keys and values of every gated layer, and which images the next tokens
+    /// may attend to.
     fn read_images(
         &self,
         seen: Option<&SeenImages>,
@@ -194,7 +197,7 @@ impl Idefics1 {
     ) -> Result<(), InputError> {
         let images = image_hidden_states.as_ref().map_or(0, ImageVectors::n_images);
         let Some(seen) = seen else {
-            // Without a view, the tokens keep attending to the same images as the last cached token.
+            // Without new masks, the tokens attend to the same images as the last cached token.
             return if images == 0 { Ok(()) } else { Err(InputError::ImageCount { shown: 0, images }) };
         };
         let shown: usize = seen.n_images().iter().sum();
@@ -217,15 +220,15 @@ impl Idefics1 {
         Ok(())
     }
 
-    /// The device that the pixels are uploaded to.
+    /// Returns the device that the pixels are uploaded to.
     pub fn vision_device(&self) -> Device {
         self.model.images.vision_model.pre_layrnorm.weight.val().device()
     }
 }
 
-/// The image vectors of each row side by side, `[batch, max_images · n_vectors, d_image]`, and `n_vectors`. Rows with
-/// fewer images are filled up with the first image of the batch, which they never attend to. `known_len` is the number
-/// of vectors of the images that are already in the context.
+/// Arranges the image vectors of each row side by side, `[batch, max_images · n_vectors, d_image]`. Also returns
+/// `n_vectors`. Rows with fewer images are filled up with the first image of the batch, to which they never attend.
+/// `known_len` is the number of vectors per image that is already in the context.
 ///
 /// # Errors
 /// [`InputError::VectorCount`] if the images have different numbers of vectors.

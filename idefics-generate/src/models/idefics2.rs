@@ -1,4 +1,4 @@
-//! Idefics2: SigLIP → gated projection → perceiver resampler → Mistral. Start reading here.
+//! Idefics2: SigLIP → gated projection → perceiver resampler → Mistral. New readers start here.
 //!
 //! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2ForConditionalGeneration`, `modeling_idefics2.py`,
 //! Transformers 5.23.0. Field paths are the tensor names of the checkpoint.
@@ -19,10 +19,10 @@ use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
 use crate::{Idefics2Config, ImageVectors, Placement};
 
-/// The whole model.
+/// The whole model: vision tower, connector, decoder and head.
 #[derive(Module, Debug)]
 pub struct Idefics2 {
-    /// Everything except the head.
+    /// All parts except the head.
     pub model: Idefics2Model,
     /// Maps hidden states to logits.
     pub lm_head: Linear,
@@ -32,7 +32,7 @@ pub struct Idefics2 {
     shape: ModelShape,
 }
 
-/// The three components.
+/// The three parts before the head.
 #[derive(Module, Debug)]
 pub struct Idefics2Model {
     /// Maps pixels to patch features.
@@ -81,13 +81,15 @@ impl Model for Idefics2 {
     }
 }
 
-// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
-// state, and their forward passes depend on shapes only, without uploads or read-backs.
+// SAFETY: the decoder and the head consist of layers of this workspace, which hold their weights in fields and have no
+// mutable state. The operations of their forward passes depend only on the shapes of the arguments, and none of them
+// uploads or reads back data.
 #[allow(unsafe_code, reason = "the promise of `Capturable`")]
 unsafe impl Capturable for Idefics2 {}
 
 impl Idefics2 {
-    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded. They are allocated only when they are
+    /// loaded or first used.
     ///
     /// # Errors
     /// Those of [`Idefics2Config::validate`].
@@ -95,7 +97,8 @@ impl Idefics2 {
         Self::placed(config, &Placement::single_device(device))
     }
 
-    /// Like [`Self::new`], on the single device of `placement`; this model cannot be split.
+    /// Creates the model like [`Self::new`], on the single device of `placement`. This model cannot be split over
+    /// devices.
     pub(crate) fn placed(config: &Idefics2Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
         let (text, device) = (&config.text_config, &placement.device("model"));
@@ -111,17 +114,16 @@ impl Idefics2 {
         })
     }
 
-    /// The configuration of the model.
+    /// Returns the configuration of the model.
     pub fn config(&self) -> &Idefics2Config {
         &self.config
     }
 
-    /// The decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
+    /// Computes the decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
     /// `image_hidden_states` are the vectors of all images of the batch, row by row.
     ///
     /// # Errors
-    /// [`InputError`] if an id is outside the vocabulary, or the number of image tokens is not the number of image
-    /// vectors.
+    /// [`InputError`] if an id is outside the vocabulary, or if there are not as many image tokens as image vectors.
     pub fn inputs_embeds(
         &self,
         prompts: &Prompts,
@@ -131,13 +133,13 @@ impl Idefics2 {
         merge::inputs_embeds(self.decoder(), prompts, image_hidden_states, config.image_token_id, shape.vocab_size)
     }
 
-    /// Patch features of a batch, `[n_images, patches, d_vision]`.
+    /// Computes the patch features of a batch, `[n_images, patches, d_vision]`.
     pub fn vision_features(&self, images: &ImageBatch<'_>) -> Tensor<3> {
         let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
         self.model.vision_model.forward(pixel_values, &self.layout(images))
     }
 
-    /// The patches of a batch and their positions.
+    /// Returns the patch grids of a batch, with the position of each patch.
     pub fn layout(&self, images: &ImageBatch<'_>) -> PatchLayout {
         let positions = self.config.vision_config.positions_per_side();
         PatchLayout::new(&vec![images.grid; images.images.len()], positions)

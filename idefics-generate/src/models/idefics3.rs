@@ -20,10 +20,10 @@ use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
 use crate::{Idefics3Config, ImageVectors, Placement};
 
-/// The whole model.
+/// The whole model: vision tower, connector, decoder and head.
 #[derive(Module, Debug)]
 pub struct Idefics3 {
-    /// Everything except the head.
+    /// All parts except the head.
     pub model: Idefics3Model,
     /// Maps hidden states to logits.
     pub lm_head: Linear,
@@ -33,7 +33,7 @@ pub struct Idefics3 {
     shape: ModelShape,
 }
 
-/// The three components.
+/// The three parts before the head.
 #[derive(Module, Debug)]
 pub struct Idefics3Model {
     /// Maps pixels to patch features.
@@ -83,13 +83,15 @@ impl Model for Idefics3 {
     }
 }
 
-// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
-// state, and their forward passes depend on shapes only, without uploads or read-backs.
+// SAFETY: the decoder and the head consist of layers of this workspace, which hold their weights in fields and have no
+// mutable state. The operations of their forward passes depend only on the shapes of the arguments, and none of them
+// uploads or reads back data.
 #[allow(unsafe_code, reason = "the promise of `Capturable`")]
 unsafe impl Capturable for Idefics3 {}
 
 impl Idefics3 {
-    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded. They are allocated only when they are
+    /// loaded or first used.
     ///
     /// # Errors
     /// Those of [`Idefics3Config::validate`].
@@ -97,7 +99,8 @@ impl Idefics3 {
         Self::placed(config, &Placement::single_device(device))
     }
 
-    /// Like [`Self::new`], on the single device of `placement`; this model cannot be split.
+    /// Creates the model like [`Self::new`], on the single device of `placement`. This model cannot be split over
+    /// devices.
     pub(crate) fn placed(config: &Idefics3Config, placement: &Placement) -> Result<Self, ConfigError> {
         config.validate()?;
         let (text, device) = (&config.text_config, &placement.device("model"));
@@ -113,24 +116,25 @@ impl Idefics3 {
         })
     }
 
-    /// The configuration of the model.
+    /// Returns the configuration of the model.
     pub fn config(&self) -> &Idefics3Config {
         &self.config
     }
 
-    /// Patch features of a batch, `[n_images, patches, d_vision]`.
+    /// Computes the patch features of a batch, `[n_images, patches, d_vision]`.
     pub fn vision_features(&self, images: &ImageBatch<'_>) -> Tensor<3> {
         let pixel_values = images.upload(&self.device()); // [n_images, 3, height, width]
         self.model.vision_model.forward(pixel_values, &self.layout(images))
     }
 
-    /// The patches of a batch and their positions.
+    /// Returns the patch grids of a batch, with the position of each patch.
     pub fn layout(&self, images: &ImageBatch<'_>) -> PatchLayout {
         let positions = self.config.vision_config.positions_per_side();
         PatchLayout::new(&vec![images.grid; images.images.len()], positions)
     }
 
-    /// Number of rows and columns of patches in a tile, checked against `scale_factor`.
+    /// Returns the number of rows and columns of patches in a tile, after checking that they are multiples of
+    /// `scale_factor`.
     ///
     /// # Errors
     /// [`InputError::PixelShuffle`].

@@ -1,4 +1,4 @@
-//! The text model of Idefics3 without a vision tower, from a GGUF file of the text model alone.
+//! The text model of Idefics3 without a vision tower, for GGUF files that contain only the text model.
 
 use burn::module::Module;
 use burn::tensor::{DType, Tensor};
@@ -11,10 +11,10 @@ use crate::features::ImageBatch;
 use crate::inputs::{InputError, Prompts};
 use crate::{Idefics3Config, ImageVectors, Placement};
 
-/// A Llama with the tensor names of Idefics3.
+/// A Llama model whose tensors are named as in Idefics3.
 #[derive(Module, Debug)]
 pub struct Idefics3Text {
-    /// Everything except the head.
+    /// The decoder, under its name in the checkpoint.
     pub model: Idefics3TextModel,
     /// Maps hidden states to logits.
     pub lm_head: Linear,
@@ -22,7 +22,7 @@ pub struct Idefics3Text {
     shape: ModelShape,
 }
 
-/// The single component.
+/// The only part before the head.
 #[derive(Module, Debug)]
 pub struct Idefics3TextModel {
     /// Maps embeddings to hidden states.
@@ -30,7 +30,8 @@ pub struct Idefics3TextModel {
 }
 
 impl Idefics3Text {
-    /// Creates the model. The weights are random until a checkpoint is loaded, and not allocated before.
+    /// Creates the model. The weights are random until a checkpoint is loaded. They are allocated only when they are
+    /// loaded or first used.
     ///
     /// # Errors
     /// Those of [`Idefics3Config::validate`].
@@ -80,7 +81,8 @@ impl Model for Idefics3Text {
     }
 }
 
-// SAFETY: the decoder and the head are layers of this workspace. They hold their weights in fields, have no mutable
-// state, and their forward passes depend on shapes only, without uploads or read-backs.
+// SAFETY: the decoder and the head consist of layers of this workspace, which hold their weights in fields and have no
+// mutable state. The operations of their forward passes depend only on the shapes of the arguments, and none of them
+// uploads or reads back data.
 #[allow(unsafe_code, reason = "the promise of `Capturable`")]
 unsafe impl Capturable for Idefics3Text {}

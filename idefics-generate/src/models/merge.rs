@@ -6,12 +6,11 @@ use idefics_text::DecoderStack;
 use crate::ImageVectors;
 use crate::inputs::{InputError, Prompts};
 
-/// The decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
+/// Computes the decoder's input, `[batch, seq, d]`: token embeddings, with image vectors at the image tokens.
 /// `image_hidden_states` are the vectors of all images of the batch, row by row.
 ///
 /// # Errors
-/// [`InputError`] if an id is not less than `vocab_size`, or the number of image tokens is not the number of image
-/// vectors.
+/// [`InputError`] if an id is not less than `vocab_size`, or if there are not as many image tokens as image vectors.
 pub fn inputs_embeds(
     decoder: &dyn DecoderStack,
     prompts: &Prompts,

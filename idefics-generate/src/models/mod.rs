@@ -1,7 +1,7 @@
-//! The assembled models, one file per family, and what they have in common.
+//! The assembled models, one file per family, and the trait [`Model`] that they share.
 //!
-//! A family implements five functions: its shape, encoding images into vectors, embedding prompts, its decoder,
-//! and its head. Prefill, decoding, branches and captured steps are implemented here on top of them.
+//! A family implements five functions: its shape, encoding images into vectors, embedding prompts, its decoder, and its
+//! head. Prefill, decode steps, branches and captured steps are implemented here with these functions.
 
 mod assembled;
 pub mod idefics1;
@@ -39,7 +39,7 @@ pub enum LogitsToKeep {
 }
 
 impl LogitsToKeep {
-    /// Selects the positions of `[batch, seq, d]` that get logits; returns `[batch, kept, d]`.
+    /// Selects the positions that get logits from `[batch, seq, d]`. Returns `[batch, kept, d]`.
     pub fn select(self, hidden_states: Tensor<3>) -> Tensor<3> {
         let seq = hidden_states.dims()[1];
         match self {
@@ -64,7 +64,7 @@ pub enum EncodeStage {
 pub struct ModelShape {
     /// Number of tokens with an embedding and a logit.
     pub vocab_size: usize,
-    /// The decoder, which determines the size of the KV cache and of the context.
+    /// Configuration of the decoder. It determines the size of the KV cache and of the context.
     pub text: TextConfig,
     /// Width and height of a patch in pixels.
     pub patch_size: usize,
@@ -86,36 +86,36 @@ impl ModelShape {
     }
 }
 
-/// A batch of images on its way through the vision tower, a few layers at a time.
+/// A batch of images that runs through the vision tower, a few layers at a time.
 pub trait StepwiseEncoder {
-    /// Runs the next `n_layers` layers of the tower, but at least one, and at most those that are left. After the
-    /// last layer, the next call runs the connector and returns the image vectors, `[n_images, n_vectors, d_image]`:
-    /// all images of a batch have the same patch grid, and so the same number of vectors.
+    /// Runs the next `n_layers` layers of the tower: at least one, and at most those that are left. Once all layers
+    /// have run, the next call runs the connector and returns the image vectors, `[n_images, n_vectors, d_image]`. All
+    /// images of a batch have the same patch grid, so they have the same number of vectors.
     ///
     /// # Panics
-    /// If the vectors have already been returned.
+    /// If an earlier call has returned the vectors.
     fn step(&mut self, n_layers: usize) -> Option<Tensor<3>>;
 }
 
-/// A vision-language model of any family: five functions that the family implements, and functions built on them.
+/// A vision-language model of any family: five functions that the family implements, and functions that call them.
 ///
-/// Axes: `batch` rows, `seq` tokens per prompt, `d` the width of the decoder.
+/// Axes: `batch` rows, `seq` tokens per prompt, `d` = width of the decoder.
 pub trait Model: Debug + Send + Sync {
-    /// The model's sizes.
+    /// Returns the model's sizes.
     fn shape(&self) -> &ModelShape;
 
-    /// Starts to encode a batch of images.
+    /// Starts to encode a batch of images; [`StepwiseEncoder::step`] does the work.
     ///
     /// # Errors
     /// [`InputError`] if the images do not fit the model.
     fn vision(&self, images: &ImageBatch<'_>) -> Result<Box<dyn StepwiseEncoder + '_>, InputError>;
 
-    /// Embeds prompts that follow the contents of the cache: the decoder's input, `[batch, seq, d]`.
-    /// `image_hidden_states` are the vectors of all their images, row by row. Models with cross-attention store the
-    /// images in the cache's context.
+    /// Embeds prompts that follow the contents of the cache, and returns the decoder's input, `[batch, seq, d]`.
+    /// `image_hidden_states` are the vectors of all images of the prompts, row by row. Models with cross-attention
+    /// store the images in the cache's context.
     ///
     /// # Errors
-    /// [`InputError`] if ids or images do not match the model or each other.
+    /// [`InputError`] if token ids or images do not match the model or each other.
     fn begin(
         &self,
         prompts: &Prompts,
@@ -123,18 +123,18 @@ pub trait Model: Debug + Send + Sync {
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError>;
 
-    /// The decoder.
+    /// Returns the decoder.
     fn decoder(&self) -> &dyn DecoderStack;
 
-    /// The head: `[batch, seq, d]` in, `[batch, seq, vocab_size]` in f32 out.
+    /// Applies the head to hidden states, `[batch, seq, d]`. Returns logits, `[batch, seq, vocab_size]` in f32.
     fn logits(&self, hidden_states: Tensor<3>) -> Tensor<3>;
 
-    /// The device that tokens and images are uploaded to.
+    /// Returns the device that tokens and images are uploaded to.
     fn device(&self) -> Device {
         self.decoder().device()
     }
 
-    /// Whether all parts are on the same device.
+    /// Returns whether all parts are on the same device.
     fn is_on_one_device(&self) -> bool {
         true
     }
@@ -150,9 +150,9 @@ pub trait Model: Debug + Send + Sync {
         self.empty_cache(prompts.left_padding().to_vec(), prompts.seq() + max_new_tokens)
     }
 
-    /// The vectors of all images; `None` if there are no images. Images are processed in batches according to
-    /// `vision_batch`. Each batch runs through both stages before the next one starts; `done` is called after each
-    /// stage.
+    /// Computes the vectors of all images. Returns `None` if there are no images. Images are processed in batches
+    /// according to `vision_batch`. Each batch runs through both stages before the next batch starts. `done` is called
+    /// after each stage.
     ///
     /// # Errors
     /// [`InputError`] if the images do not fit the model, and any error that `done` returns.
@@ -177,7 +177,7 @@ pub trait Model: Debug + Send + Sync {
         Ok(in_order(&batches, encoded))
     }
 
-    /// Like [`Self::encode_in_stages`]; duplicate images are encoded only once.
+    /// Computes the vectors of all images like [`Self::encode_in_stages`], but encodes duplicate images only once.
     ///
     /// # Errors
     /// [`InputError`] if the images do not fit the model.
@@ -187,11 +187,11 @@ pub trait Model: Debug + Send + Sync {
         match encoded {
             Ok(image_hidden_states) => Ok(image_hidden_states.map(|states| states.arrange(&places))),
             Err(Error::Input(error)) => Err(error),
-            Err(other) => unreachable!("encoding can fail only with an input error: {other}"),
+            Err(other) => unreachable!("encoding images can fail only with an input error, but failed with: {other}"),
         }
     }
 
-    /// Runs prompts that follow the contents of the cache, up to the last hidden states, `[batch, seq, d]`. Long
+    /// Runs prompts that follow the contents of the cache, and returns the last hidden states, `[batch, seq, d]`. Long
     /// prompts run through the decoder in chunks.
     ///
     /// # Errors
@@ -206,7 +206,8 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.decoder().forward(inputs_embeds, cache))
     }
 
-    /// Like [`Self::hidden_states`] without chunks; `observer` sees the decoder's intermediate results.
+    /// Runs prompts like [`Self::hidden_states`], but not in chunks, and shows the decoder's intermediate results to
+    /// `observer`.
     ///
     /// # Errors
     /// Those of [`Self::begin`].
@@ -221,7 +222,7 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.decoder().forward_observed(inputs_embeds, cache, observer))
     }
 
-    /// Runs prompts and returns the logits of the next token, `[batch, vocab_size]` in f32.
+    /// Runs prompts and returns the logits of the token after each, `[batch, vocab_size]` in f32.
     ///
     /// # Errors
     /// Those of [`Self::begin`].
@@ -235,8 +236,8 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(LogitsToKeep::Last(1).select(hidden_states)).squeeze_dim(1))
     }
 
-    /// Runs one more token per row and returns the logits of the next, `[batch, vocab_size]` in f32. An image
-    /// token is treated as an ordinary token here: images belong to the prompt.
+    /// Runs one more token per row and returns the logits of the token after it, `[batch, vocab_size]` in f32. An image
+    /// token is treated like any other token, because images belong to the prompt.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -248,22 +249,22 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(hidden_states).squeeze_dim(1))
     }
 
-    /// This model, if its decode step can be captured in a graph. `None` unless a family promises what
-    /// [`Capturable`] asks for.
+    /// Returns this model if its decode step can be captured in a graph, or `None` by default. A family that implements
+    /// [`Capturable`] overrides this function.
     fn capturable(&self) -> Option<&dyn Capturable> {
         None
     }
 
-    /// [`Self::decode`] as a step for graph capture. It reads the next token of each row, `[batch]`, and their
-    /// slot, `[1]`, from I32 tensors, writes to the memory of `cache`, and returns logits, `[batch, vocab_size]`.
-    /// The caller must make sure that ids are less than `vocab_size` and slots less than the cache's capacity,
-    /// because GPUs do not check. `None` if the model is not [`Self::capturable`], its devices do not support graph
-    /// capture, or the cache is empty.
+    /// Returns [`Self::decode`] as a step for graph capture. The step reads the next token of each row, `[batch]`, and
+    /// the slot of these tokens, `[1]`, from I32 tensors. It writes to the memory of `cache` and returns logits,
+    /// `[batch, vocab_size]`. The caller must make sure that ids are less than `vocab_size` and slots less than the
+    /// cache's capacity, because GPUs do not check them. Returns `None` if the model is not [`Self::capturable`], its
+    /// devices do not support graph capture, or the cache is empty.
     #[allow(unsafe_code, reason = "the step can be replayed, see `Step::new`")]
     fn slot_step<'m>(&'m self, [next_tokens, slot]: &[Tensor<1, Int>; 2], cache: &KvCache) -> Option<Step<'m>> {
         let model = self.capturable()?;
         if !model.is_on_one_device() {
-            return None; // a graph belongs to one device
+            return None; // a graph can be captured on one device only
         }
         let decoder = model.decoder();
         let mut slot_cache = cache.slot_view(slot)?;
@@ -276,13 +277,13 @@ pub trait Model: Debug + Send + Sync {
             let hidden_states = decoder.forward_at(inputs_embeds, &positions, &mut slot_cache, &mut NoObserver);
             model.logits(hidden_states).squeeze_dim(1)
         };
-        // SAFETY: the step holds or borrows the model, the cache with its context, and the inputs, so their memory
-        // stays allocated. By the promise of `Capturable`, every call does the same operations and uploads nothing;
-        // the data of `positions` was uploaded before.
+        // SAFETY: the step owns or borrows the model, the cache with its context, and the inputs, so their memory stays
+        // allocated. By the contract of `Capturable`, every call does the same operations and uploads nothing. The data
+        // of `positions` was uploaded before the step was created.
         Some(unsafe { Step::new(step) })
     }
 
-    /// Runs more tokens of rows that branch, namely those last added to `branches`, up to the last hidden states,
+    /// Runs new tokens of rows that branch: those last added to `branches`. Returns their last hidden states,
     /// `[batch, n_new, d]`.
     ///
     /// # Errors
@@ -299,7 +300,8 @@ pub trait Model: Debug + Send + Sync {
         Ok(decoder.forward_branches(decoder.embed(input_ids), branches, cache))
     }
 
-    /// Like [`Self::branch_states`], up to the logits after each token, `[batch, n_new, vocab_size]` in f32.
+    /// Runs new tokens like [`Self::branch_states`], and returns the logits after each token,
+    /// `[batch, n_new, vocab_size]` in f32.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -312,8 +314,8 @@ pub trait Model: Debug + Send + Sync {
         Ok(self.logits(self.branch_states(next_tokens, branches, cache)?))
     }
 
-    /// Logits of a batch of prompts and their images (of all rows, in order): `[batch, kept, vocab_size]` in f32.
-    /// Logits of padding are meaningless.
+    /// Computes the logits of a batch of prompts, `[batch, kept, vocab_size]` in f32. `images` are the images of all
+    /// rows, in order. Logits at padding are meaningless.
     ///
     /// # Errors
     /// Those of [`Self::encode_images`] and [`Self::begin`].
@@ -328,9 +330,9 @@ pub trait Model: Debug + Send + Sync {
 /// A model whose decode step can be captured in a graph and replayed; see [`Model::slot_step`].
 ///
 /// # Safety
-/// A replay uses the memory of the captured step without any check. So for the functions that the step calls, namely
-/// [`Model::decoder`] with its functions `embed`, `slot_positions` and `forward_at`, and [`Model::logits`]:
-/// - Tensors that they read or write, besides their arguments, belong to the model, and stay allocated while the model
+/// A replay uses the memory of the captured step without any check. The step calls the functions `embed`,
+/// `slot_positions` and `forward_at` of [`Model::decoder`], and [`Model::logits`]. The implementor guarantees for them:
+/// - Tensors that they read or write, besides their arguments, belong to the model and stay allocated while the model
 ///   is borrowed.
 /// - Calls with arguments of the same shapes do the same operations on the same tensors of the model.
 /// - `embed`, `forward_at` and `logits` neither upload nor read back data.

@@ -1,24 +1,25 @@
-//! A batch of images on its way through a vision transformer.
+//! Runs a batch of images through a vision transformer, a few layers at a time.
 
 use burn::tensor::{Bool, Tensor};
 use idefics_vision::EncoderLayer;
 
 use super::StepwiseEncoder;
 
-/// A [`StepwiseEncoder`] over the layers of an encoder.
+/// A [`StepwiseEncoder`] that runs the layers of a vision transformer, and then a connector.
 pub(crate) struct TowerEncoder<'m, F> {
     layers: &'m [EncoderLayer],
     mask: Option<Tensor<4, Bool>>,
     next_layer: usize,
-    /// `[n_images, patches, d_vision]`; `None` once the vectors have been returned.
+    /// Output of the last layer that has run, `[n_images, patches, d_vision]`; `None` once the image vectors have been
+    /// returned.
     hidden_states: Option<Tensor<3>>,
     connect: F,
 }
 
 impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerEncoder<'m, F> {
-    /// Starts with embedded patches, `[n_images, patches, d_vision]`, before the first of `layers`. `connect`
-    /// turns the output of the last layer into image vectors. `mask` hides padding: `[n_images, 1, patches,
-    /// patches]`, true hides the key.
+    /// Starts with the embedded patches, `[n_images, patches, d_vision]`, the input of the first of `layers`. `connect`
+    /// turns the output of the last layer into image vectors. `mask`, `[n_images, 1, patches, patches]`, is true for
+    /// keys that are padding.
     pub(crate) fn new(
         patch_embeds: Tensor<3>,
         layers: &'m [EncoderLayer],
@@ -31,7 +32,7 @@ impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerEncoder<'m, F> {
 
 impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> StepwiseEncoder for TowerEncoder<'m, F> {
     fn step(&mut self, n_layers: usize) -> Option<Tensor<3>> {
-        let mut hidden_states = self.hidden_states.take().expect("the vectors were already returned");
+        let mut hidden_states = self.hidden_states.take().expect("`step` was called after it returned the vectors");
         let left = &self.layers[self.next_layer..];
         if left.is_empty() {
             return Some((self.connect)(hidden_states));

@@ -2,19 +2,19 @@
 
 use std::num::NonZeroUsize;
 
-/// How many images the vision tower encodes at once. Larger batches use many cores better and need more memory.
-/// The result does not depend on it.
+/// How many images the vision tower encodes at once. Larger batches use many cores better, but need more memory. The
+/// batch size does not change the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VisionBatch {
-    /// At most this many images.
+    /// At most the given number of images.
     Images(NonZeroUsize),
-    /// As many images as fit in this many bytes of activations, but at least one.
+    /// The number of images whose activations fit in the given number of bytes, but at least one.
     Bytes(u64),
 }
 
-/// Default limit: the activations of one 980-pixel square in the largest tower, or of many smaller images. Larger
-/// batches were not measurably faster.
+/// Default limit in bytes: the activations of one image of 980 × 980 pixels in the largest tower, or of many smaller
+/// images. Larger batches were not measurably faster.
 const DEFAULT_BYTES: u64 = 256 << 20;
 
 impl Default for VisionBatch {
@@ -24,12 +24,13 @@ impl Default for VisionBatch {
 }
 
 impl VisionBatch {
-    /// The default limit, but at most a quarter of `available`, the bytes left beside the weights.
+    /// Returns the default limit, but at most a quarter of `available`, the number of bytes that the weights leave
+    /// free.
     pub fn within(available: u64) -> Self {
         Self::Bytes(DEFAULT_BYTES.min(available / 4))
     }
 
-    /// Number of images per batch, at least one, if each needs `image_bytes` of activations.
+    /// Returns the number of images per batch, at least one. Each image needs `image_bytes` bytes of activations.
     pub(crate) fn images(self, image_bytes: u64) -> usize {
         match self {
             Self::Images(images) => images.get(),

@@ -4,10 +4,12 @@ use std::arch::x86_64::*;
 
 use super::{PARTS, ROWS, STEP, TILE};
 
-/// Splits 32 consecutive f32 (two registers) into `N` registers of bf16 that add up to them.
+/// Splits 32 consecutive f32 (two registers) into bf16 parts. Register `i` of the `N` results holds part `i` of every
+/// value. The sum of all parts is the value, up to the rounding of the last part.
 ///
 /// # Safety
-/// [`is_available`](super::is_available), and the caller is compiled for the enabled target features.
+/// AMX is available ([`is_available`](super::is_available)), and the caller is compiled for the enabled target
+/// features.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(crate) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512) -> [__m512i; N] {
@@ -21,7 +23,8 @@ pub(crate) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512
     parts
 }
 
-/// Splits 32 f32, given as even and odd elements, into `N` registers of bf16 in their original order.
+/// Splits 32 f32 into bf16 parts, like [`parts`]. The values are given as one register of even and one of odd elements;
+/// the results have the original order.
 ///
 /// # Safety
 /// As [`parts`].
@@ -30,7 +33,8 @@ pub(crate) unsafe fn parts<const N: usize>(mut first: __m512, mut second: __m512
 pub(crate) unsafe fn pair_parts<const N: usize>(mut even: __m512, mut odd: __m512) -> [__m512i; N] {
     let mut parts = [_mm512_setzero_si512(); N];
     let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
-    // Index vector: for each 32-bit lane, first its element of the lower half, then its element of the upper half.
+    // Index vector that interleaves the two halves of a register: element `i` of the lower half, then element `i` of
+    // the upper half.
     let in_turn = _mm512_add_epi32(
         _mm512_set1_epi32(0x10_0000),
         _mm512_mullo_epi32(
@@ -75,7 +79,7 @@ pub(crate) unsafe fn pack_columns(n_columns: usize, at: impl Fn(usize) -> *const
 /// Transposes 16 × 16 elements of 32 bits and writes them as a tile.
 ///
 /// # Safety
-/// The CPU supports the enabled target features; `out` is valid for a tile.
+/// The CPU supports the enabled target features; `out` is valid for writing a tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn store_transposed(rows: [__m512i; ROWS], out: *mut u8) {
@@ -87,7 +91,7 @@ pub(crate) unsafe fn store_transposed(rows: [__m512i; ROWS], out: *mut u8) {
     }
 }
 
-/// Mask of the 16 lanes that are before `end`, where the first lane is at index `at`.
+/// Returns the mask of the lanes before index `end`, if the first of the 16 lanes is at index `at`.
 pub(crate) fn mask(at: usize, end: usize) -> u16 {
     match end.saturating_sub(at) {
         n @ 0..16 => (1 << n) - 1,
@@ -127,7 +131,7 @@ fn widened(values: __m256i) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Interleave neighbouring rows, then pairs, then the 128-bit quarters of the registers.
+    // Interleave neighbouring rows, then pairs of rows, then the 128-bit quarters of the registers.
     let mut pairs = [_mm512_setzero_si512(); 16];
     for i in (0..16).step_by(2) {
         pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -144,8 +148,8 @@ pub(crate) unsafe fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut columns = [_mm512_setzero_si512(); 16];
     for c in 0..4 {
         let [a, b, d, e] = [fours[c], fours[4 + c], fours[8 + c], fours[12 + c]];
-        let low_ab = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b); // quarters 0 and 2 of each
-        let high_ab = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b); // quarters 1 and 3
+        let low_ab = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b); // quarters 0 and 2 of `a` and `b`
+        let high_ab = _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b); // quarters 1 and 3 of `a` and `b`
         let low_de = _mm512_shuffle_i32x4::<0b10_00_10_00>(d, e);
         let high_de = _mm512_shuffle_i32x4::<0b11_01_11_01>(d, e);
         columns[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low_ab, low_de);

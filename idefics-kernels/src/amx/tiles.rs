@@ -6,11 +6,11 @@ use std::marker::PhantomData;
 
 use super::{ROWS, STEP, is_available};
 
-/// The calling thread's tile registers: eight full tiles, configured until this value is dropped.
+/// The tile registers of the calling thread, configured as eight full tiles until this value is dropped.
 ///
-/// Tile registers belong to a thread, so the value is neither `Send` nor `Sync`. Between calls, the sums stay in
-/// `tmm0` to `tmm3`. The compiler never uses these registers by itself, and each `asm!` block lists the tiles that it
-/// writes.
+/// Tile registers belong to a thread, so the value is neither `Send` nor `Sync`. Between calls, the four tiles of sums
+/// stay in `tmm0` to `tmm3`. The compiler never uses tile registers by itself, and each `asm!` block lists the tiles
+/// that it writes.
 pub(crate) struct Tiles(PhantomData<*const ()>);
 
 thread_local! {
@@ -22,8 +22,8 @@ impl Tiles {
     /// Configures the tile registers.
     ///
     /// # Panics
-    /// If AMX is not available, or if the thread already has a [`Tiles`]. Code that holds one must therefore not wait
-    /// for other tasks: the thread could run one of them in the meantime.
+    /// If AMX is not available, or if the thread already has a [`Tiles`]. Code that holds a [`Tiles`] must therefore
+    /// not wait for other tasks: while it waits, the thread could run a task that creates another one.
     pub(crate) fn new() -> Self {
         #[repr(C, align(64))]
         struct Config {
@@ -51,14 +51,15 @@ impl Tiles {
         Self(PhantomData)
     }
 
-    /// Multiplies two tiles of sixteen rows by two tiles of sixteen columns, over `steps` steps, and adds the
-    /// products to the sums, or overwrites them if `clear`. Products of parts whose indices add up to more than two
+    /// Multiplies two tiles of sixteen rows by two tiles of sixteen columns, over `steps` steps. Adds the products to
+    /// `sums`, or overwrites `sums` if `clear` is true. Products of bf16 parts whose indices add up to more than two
     /// are left out.
     ///
     /// # Shapes
     /// - `left`: `[steps, LEFT]` tiles each; a tile has sixteen rows of 32 values
     /// - `right`: `[steps, PARTS]` tiles each; a tile has sixteen pairs of values for sixteen columns
-    /// - `sums`: tiles for the left and right tiles (0, 0), (0, 1), (1, 0) and (1, 1); rows are `stride` bytes apart
+    /// - `sums`: tiles with the products of the left and right tiles (0, 0), (0, 1), (1, 0) and (1, 1); rows are
+    ///   `stride` bytes apart
     ///
     /// # Safety
     /// The pointers are valid for these shapes, and no other thread accesses the sums.
@@ -185,7 +186,7 @@ impl Tiles {
     /// Loads the four tiles of sums from memory. Rows are `stride` bytes apart.
     ///
     /// # Safety
-    /// The pointers are valid for reading such tiles.
+    /// Each pointer is valid for reading a tile with this stride.
     #[inline(always)]
     pub(crate) unsafe fn load(&self, sums: [*mut f32; 4], stride: usize) {
         // SAFETY: guaranteed by the caller.
@@ -270,7 +271,7 @@ impl Tiles {
     /// Writes the four tiles of sums to memory. Rows are `stride` bytes apart.
     ///
     /// # Safety
-    /// The pointers are valid for writing such tiles, and no other thread accesses them.
+    /// Each pointer is valid for writing a tile with this stride, and no other thread accesses the tiles.
     #[inline(always)]
     pub(crate) unsafe fn store(&self, sums: [*mut f32; 4], stride: usize) {
         // SAFETY: guaranteed by the caller.
@@ -300,7 +301,8 @@ impl Tiles {
         }
     }
 
-    /// Runs `4 · steps` tile multiplications in registers, on bytes or bf16. Returns the number of scalar products.
+    /// Runs `4 · steps` tile multiplications of bytes or bf16, with all operands in registers. Returns the number of
+    /// scalar multiplications.
     pub(crate) fn spin<const ON_BYTES: bool>(&self, steps: usize) -> usize {
         // SAFETY: this only changes the thread's tile registers, which this value owns.
         unsafe {
@@ -358,8 +360,8 @@ impl Drop for Tiles {
     }
 }
 
-/// The loop over the steps of a product. Lists, for each part of the left side, the right parts it is multiplied
-/// with.
+/// Emits the loop over the steps of a product. The last argument lists, for each part of the left side, the parts of
+/// the right side that it is multiplied with.
 macro_rules! walk {
     ($left_bytes:literal, $left:ident, $right:ident, $steps:ident, $([$l:literal: $($r:literal)*])*) => {
         asm!(
@@ -401,7 +403,7 @@ mod tests {
     use super::*;
     use crate::IsaLevel;
 
-    /// The call of `check` is ambiguous, and does not compile, if [`Tiles`] is `Send` or `Sync`.
+    /// Makes the call of `check` in the test ambiguous, so that it does not compile, if [`Tiles`] is `Send` or `Sync`.
     trait OnOneThread<Which> {
         fn check() {}
     }
@@ -418,7 +420,7 @@ mod tests {
         }
         let tiles = Tiles::new();
         assert!(std::panic::catch_unwind(|| drop(Tiles::new())).is_err(), "a second configuration must panic");
-        std::thread::scope(|scope| scope.spawn(|| drop(Tiles::new())).join()).expect("each thread has its own");
+        std::thread::scope(|scope| scope.spawn(|| drop(Tiles::new())).join()).expect("each thread has its own tiles");
         // The panic left the first configuration intact.
         assert_eq!(tiles.spin::<false>(1), 4 * ROWS * ROWS * STEP);
         drop(tiles);

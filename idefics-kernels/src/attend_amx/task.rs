@@ -20,7 +20,7 @@ pub(super) struct Task<'a> {
     pub(super) out: SharedOut<'a>,
 }
 
-/// Scratch memory of a pair of query tiles.
+/// A pair of query tiles and its scratch memory.
 struct Pair<'a> {
     queries: Range<usize>,
     /// Packed queries: `[2, steps]` tiles.
@@ -29,7 +29,7 @@ struct Pair<'a> {
     sums: &'a mut [f32],
     /// `[2, 32]`: the largest scores so far, then the totals of the weights.
     state: &'a mut [f32],
-    /// Number of keys up to the last one that any of the queries sees.
+    /// Number of keys up to the last key that any of the queries sees.
     seen: usize,
 }
 
@@ -228,7 +228,8 @@ impl Task<'_> {
         }
     }
 
-    /// Divides the sums by the totals of the weights (0 if no key was visible) and writes the outputs.
+    /// Divides the sums by the totals of the weights and writes the outputs. Outputs are 0 for a query that sees no
+    /// key.
     ///
     /// # Safety
     /// The CPU supports the enabled target features, and no other task accesses the outputs of these queries.
@@ -260,7 +261,7 @@ impl Task<'_> {
     }
 }
 
-/// Pointers to the four tiles of a 32 × 32 matrix.
+/// Returns pointers to the four tiles of a 32 × 32 matrix.
 fn quadrants(start: *mut f32) -> [*mut f32; 4] {
     [0, ROWS, ROWS * PAIR, ROWS * PAIR + ROWS].map(|at| start.wrapping_add(at))
 }
@@ -326,8 +327,8 @@ unsafe fn weigh<const V: usize>(scores: &[f32], first: bool, pair: &mut Pair<'_>
     }
 }
 
-/// `2ˣ`, for splitting into `PARTS` bf16: accurate to 10⁻⁴ for one part, to f32 rounding for more. −∞ gives 0; NaN
-/// stays NaN.
+/// Computes `2ˣ` for a result that is split into `PARTS` bf16. It is accurate to 10⁻⁴ for one part, and to f32 rounding
+/// for more parts. −∞ gives 0, and NaN gives NaN.
 ///
 /// The polynomials interpolate `2ˣ` at the Chebyshev nodes between 0 and 1.
 ///

@@ -25,8 +25,8 @@ impl<'a> Blocks<'a> {
     /// Creates a weight from existing blocks, row by row.
     ///
     /// # Errors
-    /// [`FormatError::RowLength`] if a row is not a whole number of blocks, [`FormatError::Length`] for the wrong number
-    /// of bytes, [`FormatError::TooLarge`].
+    /// [`FormatError::RowLength`] if a row is not a whole number of blocks, [`FormatError::Length`] for the wrong
+    /// number of bytes, [`FormatError::TooLarge`].
     pub fn new(
         kind: GgufType,
         bytes: impl Into<Cow<'a, [u8]>>,
@@ -83,7 +83,7 @@ impl<'a> Blocks<'a> {
         &self.bytes
     }
 
-    /// The blocks, row by row.
+    /// Converts the weight into its blocks, row by row.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes.into_owned()
     }
@@ -93,7 +93,7 @@ impl<'a> Blocks<'a> {
         self.bytes.len()
     }
 
-    /// Bytes of a row.
+    /// Size of a row in bytes.
     pub(crate) fn row_bytes(&self) -> usize {
         self.bytes.len() / self.d_out.max(1)
     }

@@ -5,7 +5,7 @@ pub enum FormatError {
     /// A part does not have the size that the shape implies.
     #[error("{part} of a [{d_out}, {d_in}] weight: expected {expected} elements, found {found}")]
     Length {
-        /// The part: codes, scales or absmax.
+        /// The part, such as `int8 codes`, `int8 scales` or `absmax`.
         part: &'static str,
         /// Output features.
         d_out: usize,
@@ -16,18 +16,18 @@ pub enum FormatError {
         /// Number of elements found.
         found: usize,
     },
-    /// A row that is not a whole number of blocks.
-    #[error("rows of {d_in} values are not whole {format} blocks of {block}")]
+    /// A row is not a whole number of blocks.
+    #[error("a row has {d_in} values; expected a multiple of {block}, the block length of {format}")]
     RowLength {
         /// The format.
         format: &'static str,
-        /// Values of a block.
+        /// Number of values in a block.
         block: usize,
         /// Input features.
         d_in: usize,
     },
-    /// The weight would be larger than an allocation can be.
-    #[error("a [{d_out}, {d_in}] weight is larger than any allocation can be")]
+    /// The weight is too large to allocate.
+    #[error("a [{d_out}, {d_in}] weight is too large to allocate")]
     TooLarge {
         /// Output features.
         d_out: usize,
@@ -37,7 +37,7 @@ pub enum FormatError {
     /// An invalid scale.
     #[error("{part}[{index}] is {value}; expected {expected}")]
     Scale {
-        /// The part: scales, absmax, nested absmax or nested offset.
+        /// The part, such as `int8 scales`, `nested absmax` or `nested offset`.
         part: &'static str,
         /// Index of the first invalid scale.
         index: usize,
@@ -68,7 +68,7 @@ pub enum FormatError {
     },
 }
 
-/// `d_out · d_in`, or [`FormatError::TooLarge`] if an f32 weight of this size cannot be allocated.
+/// Returns `d_out · d_in`, or [`FormatError::TooLarge`] if an f32 weight of this size cannot be allocated.
 pub(super) fn element_count(d_out: usize, d_in: usize) -> Result<usize, FormatError> {
     // An f32 element takes four bytes, and an allocation has at most isize::MAX bytes.
     d_out
@@ -92,7 +92,7 @@ pub(super) fn check_scales(part: &'static str, scales: &[f32]) -> Result<(), For
     match scales.iter().position(|scale| !scale.is_finite() || *scale < 0.0) {
         None => Ok(()),
         Some(index) => {
-            Err(FormatError::Scale { part, index, value: scales[index], expected: "finite and not negative" })
+            Err(FormatError::Scale { part, index, value: scales[index], expected: "a finite number, at least 0" })
         }
     }
 }

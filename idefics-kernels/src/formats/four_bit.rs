@@ -21,7 +21,7 @@ pub const BLOCK: usize = 64;
 /// Number of blocks that a task quantises.
 const BLOCKS_PER_TASK: usize = 1 << 10;
 
-/// Smallest divisor of a block, as in bitsandbytes.
+/// Smallest number that the weights of a block are divided by, as in bitsandbytes.
 const SMALLEST_ABSMAX: f32 = 1e-38;
 
 /// A table of sixteen values for the four-bit codes.
@@ -73,8 +73,9 @@ const FP4: [f32; 16] = [
     -3.0 / 12.0,
 ];
 
-/// Codes in the order of their values.
+/// Codes of [`NF4`] in ascending order of their values.
 const NF4_ORDER: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// Codes of [`FP4`] in ascending order of their values.
 const FP4_ORDER: [u8; 16] = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3];
 
 impl FourBitType {
@@ -86,7 +87,8 @@ impl FourBitType {
         }
     }
 
-    /// `nf4` or `fp4`: the name in `quant_state`, and the suffix of its key.
+    /// `nf4` or `fp4`: the name of the type in the tensor `quant_state` of a file, and the suffix of that tensor's
+    /// name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
@@ -148,7 +150,7 @@ impl Nearest {
     }
 }
 
-/// `w = table[code] · absmax[block]`.
+/// A four-bit weight: `w = table[code] · absmax[block]`.
 ///
 /// Bits per weight: 4.5, or 4.127 on disk with quantised scales ([`super::NestedAbsmax`]).
 #[derive(Debug, Clone, PartialEq)]
@@ -194,7 +196,7 @@ impl<'a> FourBit<'a> {
         Self::from_parts(kind, codes.into(), absmax.dequantize()?.into(), [d_out, d_in])
     }
 
-    /// [`FourBit::new`] without checking the scales, for a caller that has checked them.
+    /// Creates a weight like [`FourBit::new`], without checking the scales. The caller must have checked them.
     ///
     /// # Errors
     /// [`FormatError::Length`], [`FormatError::TooLarge`].
@@ -236,7 +238,7 @@ impl<'a> FourBit<'a> {
         FourBit::new(kind, codes, absmax, d_out, d_in)
     }
 
-    /// The code table.
+    /// The type of the codes.
     pub fn kind(&self) -> FourBitType {
         self.kind
     }
@@ -287,7 +289,8 @@ fn quantize_block(nearest: &Nearest, weights: &[f32], codes: &mut [u8]) -> f32 {
     let mut absmax = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs()));
     let divisor = absmax.max(SMALLEST_ABSMAX);
     let code = |weight: &f32| {
-        // Like bitsandbytes: a full block multiplies by the reciprocal, an incomplete last block divides.
+        // As in bitsandbytes, weights of a full block are multiplied by the reciprocal, and weights of an incomplete
+        // last block are divided.
         let scaled = if weights.len() == BLOCK { weight * (1.0 / divisor) } else { weight / divisor };
         nearest.code(scaled.clamp(-1.0, 1.0))
     };

@@ -1,8 +1,8 @@
-//! The block types of GGUF files: their sizes, and rows of them as f32.
+//! The block types of GGUF files: their sizes, and the conversion of rows to f32.
 //!
-//! A row is a whole number of consecutive blocks; a block is a group of values with common scales. `d` and `m` are
-//! stored as f16 and converted to f32 exactly. Products and sums are computed in f32 in the order written here, so that
-//! the values equal those of the reference bit for bit.
+//! A row is a whole number of consecutive blocks. A block is a group of values with common scales. The scale `d` and
+//! the minimum `m` of a block are stored as f16 and converted to f32 exactly. Products and sums are computed in f32 in
+//! the order written here, so that the values equal those of the reference bit for bit.
 //!
 //! Source: `gguf/quants.py` of gguf-py 0.19.
 
@@ -33,15 +33,15 @@ pub enum GgufType {
     Q5_1,
     /// 32 values of eight bits with a scale.
     Q8_0,
-    /// 256 values of two bits; scales and minima of four bits for each 16.
+    /// 256 values of two bits; scales and minima of four bits, one of each per 16 values.
     Q2_K,
-    /// 256 values of three bits; scales of six bits for each 16.
+    /// 256 values of three bits; scales of six bits, one per 16 values.
     Q3_K,
-    /// 256 values of four bits; scales and minima of six bits for each 32.
+    /// 256 values of four bits; scales and minima of six bits, one of each per 32 values.
     Q4_K,
-    /// 256 values of five bits; scales and minima of six bits for each 32.
+    /// 256 values of five bits; scales and minima of six bits, one of each per 32 values.
     Q5_K,
-    /// 256 values of six bits; scales of eight bits for each 16.
+    /// 256 values of six bits; scales of eight bits, one per 16 values.
     Q6_K,
 }
 
@@ -68,7 +68,7 @@ impl GgufType {
         Self::ALL.into_iter().find(|kind| kind.id() == id)
     }
 
-    /// Its number in the file (`ggml_type`).
+    /// The number of the type in files (`ggml_type`).
     pub fn id(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -87,7 +87,7 @@ impl GgufType {
         }
     }
 
-    /// Its name, as llama.cpp writes it.
+    /// The name of the type, as llama.cpp writes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -106,7 +106,7 @@ impl GgufType {
         }
     }
 
-    /// Values of a block; 1 for plain numbers.
+    /// Number of values in a block; 1 for plain numbers.
     pub fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
@@ -115,7 +115,7 @@ impl GgufType {
         }
     }
 
-    /// Bytes of a block.
+    /// Size of a block in bytes.
     pub fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -133,7 +133,7 @@ impl GgufType {
         }
     }
 
-    /// Bytes of a row of `n` values; `None` if `n` is not a whole number of blocks or the size overflows.
+    /// Size of a row of `n` values in bytes; `None` if `n` is not a whole number of blocks or the size overflows.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
         n.is_multiple_of(self.block_len()).then(|| (n / self.block_len()).checked_mul(self.block_bytes()))?
     }
@@ -143,7 +143,7 @@ impl GgufType {
     /// # Panics
     /// If the length of `blocks` is not [`row_bytes`](Self::row_bytes) of `out.len()`.
     pub fn dequantize(self, blocks: &[u8], out: &mut [f32]) {
-        assert_eq!(self.row_bytes(out.len()), Some(blocks.len()), "whole blocks for {} values", out.len());
+        assert_eq!(self.row_bytes(out.len()), Some(blocks.len()), "`blocks` must hold {} values", out.len());
         match self {
             Self::F32 => each(blocks, out, |&b: &[u8; 4], out: &mut [f32; 1]| out[0] = f32::from_le_bytes(b)),
             Self::F16 => each(blocks, out, |&b: &[u8; 2], out: &mut [f32; 1]| out[0] = f16::from_le_bytes(b).to_f32()),
@@ -173,22 +173,22 @@ fn each<const B: usize, const N: usize>(blocks: &[u8], out: &mut [f32], decode: 
     }
 }
 
-/// The f16 at byte `at` of a block, as f32.
+/// Returns the f16 at byte `at` of a block, as f32.
 fn half_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Value `i` of 32 codes of four bits: first the low nibbles, then the high ones.
+/// Returns code `i` of 32 codes of four bits. The low nibbles hold codes 0 to 15, the high nibbles codes 16 to 31.
 fn nibble(codes: &[u8], i: usize) -> u8 {
     if i < 16 { codes[i] & 15 } else { codes[i - 16] >> 4 }
 }
 
-/// The fifth bits of 32 codes; bit `i` belongs to code `i`.
+/// Returns the fifth bits of 32 codes; bit `i` belongs to code `i`.
 fn fifth_bits(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
-/// Value `i` of 32 codes of five bits.
+/// Returns code `i` of 32 codes of five bits. `high` holds the fifth bits.
 fn five_bits(codes: &[u8], high: u32, i: usize) -> u8 {
     nibble(codes, i) | ((high >> i & 1) as u8) << 4
 }
@@ -228,7 +228,7 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; PLAIN]) {
     }
 }
 
-/// Value `i` of 256 codes of two bits in 64 bytes.
+/// Returns code `i` of 256 codes of two bits in 64 bytes.
 fn two_bits(codes: &[u8], i: usize) -> u8 {
     codes[32 * (i / 128) + i % 32] >> (2 * (i % 128 / 32)) & 3
 }
@@ -252,7 +252,8 @@ fn q3_k(block: &[u8; 110], out: &mut [f32; SUPER]) {
     }
 }
 
-/// Scale and minimum of sub-block `j` of eight. The 12 bytes have six bits for each.
+/// Returns the scale and the minimum of sub-block `j` of eight. The 12 bytes of `s` hold six bits for each of these 16
+/// numbers.
 fn scale_and_minimum(s: &[u8], j: usize) -> (u8, u8) {
     match j {
         0..4 => (s[j] & 63, s[j + 4] & 63),
@@ -260,7 +261,7 @@ fn scale_and_minimum(s: &[u8], j: usize) -> (u8, u8) {
     }
 }
 
-/// Value `i` of 256 codes of four bits in 128 bytes.
+/// Returns code `i` of 256 codes of four bits in 128 bytes.
 fn nibble_of_super(codes: &[u8], i: usize) -> u8 {
     codes[32 * (i / 64) + i % 32] >> (4 * (i % 64 / 32)) & 15
 }

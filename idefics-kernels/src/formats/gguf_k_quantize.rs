@@ -1,7 +1,7 @@
 //! Quantisers of GGUF blocks with sub-blocks, which search for the best scale and minimum of each sub-block.
 //!
 //! Source: `make_qkx2_quants`, `make_qx_quants` and `quantize_row_q{4,5,6}_K_ref` of ggml (`ggml-quants.c`). Sums are
-//! added in another order, so codes may differ where two candidates are equally good.
+//! added in another order than in ggml, so codes may differ where two candidates are equally good.
 
 #![allow(unsafe_code)] // runs code compiled for an instruction set
 
@@ -10,15 +10,15 @@ use half::f16;
 use crate::isa::Isa;
 use crate::vector::{Vector, Work};
 
-/// Values of a block.
+/// Number of values in a block.
 const SUPER: usize = 256;
-/// Values of a sub-block with a minimum.
+/// Number of values in a sub-block with a minimum.
 const SUB: usize = 32;
-/// Values of a sub-block without one.
+/// Number of values in a sub-block without a minimum.
 const SUB_6: usize = 16;
 /// Number of partial sums. Fixed, so that every instruction set adds in the same order.
 const LANES: usize = 8;
-/// Sub-blocks whose values are all smaller become zero.
+/// Sub-blocks become zero if the magnitudes of all their values are below this limit.
 const SMALLEST: f32 = 1e-15;
 
 /// Quantises a block to Q4_K.
@@ -77,7 +77,8 @@ pub(super) fn q6_k(values: &[f32; SUPER], out: &mut [u8; 210]) {
     }
 }
 
-/// The first 16 bytes of a block with minima, and its codes up to `largest`. `from` and `steps`: the candidates.
+/// Returns the first 16 bytes of a block with minima, and its codes from 0 to `largest`. [`SearchBoth`] explains
+/// `candidates`.
 fn asymmetric(values: &[f32; SUPER], largest: u8, candidates: (f32, u32)) -> ([u8; 16], [u8; SUPER]) {
     let (mut scales, mut minima) = ([0f32; SUPER / SUB], [0f32; SUPER / SUB]);
     let (parts, _) = values.as_chunks::<SUB>();
@@ -126,7 +127,7 @@ fn total(lanes: &[f32; LANES]) -> f32 {
     total
 }
 
-/// Searches for the scale and the minimum of a sub-block: values become `scale · code − minimum`.
+/// A search for the scale and the minimum of a sub-block: values become `scale · code − minimum`.
 struct SearchBoth<'a> {
     values: &'a [f32; SUB],
     /// The largest code.
@@ -149,7 +150,7 @@ impl SearchBoth<'_> {
         if max == min {
             return (0.0, -min);
         }
-        // Large values have a larger weight.
+        // Errors of large values have a larger weight.
         let mean = (total(&squares) / SUB as f32).sqrt();
         let mut weights = [0f32; SUB];
         for (weight, value) in weights.iter_mut().zip(values) {
@@ -171,7 +172,7 @@ impl SearchBoth<'_> {
         (scale, -min)
     }
 
-    /// The code of a value, with `steps` codes per unit.
+    /// Returns the code of a value, with `steps` codes per unit and code 0 at `min`.
     #[inline(always)]
     fn code(&self, value: f32, steps: f32, min: f32) -> f32 {
         let code = (steps * (value - min)).round_ties_even();
@@ -179,7 +180,8 @@ impl SearchBoth<'_> {
         if code > self.largest { self.largest } else { code }
     }
 
-    /// Weighted squared error of these codes with another scale and minimum.
+    /// Returns the weighted squared error of the codes of `steps` and `min` if they are decoded with `scale` and
+    /// `offset`.
     #[inline(always)]
     fn error(&self, weights: &[f32; SUB], steps: f32, min: f32, (scale, offset): (f32, f32)) -> f32 {
         let mut errors = [0f32; LANES];
@@ -193,7 +195,8 @@ impl SearchBoth<'_> {
         total(&errors)
     }
 
-    /// Scale and minimum with the smallest weighted squared error for the codes of `steps`.
+    /// Returns the scale and the minimum with the smallest weighted squared error for the codes of `steps` and `min`.
+    /// `None` if the codes do not determine both.
     #[inline(always)]
     fn improved(&self, weights: &[f32; SUB], steps: f32, min: f32) -> Option<(f32, f32)> {
         let [mut w, mut x, mut l, mut l2, mut xl] = [[0f32; LANES]; 5];
@@ -230,7 +233,7 @@ impl Work for SearchBoth<'_> {
     }
 }
 
-/// Searches for the scale of a sub-block of Q6_K.
+/// A search for the scale of a sub-block of Q6_K.
 struct SearchScale<'a>(&'a [f32; SUB_6]);
 
 impl Work for SearchScale<'_> {
@@ -242,7 +245,8 @@ impl Work for SearchScale<'_> {
     }
 }
 
-/// The scale with the smallest squared error for codes from −32 to 31, each weighted with the square of its value.
+/// Returns the scale with the smallest squared error for codes from −32 to 31. Each error is weighted with the square
+/// of its value.
 #[inline(always)]
 fn search_scale(values: &[f32; SUB_6]) -> f32 {
     let mut extreme = 0f32;
@@ -265,7 +269,7 @@ fn search_scale(values: &[f32; SUB_6]) -> f32 {
     scale
 }
 
-/// Weighted sums of value times code, and of squared codes.
+/// Returns two weighted sums over the values: of value times code, and of squared codes.
 #[inline(always)]
 fn scale_sums(values: &[f32; SUB_6], steps: f32) -> (f32, f32) {
     let (mut products, mut squares) = ([0f32; LANES], [0f32; LANES]);

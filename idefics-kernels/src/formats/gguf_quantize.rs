@@ -1,14 +1,14 @@
 //! Quantisers of GGUF blocks with one scale for all 32 values, and of plain numbers.
 //!
-//! The results are bit for bit those of gguf-py 0.19 (`gguf/quants.py`), which has llama.cpp's reference quantisers.
-//! [`super::gguf_k_quantize`] has the types with sub-blocks.
+//! The results are bit for bit those of gguf-py 0.19 (`gguf/quants.py`), which implements llama.cpp's reference
+//! quantisers. [`super::gguf_k_quantize`] has the types with sub-blocks.
 
 use half::{bf16, f16};
 
 use super::GgufType;
 use super::gguf_k_quantize::{q4_k, q5_k, q6_k};
 
-/// Values of a block.
+/// Number of values in a block.
 const PLAIN: usize = 32;
 
 /// The largest magnitude that can be quantised: scales and minima are f16.
@@ -20,12 +20,12 @@ impl GgufType {
         !matches!(self, Self::Q2_K | Self::Q3_K)
     }
 
-    /// Quantises whole blocks of finite values of at most 65504.
+    /// Quantises whole blocks of finite values with magnitudes of at most 65504.
     ///
     /// # Panics
     /// If `blocks` is not [`row_bytes`](Self::row_bytes) of `values.len()` long, or the type has no quantiser.
     pub fn quantize(self, values: &[f32], blocks: &mut [u8]) {
-        assert_eq!(self.row_bytes(values.len()), Some(blocks.len()), "whole blocks for {} values", values.len());
+        assert_eq!(self.row_bytes(values.len()), Some(blocks.len()), "`blocks` must hold {} values", values.len());
         match self {
             Self::F32 => each(values, blocks, |&[value]: &[f32; 1], out: &mut [u8; 4]| *out = value.to_le_bytes()),
             Self::F16 => each(values, blocks, |&[value]: &[f32; 1], out: &mut [u8; 2]| {
@@ -56,17 +56,17 @@ fn each<const N: usize, const B: usize>(values: &[f32], blocks: &mut [u8], encod
     }
 }
 
-/// `1 / d`, or 0 for 0.
+/// Returns `1 / d`, or 0 if `d` is 0.
 fn reciprocal(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// The value of largest magnitude, or the first of them if there are several.
+/// Returns the value of largest magnitude, or the first such value if there are several.
 fn extreme(values: &[f32; PLAIN]) -> f32 {
     values.iter().fold(0.0, |extreme: f32, value| if value.abs() > extreme.abs() { *value } else { extreme })
 }
 
-/// The smallest and the largest value.
+/// Returns the smallest and the largest value.
 fn range(values: &[f32; PLAIN]) -> (f32, f32) {
     values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(min, max), value| (min.min(*value), max.max(*value)))
 }
@@ -75,7 +75,7 @@ fn write_half(out: &mut [u8], value: f32) {
     out[..2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
 }
 
-/// Writes 32 codes of four bits: low halves first, then the high ones.
+/// Writes 32 codes of four bits. The low nibbles hold codes 0 to 15, the high nibbles codes 16 to 31.
 fn write_nibbles(out: &mut [u8], codes: &[u8; PLAIN]) {
     for (i, out) in out.iter_mut().enumerate() {
         *out = codes[i] & 15 | codes[i + 16] << 4;
@@ -88,15 +88,16 @@ fn write_fifth_bits(out: &mut [u8], codes: &[u8; PLAIN]) {
     out[..4].copy_from_slice(&bits.to_le_bytes());
 }
 
-/// Codes around `middle`, up to `largest`: the extreme value is mapped to `−middle`, and the codes are rounded down after
-/// half a step is added.
+/// Returns the scale and the codes, where code `middle` means 0 and code 0 is the value of largest magnitude. Half a
+/// step is added before codes are rounded down. Codes are at most `largest`.
 fn symmetric(values: &[f32; PLAIN], middle: f32, largest: u8) -> (f32, [u8; PLAIN]) {
     let d = extreme(values) / -middle;
     let reciprocal = reciprocal(d);
     (d, values.map(|value| ((value * reciprocal + (middle + 0.5)) as u8).min(largest)))
 }
 
-/// Codes from the smallest value, 0, to the largest.
+/// Returns the scale, the smallest value and the codes. Code 0 is the smallest value, and code `largest` the largest
+/// value.
 fn from_minimum(values: &[f32; PLAIN], largest: u8) -> (f32, f32, [u8; PLAIN]) {
     let (min, max) = range(values);
     let d = (max - min) / f32::from(largest);

@@ -1,4 +1,5 @@
-//! Four bits per weight with a scale and a zero point per group of inputs, as in AWQ, GPTQ and compressed-tensors files.
+//! Four bits per weight with a scale and a zero point per group of inputs, as in AWQ, GPTQ and compressed-tensors
+//! files.
 //!
 //! The layouts of these files are converted without loss: see [`Int4::from_awq`], [`Int4::from_gptq`] and
 //! [`Int4::from_compressed_tensors`].
@@ -12,13 +13,13 @@ use rayon::prelude::*;
 use super::FormatError;
 use super::error::{check_length, element_count};
 
-/// The largest zero point: GPTQ files store it minus one, and the largest that they store is 15.
+/// The largest zero point. GPTQ files store zero points minus one in four bits, so a stored 15 means 16.
 const LARGEST_ZERO: f32 = 16.0;
 
 /// The largest weight magnitude that is quantised, so that no scale overflows.
 const LARGEST: f32 = f32::MAX / 16.0;
 
-/// `w = (code − zero[row, group]) · scale[row, group]`, with group `column / group`.
+/// An int4 weight: `w = (code − zero[row, g]) · scale[row, g]`, where `g = column / group` is the group of the column.
 ///
 /// Bits per weight: 4, plus 64 per group.
 ///
@@ -36,12 +37,12 @@ pub struct Int4<'a> {
 }
 
 impl<'a> Int4<'a> {
-    /// Creates a weight from existing codes and scales, in the layout above. `group` is the number of columns per group;
-    /// the last group of a row may be shorter.
+    /// Creates a weight from existing codes and scales, in the layout of [`Int4`]. `group` is the number of columns per
+    /// group; the last group of a row may be shorter.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`] for a
-    /// scale that is not finite when multiplied by 16, or a zero point that is not an integer from 0 to 16.
+    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`] for
+    /// a scale that is not finite when multiplied by 16, or a zero point that is not an integer from 0 to 16.
     pub fn new(
         codes: impl Into<Cow<'a, [u8]>>,
         scales: impl Into<Cow<'a, [f32]>>,
@@ -52,7 +53,7 @@ impl<'a> Int4<'a> {
         for (index, pair) in weight.scales.as_chunks::<2>().0.iter().enumerate() {
             let [scale, zero] = *pair;
             if !(scale * 16.0).is_finite() {
-                let expected = "finite, also when multiplied by 16";
+                let expected = "a number that stays finite when multiplied by 16";
                 return Err(FormatError::Scale { part: "int4 scales", index, value: scale, expected });
             }
             if zero.fract() != 0.0 || !(0.0..=LARGEST_ZERO).contains(&zero) {
@@ -63,7 +64,7 @@ impl<'a> Int4<'a> {
         Ok(weight)
     }
 
-    /// [`Int4::new`] without checking scales and zero points, for a caller that has checked them.
+    /// Creates a weight like [`Int4::new`], without checking scales and zero points. The caller must have checked them.
     ///
     /// # Errors
     /// [`FormatError::Length`], [`FormatError::TooLarge`].
@@ -80,8 +81,8 @@ impl<'a> Int4<'a> {
         Ok(Self { d_out, d_in, group, codes, scales })
     }
 
-    /// Quantises f32 weights, `[d_out, d_in]`: each group maps its smallest and largest weight to the ends of the range,
-    /// and weights are rounded to the nearest step.
+    /// Quantises f32 weights, `[d_out, d_in]`. The smallest and the largest weight of a group become the ends of its
+    /// range, and weights are rounded to the nearest of sixteen steps.
     ///
     /// Source: AutoAWQ, `pseudo_quantize_tensor` with `zero_point`, without its search for scales.
     ///
@@ -110,7 +111,7 @@ impl<'a> Int4<'a> {
         Int4::from_parts(codes.into(), scales.into(), group, dims)
     }
 
-    /// Number of bytes of codes, and number of scales and zero points together.
+    /// Returns the number of bytes of codes, and the total number of scales and zero points.
     pub fn part_lens(group: NonZeroUsize, [d_out, d_in]: [usize; 2]) -> [usize; 2] {
         [d_out * d_in.div_ceil(2), 2 * d_out * d_in.div_ceil(group.get())]
     }
@@ -145,7 +146,7 @@ impl<'a> Int4<'a> {
         self.codes.len() + size_of_val(self.scales())
     }
 
-    /// The codes of row `row`, two per byte, and its scales and zero points.
+    /// Returns the codes of row `row`, two per byte, and the scale and the zero point of each group of the row.
     ///
     /// # Panics
     /// If `row` is out of range.
@@ -156,8 +157,8 @@ impl<'a> Int4<'a> {
         (&self.codes[row * row_bytes..(row + 1) * row_bytes], scales.as_chunks().0)
     }
 
-    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. Exact if the scales have at most nineteen significant bits, as
-    /// f16 and bf16 have.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. The values are exact if the scales have at most nineteen
+    /// significant bits, as numbers in f16 and bf16 do.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.
@@ -179,7 +180,7 @@ impl<'a> Int4<'a> {
     }
 }
 
-/// Calls `write` with the index and the code of each weight. Returns the scale and the zero point.
+/// Quantises one group. Calls `write` with the index and the code of each weight. Returns the scale and the zero point.
 fn quantize_group(weights: &[f32], mut write: impl FnMut(usize, u8)) -> [f32; 2] {
     let smallest = weights.iter().fold(0f32, |smallest, weight| smallest.min(*weight));
     let largest = weights.iter().fold(0f32, |largest, weight| largest.max(*weight));

@@ -1,4 +1,4 @@
-//! Conversion of the layouts of AWQ, GPTQ and compressed-tensors files to [`Int4`]. Codes stay as they are.
+//! Conversion of the layouts of AWQ, GPTQ and compressed-tensors files to [`Int4`]. Codes are rearranged, not changed.
 //!
 //! A word is a 32-bit little-endian integer with eight codes of four bits.
 
@@ -13,10 +13,10 @@ use super::{FormatError, Int4};
 /// Codes per word.
 const PER_WORD: usize = 8;
 
-/// Words of a row of the file that are read together: a cache line.
+/// Number of neighbouring words of a file row that are read together: one cache line.
 const LINE: usize = 16;
 
-/// The column of each code of a word, from the lowest bits, in AutoAWQ's layout "gemm".
+/// The output feature, from 0 to 7, of each code of a word, counted from the lowest bits, in AutoAWQ's layout "gemm".
 const AWQ_COLUMNS: [usize; PER_WORD] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 /// Mask for the low half of each byte of a word.
@@ -33,7 +33,7 @@ impl Int4<'static> {
     /// Source: AutoAWQ, `WQLinear_GEMM.from_linear`.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of the wrong size, also if `d_out` is no multiple of 8, and those of
+    /// [`FormatError::Length`] for a part of the wrong size, or if `d_out` is not a multiple of 8. Also the errors of
     /// [`Int4::new`].
     pub fn from_awq(
         qweight: &[u8],
@@ -75,19 +75,19 @@ impl Int4<'static> {
         Self::new(codes, scales, group, dims)
     }
 
-    /// Creates a weight from the tensors of GPTQ. Words of `qweight` hold codes of eight inputs, words of `qzeros` those
-    /// of eight output features, both in ascending order from the lowest bits.
+    /// Creates a weight from the tensors of GPTQ. A word of `qweight` holds the codes of eight inputs; a word of
+    /// `qzeros` holds the zero points of eight output features. Both are in ascending order from the lowest bits.
     ///
     /// - `qweight`: `[d_in / 8, d_out]` words
-    /// - `qzeros`: `[d_in / group, d_out / 8]` words, with `d_in / group` rounded up. `zero_offset` is added to each: 1
-    ///   for checkpoint format `gptq`, 0 for `gptq_v2`
+    /// - `qzeros`: `[d_in / group, d_out / 8]` words, with `d_in / group` rounded up. `zero_offset` is added to each
+    ///   zero point: 1 for checkpoint format `gptq`, 0 for `gptq_v2`
     /// - `scales`: `[d_in / group, d_out]`
-    /// - `order`: the input of each column of the result, if they are in another order; `[d_in]`
+    /// - `order`: the input of each column of the result, `[d_in]`; `None` if column `i` is input `i`
     ///
     /// Source: GPTQModel, `PackableQuantLinear.dequantize_weight` and `convert_gptq_v1_to_v2_format_module`.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of the wrong size, also if `d_out` is no multiple of 8, and those of
+    /// [`FormatError::Length`] for a part of the wrong size, or if `d_out` is not a multiple of 8. Also the errors of
     /// [`Int4::new`].
     ///
     /// # Panics
@@ -120,7 +120,7 @@ impl Int4<'static> {
                                 let second = order.get(2 * at + 1).map_or(0, |input| code(*input as usize));
                                 (code(order[2 * at] as usize) | second << 4) as u8
                             }
-                            // The two codes of a byte are adjacent in the file too.
+                            // In the file, the two codes of a byte are adjacent too.
                             None => (word(qweight, at / 4 * d_out + row) >> (8 * (at % 4))) as u8,
                         };
                     }
@@ -137,19 +137,20 @@ impl Int4<'static> {
 }
 
 impl<'a> Int4<'a> {
-    /// Creates a weight from the tensors of compressed-tensors' format `pack-quantized` with four bits. Words hold codes
-    /// in ascending order from the lowest bits: of eight inputs in `weight_packed`, of eight output features in
-    /// `zero_point`. The codes are borrowed if they need no other order or padding.
+    /// Creates a weight from the tensors of compressed-tensors' format `pack-quantized` with four bits. A word of
+    /// `weight_packed` holds the codes of eight inputs; a word of `zero_point` holds the zero points of eight output
+    /// features. Both are in ascending order from the lowest bits. The codes are borrowed if they already have the
+    /// order and the row length of [`Int4`].
     ///
     /// - `weight_packed`: `[d_out, d_in / 8]` words, with `d_in / 8` rounded up
-    /// - `zero_point`: `[d_out / 8, groups]` words, with `d_out / 8` rounded up; without them all zero points are 8
+    /// - `zero_point`: `[d_out / 8, groups]` words, with `d_out / 8` rounded up; if `None`, all zero points are 8
     /// - `scale`: `[d_out, groups]`
-    /// - `order`: the input of each column of the result, if they are in another order; `[d_in]`
+    /// - `order`: the input of each column of the result, `[d_in]`; `None` if column `i` is input `i`
     ///
     /// Source: compressed-tensors 0.20.1, `pack_to_int32` and `unpack_from_int32`.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of the wrong size, and those of [`Int4::new`].
+    /// [`FormatError::Length`] for a part of the wrong size. Also the errors of [`Int4::new`].
     ///
     /// # Panics
     /// If an entry of `order` is not less than `d_in`.
@@ -213,7 +214,7 @@ fn check_parts(
     let [d_out, d_in] = dims;
     element_count(d_out, d_in)?;
     let words = d_out.div_ceil(PER_WORD);
-    check_length("output features in words", dims, PER_WORD * words, d_out)?;
+    check_length("output features (a multiple of 8)", dims, PER_WORD * words, d_out)?;
     check_length("qweight", dims, 4 * qweight[0], qweight[1])?;
     check_length("qzeros", dims, 4 * groups * words, qzeros.len())?;
     check_length("scales", dims, groups * d_out, scales.len())
@@ -224,7 +225,7 @@ fn check_order(order: Option<&[u32]>, dims: [usize; 2]) -> Result<(), FormatErro
     order.map_or(Ok(()), |order| check_length("order of the inputs", dims, dims[1], order.len()))
 }
 
-/// Scale and zero point of each row and group, `[d_out, groups, 2]`.
+/// Returns the scale and the zero point of each row and group, `[d_out, groups, 2]`.
 fn pairs([d_out, _]: [usize; 2], groups: usize, pair: impl Fn(usize, usize) -> [f32; 2] + Sync) -> Vec<f32> {
     let mut pairs = vec![0f32; 2 * d_out * groups];
     pairs.par_chunks_mut((2 * groups).max(1)).enumerate().for_each(|(row, pairs)| {
@@ -235,12 +236,12 @@ fn pairs([d_out, _]: [usize; 2], groups: usize, pair: impl Fn(usize, usize) -> [
     pairs
 }
 
-/// Word `index` of the bytes.
+/// Returns word `index` of `bytes`.
 fn word(bytes: &[u8], index: usize) -> u32 {
     u32::from_le_bytes(bytes.as_chunks::<4>().0[index])
 }
 
-/// Code `index` of the bytes, counted from the lowest bits of the first word.
+/// Returns code `index` of `bytes`, counted from the lowest bits of the first word.
 fn nibble(bytes: &[u8], index: usize) -> f32 {
     f32::from(bytes[index / 2] >> (4 * (index % 2)) & 15)
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::FormatError;
 use super::error::{check_finite, check_length, check_scales, element_count};
 
-/// `w = code · scale[row]`.
+/// An int8 weight: `w = code · scale[row]`.
 ///
 /// Bits per weight: 8, plus 32 per row.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +48,7 @@ impl<'a> Int8<'a> {
         }
     }
 
-    /// [`Int8::new`] without checking the scales, for a caller that has checked them.
+    /// Creates a weight like [`Int8::new`], without checking the scales. The caller must have checked them.
     ///
     /// # Errors
     /// [`FormatError::Length`], [`FormatError::TooLarge`].
@@ -72,13 +72,14 @@ impl<'a> Int8<'a> {
         d_out: usize,
         d_in: usize,
     ) -> Result<Self, FormatError> {
-        // Like bitsandbytes, this multiplies by the reciprocal of 127. bitsandbytes does so last, so rounding may
-        // differ.
+        // As in bitsandbytes, the maxima are multiplied by the reciprocal of 127. bitsandbytes does this after
+        // multiplying codes and maxima, so rounding may differ.
         let scales: Vec<f32> = scb.iter().map(|absmax| absmax * (1.0 / 127.0)).collect();
         Self::new(weight, scales, d_out, d_in)
     }
 
-    /// Quantises f32 weights, `[d_out, d_in]`: `scale = absmax(row) / 127`, codes rounded half to even.
+    /// Quantises f32 weights, `[d_out, d_in]`, with `scale = absmax(row) / 127`. Codes are rounded to the nearest
+    /// integer, ties to even.
     ///
     /// # Errors
     /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].
@@ -141,7 +142,7 @@ impl<'a> Int8<'a> {
     }
 }
 
-/// Writes the codes of one row and returns its scale. A row of zeros gets scale 0, where quanto divides 0 by 0.
+/// Writes the codes of one row and returns its scale. A row of zeros gets scale 0; quanto would divide 0 by 0.
 fn quantize_row(weights: &[f32], codes: &mut [i8]) -> f32 {
     let scale = weights.iter().fold(0f32, |largest, weight| largest.max(weight.abs())) / 127.0;
     if scale == 0.0 {

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`Dense`] of `f32`, `bf16`, `f16` | 32, 16, 16 | the checkpoint |
 //! | [`Int8`] | 8 | quanto, LLM.int8 files |
-//! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes; [`NestedAbsmax`] |
+//! | [`FourBit`] (NF4, FP4) | 4.5 | bitsandbytes, also with scales of eight bits ([`NestedAbsmax`]) |
 //! | [`Q4`] | 4.5 | this crate |
 //! | [`Int4`] | 4.5 with groups of 128 | AWQ, GPTQ and compressed-tensors files |
 //! | [`Blocks`] of a [`GgufType`] | 2.6 to 8.5 | GGUF files |
@@ -60,7 +60,7 @@ pub enum Weight<'a> {
     Int8(Int8<'a>),
     /// Four bits, NF4 or FP4 of bitsandbytes.
     FourBit(FourBit<'a>),
-    /// Four bits, sixteen rows interleaved.
+    /// Four bits, sixteen rows interleaved: the format of this crate.
     Q4(Q4<'a>),
     /// Four bits, a scale and a zero point per group of inputs.
     Int4(Int4<'a>),
@@ -68,7 +68,7 @@ pub enum Weight<'a> {
     Blocks(Blocks<'a>),
 }
 
-/// Evaluates the same expression for the weight's format.
+/// Evaluates an expression with `$inner` as the weight in its own format.
 macro_rules! each_format {
     ($weight:expr, $inner:ident => $body:expr) => {
         match $weight {

@@ -1,7 +1,7 @@
 //! Double quantisation: stores the scales of a four-bit weight in eight bits each.
 //!
 //! Source: bitsandbytes 0.50.2, `functional.py` (`create_dynamic_map`, `quantize_4bit` with `compress_statistics`).
-//! The dynamic type: <https://arxiv.org/abs/1511.04561>.
+//! Source of the dynamic data type: <https://arxiv.org/abs/1511.04561>.
 
 use super::FormatError;
 use super::error::{check_finite, check_length, check_scales};
@@ -13,10 +13,10 @@ pub const NESTED_BLOCK: usize = 256;
 /// Half the largest distance between neighbours in [`dynamic_map`], rounded up.
 const HALF_STEP: f32 = 0.0071;
 
-/// `absmax = map[code] · nested_absmax[block] + offset`, with [`dynamic_map`].
+/// Scales in eight bits each: `absmax = map[code] · nested_absmax[block] + offset`, where `map` is [`dynamic_map`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct NestedAbsmax {
-    /// Code of each scale.
+    /// Code of each scale: an index into the map.
     pub codes: Vec<u8>,
     /// Nested scales, one per 256 codes.
     pub nested_absmax: Vec<f32>,
@@ -50,7 +50,7 @@ impl NestedAbsmax {
             let largest = block.iter().fold(0f32, |largest, scale| largest.max((scale - offset).abs()));
             nested_absmax.push(largest);
             if largest == 0.0 {
-                codes.resize(codes.len() + block.len(), 0); // any code would do; bitsandbytes writes 0
+                codes.resize(codes.len() + block.len(), 0); // every code has the same result; bitsandbytes writes 0
                 continue;
             }
             let reciprocal = 1.0 / largest;
@@ -61,19 +61,19 @@ impl NestedAbsmax {
 
     /// Expands the scales, rounding like bitsandbytes.
     ///
-    /// In a block of very small weights, an expanded scale may be slightly negative, by up to half the largest step
-    /// of the map.
+    /// An expanded scale of very small weights may be slightly negative: by up to half the largest step of the map,
+    /// times the nested scale.
     ///
     /// # Errors
     /// [`FormatError::Length`] if there is not one nested scale per 256 codes. [`FormatError::Scale`] for a nested
-    /// scale or offset that is negative or not finite, or if an expanded scale is not finite or more negative than
-    /// that.
+    /// scale or an offset that is negative or not finite, and for an expanded scale that is not finite or below the
+    /// limit above.
     pub fn dequantize(&self) -> Result<Vec<f32>, FormatError> {
         let count = self.codes.len();
         check_length("nested absmax", [count, 1], count.div_ceil(NESTED_BLOCK), self.nested_absmax.len())?;
         check_scales("nested absmax", &self.nested_absmax)?;
         if !self.offset.is_finite() || self.offset < 0.0 {
-            let expected = "finite and not negative";
+            let expected = "a finite number, at least 0";
             return Err(FormatError::Scale { part: "nested offset", index: 0, value: self.offset, expected });
         }
         let map = dynamic_map();
@@ -82,8 +82,8 @@ impl NestedAbsmax {
             for code in codes {
                 let value = map[usize::from(*code)] * scale + self.offset;
                 if !value.is_finite() || value < -HALF_STEP * scale {
-                    let expected = "finite, and negative by no more than the quantiser's step";
-                    return Err(FormatError::Scale { part: "nested absmax", index: absmax.len(), value, expected });
+                    let expected = "a finite number of at least −0.0071 times its nested scale";
+                    return Err(FormatError::Scale { part: "expanded absmax", index: absmax.len(), value, expected });
                 }
                 absmax.push(value);
             }
@@ -92,14 +92,15 @@ impl NestedAbsmax {
     }
 }
 
-/// Index of the nearest number in the map; of two that are equally near, the lower.
+/// Returns the index of the number in the map that is nearest to `value`. If two are equally near, returns the lower
+/// index.
 fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let above = map.partition_point(|entry| *entry < value).clamp(1, 255);
     let is_above = map[above] - value < value - map[above - 1];
     if is_above { above as u8 } else { (above - 1) as u8 }
 }
 
-/// `n` evenly spaced numbers from `start` to `end`, rounded like `torch.linspace`.
+/// Returns `n` evenly spaced numbers from `start` to `end`, rounded like `torch.linspace`.
 fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     let step = (end - start) / (n - 1) as f32;
     let at = |i: usize| {
@@ -108,8 +109,8 @@ fn linspace(start: f32, end: f32, n: usize) -> Vec<f32> {
     (0..n).map(at).collect()
 }
 
-/// Checks a file's `nested_quant_map` against [`dynamic_map`]. Allows rounding differences: `torch.linspace` has
-/// changed.
+/// Checks a file's `nested_quant_map` against [`dynamic_map`]. Allows rounding differences, because `torch.linspace`
+/// rounds differently in different versions of PyTorch.
 ///
 /// # Errors
 /// [`FormatError::QuantMap`] with the first difference.
@@ -117,7 +118,8 @@ pub fn check_nested_quant_map(nested_quant_map: &[f32]) -> Result<(), FormatErro
     check_map("nested_quant_map", nested_quant_map, &dynamic_map(), 1e-6)
 }
 
-/// The 256 numbers of the signed dynamic data type, in ascending order: seven decades, with finer steps in higher ones.
+/// Returns the 256 numbers of the signed dynamic data type, in ascending order. The type has seven decades, with finer
+/// steps in higher decades.
 pub fn dynamic_map() -> [f32; 256] {
     let mut map = Vec::with_capacity(256);
     for decade in 0..7 {
@@ -132,5 +134,5 @@ pub fn dynamic_map() -> [f32; 256] {
     }
     map.extend([0.0, 1.0]);
     map.sort_by(f32::total_cmp);
-    map.try_into().expect("127 values of each sign, plus 0 and 1")
+    map.try_into().expect("the map must have 127 values of each sign, 0 and 1")
 }

@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 
 use super::{FourBitType, GgufType};
 
-/// A packed format: codes with scales (see [`super`]). Exhaustive, because code that handles formats must handle all.
+/// A packed format: codes with scales (see [`super`]). The enum is exhaustive, because code that handles formats must
+/// handle all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackedFormat {
     /// [`Int8`](super::Int8): codes in I8, scales in F32.
@@ -23,10 +24,11 @@ pub enum PackedFormat {
 }
 
 impl PackedFormat {
-    /// The packed formats that weights can be quantised to. [`Self::Int4`] and [`Self::Blocks`] are read from files only.
+    /// The packed formats that weights can be quantised to. [`Self::Int4`] and [`Self::Blocks`] can only be read from
+    /// files.
     pub const ALL: [Self; 4] = [Self::Int8, Self::FourBit(FourBitType::Nf4), Self::FourBit(FourBitType::Fp4), Self::Q4];
 
-    /// The name of the format, as in `--quantize`, or of the GGUF type.
+    /// The name of the format as in the option `--quantize`, or the name of the GGUF type.
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",

@@ -1,8 +1,8 @@
 //! Four bits per weight, designed for these kernels: a table of sixteen integers, blocks of 32, interleaved rows.
 //!
-//! The choice of a table without a per-block minimum rests on the error of quantised random weights. Errors are root
-//! mean squares, in percent of the root mean square of the weights. The best scale of each block was searched, except
-//! where noted.
+//! The table below shows why this format has a table of values and no minimum per block. It lists the errors of random
+//! weights after quantisation: root mean squares, in percent of the root mean square of the weights. The best scale of
+//! each block was searched, except where noted.
 //!
 //! | format | bits | normal | Student t, ν = 5 | Student t, ν = 3 | normal, columns of unequal size |
 //! |---|---|---|---|---|---|
@@ -14,13 +14,13 @@
 //! | **this table, block 32** | **4.5** | **7.40** | **8.10** | **8.86** | **8.20** |
 //! | this table, block 64 | 4.25 | 8.15 | 9.37 | 10.87 | 9.55 |
 //!
-//! A minimum costs half a bit per weight and another product in the kernel. For weights with outliers it gains less
-//! than a table does. Scales in bf16 do not increase the error (8.10 with either scale type), and have the range of
-//! f32.
+//! A minimum costs half a bit per weight and another product in the kernel. For weights with outliers, it reduces the
+//! error less than a table of values does. Scales in bf16 give the same error as scales in f32 (8.10 for uniform
+//! steps), and they have the range of f32.
 //!
-//! The table results from Lloyd's algorithm on such weights, with 0 kept exact, rounded to eight bits. A kernel looks
-//! it up in one instruction and may multiply integers. It has one more entry below zero than above; the sign of the
-//! scale selects the end that gets the extra entry.
+//! The table of values results from Lloyd's algorithm on such weights, with 0 kept exact and the other values rounded
+//! to eight bits. A kernel looks up a value in one instruction and may multiply values as integers. The table has one
+//! more entry below zero than above zero. The sign of the scale decides which end gets the extra entry.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -33,12 +33,12 @@ use super::error::{check_length, element_count};
 use super::q4_fit::{LARGEST, fit};
 use super::q4_table::{BLOCK, PANEL, TABLE, TILE};
 
-/// `w = table[code] · scale[row, column / 32]`.
+/// A q4 weight: `w = table[code] · scale[row, column / 32]`.
 ///
 /// Bits per weight: 4.5. `d_out` is padded to panels of 16 rows and `d_in` to blocks of 32 columns, with zeros.
 ///
-/// In this layout, the sixteen lanes of a register hold sixteen rows, and a register of values takes two operations to
-/// decode:
+/// The layout below puts sixteen rows into the sixteen lanes of a register, and decoding a register of values takes two
+/// operations:
 /// - `codes`: `[panels, blocks, 4, 16, 4]` bytes. Byte `[p, b, group, row, i]` holds two codes of row `16 p + row`:
 ///   column `32 b + 4 group + i` in its low half, and column `32 b + 4 group + i + 16` in its high half.
 /// - `scales`: `[panels, blocks, 16]` in bf16; they may be negative.
@@ -51,7 +51,7 @@ pub struct Q4<'a> {
 }
 
 impl<'a> Q4<'a> {
-    /// Creates a weight from existing codes and scales, in the layout above.
+    /// Creates a weight from existing codes and scales, in the layout of [`Q4`].
     ///
     /// # Errors
     /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`]
@@ -65,13 +65,13 @@ impl<'a> Q4<'a> {
         let scales = scales.into();
         let largest = f32::from(TABLE[0]);
         if let Some(index) = scales.iter().position(|scale| !(scale.to_f32() * largest).is_finite()) {
-            let (value, expected) = (scales[index].to_f32(), "finite, also when multiplied by 127");
+            let (value, expected) = (scales[index].to_f32(), "a number that stays finite when multiplied by 127");
             return Err(FormatError::Scale { part: "q4 scales", index, value, expected });
         }
         Self::from_parts(codes.into(), scales, [d_out, d_in])
     }
 
-    /// [`Q4::new`] without checking the scales, for a caller that has checked them.
+    /// Creates a weight like [`Q4::new`], without checking the scales. The caller must have checked them.
     ///
     /// # Errors
     /// [`FormatError::Length`], [`FormatError::TooLarge`].
@@ -88,7 +88,7 @@ impl<'a> Q4<'a> {
         Ok(Self { d_out, d_in, codes, scales })
     }
 
-    /// Quantises f32 weights, `[d_out, d_in]`, searching the best scale of each block.
+    /// Quantises f32 weights, `[d_out, d_in]`, and searches for the best scale of each block.
     ///
     /// # Errors
     /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].
@@ -134,7 +134,7 @@ impl<'a> Q4<'a> {
         &self.scales
     }
 
-    /// The code of one weight. Padded rows and columns are valid.
+    /// Returns the code of one weight. `row` and `column` may be in the padding.
     pub(crate) fn code(&self, row: usize, column: usize) -> usize {
         let tile = row / PANEL * self.d_in.div_ceil(BLOCK) + column / BLOCK;
         let (at, shift) = place(row % PANEL, column % BLOCK);
@@ -156,8 +156,8 @@ impl<'a> Q4<'a> {
         self.codes.len() + size_of_val(self.scales())
     }
 
-    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. Exact: the product of a table entry and a scale has fifteen
-    /// bits.
+    /// Writes rows `rows` as f32, `[rows.len(), d_in]`. The values are exact, because the product of a table entry and
+    /// a scale has at most fifteen significant bits.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` does not hold `rows.len() · d_in` values.

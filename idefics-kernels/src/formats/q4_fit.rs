@@ -8,9 +8,9 @@ use super::q4_table::{BLOCK, TABLE};
 use crate::isa::Isa;
 use crate::vector::{Vector, Work};
 
-/// Candidate scales, as fractions of the scale that maps the largest weight to an end of the table. Below 1, the
-/// largest weight is clipped and the others gain resolution. 1 itself keeps weights unchanged that are already
-/// quantised. Twice as many candidates would lower the error of random weights by less than 0.05 %.
+/// Candidate scales, as fractions of the scale that maps the largest weight to an end of the table. A fraction below 1
+/// clips the largest weight, and the other weights gain resolution. The fraction 1 leaves weights that are already
+/// quantised unchanged. Twice as many candidates would lower the error of random weights by less than 0.05 %.
 const FRACTIONS: [f32; 8] = [1.0, 0.82, 0.86, 0.90, 0.94, 0.98, 1.04, 1.10];
 
 /// The largest magnitude that can be quantised: squared errors of larger weights overflow f32.
@@ -46,7 +46,7 @@ struct Search<'a, const N: usize>(&'a [Block; N]);
 impl<const N: usize> Work for Search<'_, N> {
     type Output = [Fit; N];
 
-    /// Plain loops, which the compiler vectorises for the instruction set of the caller.
+    /// Runs plain loops, which the compiler vectorises for the instruction set of the caller.
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> [Fit; N] {
         let mut fits = [Fit { scale: bf16::ZERO, codes: [ZERO_CODE; BLOCK] }; N];
@@ -87,7 +87,7 @@ fn best(weights: &Block) -> Fit {
 /// The code of 0.
 const ZERO_CODE: u8 = 8;
 
-/// Midpoints between neighbouring table entries: multiples of one half.
+/// Midpoints between neighbouring table entries. They are multiples of one half.
 const MIDPOINTS: [f32; 15] = {
     let mut midpoints = [0.0; 15];
     let mut i = 0;
@@ -137,7 +137,7 @@ fn sum(lanes: &[f32; LANES]) -> f32 {
     sum
 }
 
-/// The codes of the weights: indices of the nearest table entries times `scale`.
+/// Returns the code of each weight: the index of the table entry that is nearest to the weight divided by `scale`.
 #[inline(always)]
 fn codes(weights: &Block, scale: bf16) -> [u8; BLOCK] {
     let reciprocal = reciprocal(scale);

@@ -1,8 +1,8 @@
 //! Products of many rows of activations on AMX tiles.
 //!
 //! Activations are split into three bf16 parts once and packed as tiles: sixteen rows side by side, in pairs of
-//! columns. Weights are expanded block by block into as many bf16 parts as the format needs (one for bf16 and int8,
-//! two for f16 and q4, three for the others). A block is used for all rows while it is in the cache.
+//! columns. Weights are expanded block by block into bf16 parts: one part for bf16 and int8, two for f16 and q4, three
+//! for f32, nf4 and fp4. An expanded block is used for all rows while it is in the cache.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 
@@ -23,8 +23,8 @@ use crate::shared::with_scratch;
 /// in this many bytes. Chosen for the L2 cache.
 const ROWS_BYTES: usize = 5 << 18;
 
-/// Number of steps in a chunk of columns. Sums are stored after each chunk, so that its weights and activations stay in
-/// the caches.
+/// Number of steps in a chunk of columns. Sums are stored after each chunk, so that the weights and activations of a
+/// chunk stay in the caches.
 const CHUNK: usize = 16;
 
 /// Approximate number of output features per task. Each task reads the activations once.
@@ -36,12 +36,12 @@ const PAIR: usize = 2 * ROWS;
 /// Number of f32 sums in the four tiles of a pair of feature tiles and a pair of row tiles.
 const SUMS: usize = PAIR * PAIR;
 
-/// Whether the weight can be multiplied on tiles. Blocks of GGUF files are not expanded to bf16 yet.
+/// Whether the weight can be multiplied on tiles. Int4 weights and GGUF blocks cannot be expanded to bf16 yet.
 pub(super) fn supports(weight: &Weight<'_>) -> bool {
     !is_uneven(weight) && !matches!(weight, Weight::Int4(_) | Weight::Blocks(_))
 }
 
-/// Number of bf16 tile products that a product with one weight tile takes.
+/// Number of bf16 tile products that replace one product of an f32 tile of activations and an f32 tile of weights.
 pub(super) fn products(weight: &Weight<'_>) -> f64 {
     match weight {
         Weight::Bf16(_) | Weight::Int8(_) => 3.0,
@@ -61,7 +61,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
         Weight::FourBit(weight) => multiply::<3>(product, weight, None),
         Weight::Q4(weight) => multiply::<2>(product, weight, None),
         Weight::Int4(_) => unreachable!("int4 is not multiplied on tiles"),
-        Weight::Blocks(_) => unreachable!("`supports` is false for blocks"),
+        Weight::Blocks(_) => unreachable!("GGUF blocks are not multiplied on tiles"),
     }
 }
 
@@ -143,12 +143,12 @@ impl Block<'_> {
                     self.rows::<N>(&tiles, weights.map(<*mut u8>::cast_const), steps.clone(), sums);
                 }
             }
-            // Rows in the outer loop, because the features of a row are contiguous.
+            // Rows are in the outer loop, because the features of a row are contiguous in the output.
             for row_pair in 0..n_pairs[1] {
                 for pair in 0..n_pairs[0] {
                     let sums = &sums[(pair * n_pairs[1] + row_pair) * SUMS..][..SUMS];
                     for (tile, sums) in sums.chunks_exact(ROWS * ROWS).enumerate() {
-                        // The sums of two feature tiles times two row tiles.
+                        // Tile `2 f + r` has the sums of feature tile `f` and row tile `r` of the two pairs.
                         let row = self.rows.start + row_pair * PAIR + tile % 2 * ROWS;
                         let feature = features.start + pair * PAIR + tile / 2 * ROWS;
                         // SAFETY: `product` has checked CPU support, and tasks write disjoint features.
@@ -165,8 +165,8 @@ impl Block<'_> {
         let n_tiles = self.rows.len().div_ceil(ROWS);
         let row_tile = |tile: usize| self.packed[(tile * self.steps + steps.start) * PARTS * TILE..].as_ptr();
         for (pair, sums) in sums.chunks_exact_mut(SUMS).enumerate() {
-            // With an odd number of row tiles, the last one also serves as the second tile of its pair; that result
-            // is ignored.
+            // With an odd number of row tiles, the last tile also serves as the second tile of its pair. The sums of
+            // that second tile are ignored.
             let activations = [2 * pair, n_tiles.min(2 * pair + 2) - 1].map(row_tile);
             let sums = [0, 1, 2, 3].map(|tile| sums[tile * ROWS * ROWS..].as_mut_ptr());
             // SAFETY: activations and weights have tiles for these steps, and `sums` has four tiles.
@@ -237,8 +237,10 @@ row_major_source!(Dense<'_, f16>, 2, f16_columns);
 row_major_source!(Int8<'_>, 1, int8_columns);
 row_major_source!(FourBit<'_>, 3, four_bit_columns);
 
+/// Returns the bf16 parts of 32 columns of one row, from column `32 step`. Columns past the end of the row are zero.
+///
 /// # Safety
-/// The CPU supports the enabled target features, and the row exists. The same holds for the functions below.
+/// The CPU supports the enabled target features, and the row exists.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn f32_columns(weight: &Dense<'_, f32>, row: usize, step: usize) -> [__m512i; 3] {
@@ -250,6 +252,8 @@ unsafe fn f32_columns(weight: &Dense<'_, f32>, row: usize, step: usize) -> [__m5
     }
 }
 
+/// Like [`f32_columns`], for bf16 weights.
+///
 /// # Safety
 /// As [`f32_columns`].
 #[inline]
@@ -262,6 +266,8 @@ unsafe fn bf16_columns(weight: &Dense<'_, bf16>, row: usize, step: usize) -> [__
     [unsafe { _mm512_maskz_loadu_epi16(mask, row.as_ptr().wrapping_add(at).cast()) }]
 }
 
+/// Like [`f32_columns`], for f16 weights.
+///
 /// # Safety
 /// As [`f32_columns`].
 #[inline]
@@ -276,7 +282,7 @@ unsafe fn f16_columns(weight: &Dense<'_, f16>, row: usize, step: usize) -> [__m5
     }
 }
 
-/// Codes are exact in bf16. The row's scale is applied to the sums.
+/// Like [`f32_columns`]. Codes are exact in bf16; the scale of the row is applied to the sums.
 ///
 /// # Safety
 /// As [`f32_columns`].
@@ -295,7 +301,7 @@ unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 
     }
 }
 
-/// Rows consist of whole blocks (see [`supports`]).
+/// Like [`f32_columns`]. Rows consist of whole blocks (see [`supports`]).
 ///
 /// # Safety
 /// As [`f32_columns`].
@@ -311,13 +317,13 @@ unsafe fn four_bit_columns(weight: &FourBit<'_>, row: usize, step: usize) -> [__
         let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
         // The first code of a byte is in its high half.
         let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(codes), table);
-        let odd = _mm512_permutexvar_ps(codes, table); // uses the lowest four bits only
+        let odd = _mm512_permutexvar_ps(codes, table); // the index is the lowest four bits
         pair_parts(even, odd)
     }
 }
 
-/// The format already interleaves sixteen rows. The product of a table entry and a scale has fifteen bits, so two bf16
-/// parts are exact.
+/// The q4 format already interleaves sixteen rows. The product of a table entry and a scale has at most fifteen
+/// significant bits, so two bf16 parts are exact.
 impl Source<2> for Q4<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     unsafe fn write(&self, tile: usize, step: usize, out: *mut u8) {

@@ -56,7 +56,7 @@ impl Decode<F32x8> for format::F32 {
     }
 }
 
-/// In each 32-bit lane, the low half is an even column and the high half an odd one.
+/// In each 32-bit lane, the low half is an even column and the high half an odd column.
 impl Decode<F32x8> for format::Bf16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;
@@ -153,7 +153,7 @@ impl Decode<F32x8> for format::FourBit {
             let shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
             let pairs = _mm256_set1_epi32(bytes.add(4 * index).cast::<i32>().read_unaligned());
             let codes = _mm256_srlv_epi32(pairs, shifts);
-            let lower = _mm256_permutevar8x32_ps(lower, codes); // uses the lowest three bits only
+            let lower = _mm256_permutevar8x32_ps(lower, codes); // the index is the lowest three bits
             let upper = _mm256_permutevar8x32_ps(upper, codes);
             F32x8(_mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes))))
         }

@@ -12,7 +12,7 @@ use crate::vector::avx512::F32x16;
 
 /// A format with a decoder for few rows of activations.
 pub(super) trait Thin: Decode<F32x16> {
-    /// That decoder. It only handles rows that consist of whole steps.
+    /// The decoder for few rows of activations. It only handles rows that consist of whole steps.
     type Wide: Decode<F32x16>;
 }
 
@@ -83,7 +83,7 @@ impl Decode<F32x16> for format::F32 {
     }
 }
 
-/// In each 32-bit lane, the low half is an even column and the high half an odd one.
+/// In each 32-bit lane, the low half is an even column and the high half an odd column.
 impl Decode<F32x16> for format::Bf16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;
@@ -154,8 +154,9 @@ impl Decode<F32x16> for format::Int8 {
     }
 }
 
-/// Broadcasts eight bytes to every pair of lanes. Each lane shifts its own code down and looks it up in the table,
-/// which was multiplied by the block's scale. Even lanes hold the first eight columns, odd lanes the last eight.
+/// Broadcasts eight bytes, which hold sixteen codes, to every pair of lanes. Each lane shifts its own code down and
+/// looks it up in the table, which was multiplied by the block's scale. Even lanes hold the first eight columns, odd
+/// lanes the last eight.
 impl Decode<F32x16> for format::FourBit {
     const STEP: usize = 64;
     const STEP_BYTES: usize = 32;
@@ -178,7 +179,7 @@ impl Decode<F32x16> for format::FourBit {
             // The first code of a byte is in its high half.
             let shifts = _mm512_setr_epi32(4, 4, 0, 0, 12, 12, 8, 8, 20, 20, 16, 16, 28, 28, 24, 24);
             let pairs = _mm512_set1_epi64(bytes.add(8 * index).cast::<i64>().read_unaligned());
-            F32x16(_mm512_permutexvar_ps(_mm512_srlv_epi32(pairs, shifts), table)) // uses the lowest four bits only
+            F32x16(_mm512_permutexvar_ps(_mm512_srlv_epi32(pairs, shifts), table)) // the index is the lowest four bits
         }
     }
     #[inline(always)]
@@ -194,9 +195,9 @@ impl Decode<F32x16> for format::FourBit {
     }
 }
 
-/// Decodes two blocks of [`format::FourBit`] at once. A lane covers four bytes, and its eight codes go to the same
-/// lane of eight vectors. Only the high codes are shifted; the other bytes of a lane are reached by loads at an
-/// offset. The lower half of the lanes belongs to the first block.
+/// Decodes two blocks of [`format::FourBit`] at once. A lane covers four bytes, and its eight codes go to the same lane
+/// of eight vectors. The codes in the high halves of bytes are shifted down. To reach bytes 1 to 3 of its four, a lane
+/// is loaded from an address that is 1 to 3 bytes higher. The lower half of the lanes belongs to the first block.
 #[derive(Clone, Copy)]
 pub(super) struct FourBitPair;
 
@@ -225,7 +226,7 @@ impl Decode<F32x16> for FourBitPair {
         unsafe {
             let codes = _mm512_loadu_si512(bytes.add(index / 2).cast());
             let codes = if index.is_multiple_of(2) { codes } else { _mm512_srli_epi32::<4>(codes) };
-            F32x16(_mm512_permutexvar_ps(codes, table)) // uses the lowest four bits only
+            F32x16(_mm512_permutexvar_ps(codes, table)) // the index is the lowest four bits
         }
     }
     #[inline(always)]

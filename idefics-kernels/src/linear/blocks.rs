@@ -1,11 +1,12 @@
 //! Few rows of activations times a weight in GGUF blocks, and the expansion of such weights.
 //!
-//! The most common types have AVX2 loops ([`avx2`]), which AVX-512 and AMX machines run too. For other types and
-//! instruction sets, one row after another is dequantised ([`super::plain`]).
+//! The most common types have AVX2 loops ([`avx2`]), which AVX-512 and AMX machines run too. For all other types and
+//! instruction sets, rows are dequantised one after another ([`super::plain`]).
 //!
-//! Activations stay f32. Codes are multiplied as numbers of eight bits. After every 32 columns, the sum is multiplied
-//! by their scale. This is the product with the dequantised weight, in another order of operations. A minimum (`q4_1`,
-//! `q4_k`) multiplies the sum of the 32 activations instead of each activation.
+//! Activations stay f32; codes are converted from eight-bit integers. Scales are applied per 32 columns: to the sum of
+//! these columns with one row of activations, and to each weight with more rows. The result is the product with the
+//! dequantised weight, computed in another order. A minimum (of `q4_1`, `q4_k` and similar types) is multiplied by the
+//! sum of 32 activations, not by each activation.
 
 #![allow(unsafe_code)] // calls code compiled for an instruction set
 
@@ -43,11 +44,11 @@ mod tests {
     use crate::formats::GgufType;
 
     #[test]
-    fn expanded_rows_have_the_bits_of_dequantised_ones() {
+    fn expanded_rows_are_bitwise_equal_to_dequantised_rows() {
         for kind in GgufType::ALL.into_iter().filter(|kind| kind.block_len() > 1) {
             let (d_out, d_in) = (3, 512);
             let n = d_out * kind.row_bytes(d_in).expect("whole blocks");
-            let bytes: Vec<u8> = (0..n).map(|i| ((i * 0x9E37) >> 5) as u8 & 0x7b).collect(); // no f16 of 31 exponents
+            let bytes: Vec<u8> = (0..n).map(|i| ((i * 0x9E37) >> 5) as u8 & 0x7b).collect(); // all f16 are finite
             let blocks = Blocks::new(kind, bytes, d_out, d_in).expect("the size is right");
             let mut expected = vec![0f32; 2 * d_in];
             blocks.dequantize_rows(1..3, &mut expected);

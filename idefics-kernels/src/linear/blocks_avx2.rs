@@ -1,8 +1,8 @@
 //! GGUF blocks on AVX2.
 //!
-//! A row is cut into parts of 32 columns. The codes of a part become 32 signed bytes in a register; byte `j` of each
-//! 32-bit lane is shifted to the top and converted, so that vector `j` has the columns `4 lane + j` times 2²⁴. The
-//! activations are copied once into that order, times 2⁻²⁴, which is exact.
+//! A row is cut into parts of 32 columns. The codes of a part become 32 signed bytes in a register. Byte `j` of each
+//! 32-bit lane is shifted to the top of the lane and converted to f32. Vector `j` then holds the codes of the columns
+//! `4 lane + j`, times 2²⁴. The activations are copied once into the same order, times 2⁻²⁴, which is exact.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -66,7 +66,7 @@ macro_rules! by_kind {
     };
 }
 
-/// Whether a type has loops here.
+/// Whether this module has loops for a type.
 pub(super) fn supports(kind: GgufType) -> bool {
     use GgufType as T;
     matches!(kind, T::Q4_0 | T::Q4_1 | T::Q5_0 | T::Q5_1 | T::Q8_0 | T::Q4_K | T::Q5_K | T::Q6_K)
@@ -87,7 +87,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Blocks<'_>) {
     assert!(matches!(product.isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     let n_filled = product.n_rows.next_power_of_two();
     let parts = product.d_in / PART;
-    // Rows at a distance of a power of two would evict each other from the cache.
+    // Padding of 16 values: rows at a distance of a power of two would evict each other from the cache.
     let stride = product.d_in + if n_filled == 1 { 0 } else { 16 };
     with_scratch(n_filled * (stride + parts), |scratch| {
         let (values, sums) = scratch.split_at_mut(n_filled * stride);
@@ -99,7 +99,8 @@ pub(super) fn product(product: &Product<'_>, weight: &Blocks<'_>) {
         }
         let packed = Packed { values, stride, sums };
         product.split(weight.bytes(), UNIT, |range| {
-            // SAFETY: the assertion above; `Product::checked` has checked CPU support, and tasks write disjoint ranges.
+            // SAFETY: the assertion above and `Product::checked` guarantee CPU support, and tasks write disjoint
+            // ranges.
             unsafe { by_kind!(weight.kind(), F => thin::<F>(weight, n_filled, range, packed, product)) };
         });
     });
@@ -155,12 +156,12 @@ unsafe fn rows<F: Format, const R: usize, const N: usize>(
 ) {
     let (row_bytes, parts) = (weight.row_bytes(), product.d_in / PART);
     let bytes = weight.as_bytes();
-    assert_eq!(row_bytes * F::PARTS, parts * F::BYTES, "a row is whole blocks");
+    assert_eq!(row_bytes * F::PARTS, parts * F::BYTES, "a row must be whole blocks");
     assert!(packed.values.len() >= N * packed.stride && packed.stride >= product.d_in);
     assert!(packed.sums.len() >= N * parts);
     let n_groups = range.len().div_ceil(R);
     for group in 0..n_groups {
-        // Rows past the end of the range are replaced by its last row, and not written.
+        // Rows past the end of the range are replaced by its last row, and their sums are not written.
         let features: [usize; R] = std::array::from_fn(|r| range.start + group + r * n_groups);
         let starts: [*const u8; R] = features.map(|feature| {
             let row = feature.min(range.end - 1);
@@ -204,7 +205,7 @@ unsafe fn rows<F: Format, const R: usize, const N: usize>(
     }
 }
 
-/// Sums of `R` weight rows with `N` rows of activations.
+/// Sums of the products of `R` weight rows with `N` rows of activations.
 struct State<const R: usize, const N: usize> {
     sums: [[__m256; N]; R],
     /// Products of minima and sums of activations.
@@ -212,7 +213,8 @@ struct State<const R: usize, const N: usize> {
 }
 
 impl<const R: usize, const N: usize> State<R, N> {
-    /// Adds the products of part `P` of a block, which has the columns `32 (part + P) ..`; a row has `parts` parts.
+    /// Adds the products of part `P` of a block. The block starts at part `part` of its row, which has `parts` parts,
+    /// so part `P` has the columns `32 (part + P) ..`.
     ///
     /// # Safety
     /// The caller is compiled for AVX2 and FMA; blocks and activations are valid for the part.
@@ -260,7 +262,7 @@ impl<const R: usize, const N: usize> State<R, N> {
     }
 }
 
-/// Signed bytes as f32 times 2²⁴: vector `j` has byte `j` of each 32-bit lane.
+/// Converts signed bytes to f32, times 2²⁴. Vector `j` has byte `j` of each 32-bit lane.
 ///
 /// # Safety
 /// The caller is compiled for AVX2.
@@ -302,6 +304,8 @@ pub(super) fn expand(isa: Isa, weight: &Blocks<'_>, range: Range<usize>, out: &m
     unsafe { by_kind!(weight.kind(), F => expand_blocks::<F>(blocks, out)) };
 }
 
+/// Expands whole blocks to f32.
+///
 /// # Safety
 /// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c")]

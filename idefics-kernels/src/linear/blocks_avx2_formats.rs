@@ -1,34 +1,34 @@
-//! How AVX2 reads the blocks of each GGUF type. Layouts: [`crate::formats::GgufType`].
+//! How AVX2 reads the blocks of each GGUF type. [`crate::formats::GgufType`] describes the types.
 
 use std::arch::x86_64::*;
 
-/// Columns that are decoded together.
+/// Number of columns that are decoded together.
 pub(super) const PART: usize = 32;
 
-/// Blocks of one type.
+/// The blocks of one GGUF type.
 ///
 /// # Safety of its methods
 /// The caller is compiled for AVX2 and F16C, and `block` is valid for [`Format::BYTES`] bytes.
 pub(super) trait Format {
-    /// Parts of a block: 1 or 8.
+    /// Number of parts in a block: 1 or 8.
     const PARTS: usize;
-    /// Bytes of a block.
+    /// Size of a block in bytes.
     const BYTES: usize;
     /// Whether values have a minimum beside their scale.
     const HAS_MINIMA: bool = false;
-    /// Scales and minima of a block.
+    /// Decoded scales and minima of a block.
     type Open: Copy;
 
-    /// Reads scales and minima.
+    /// Reads the scales and minima of a block.
     unsafe fn open(block: *const u8) -> Self::Open;
 
     /// The codes of part `P` in column order, one signed byte each.
     unsafe fn codes<const P: usize>(block: *const u8) -> __m256i;
 
-    /// The scales of part `P`: lanes 0 to 3 for its first 16 columns, lanes 4 to 7 for the others.
+    /// Returns the scales of part `P`: lanes 0 to 3 for its first 16 columns, lanes 4 to 7 for its last 16 columns.
     unsafe fn scale<const P: usize>(open: &Self::Open) -> __m256;
 
-    /// What is added to each value of part `P`.
+    /// Returns the number that is added to each value of part `P`, after multiplication by the scale.
     #[inline(always)]
     unsafe fn minimum<const P: usize>(_open: &Self::Open) -> f32 {
         0.0
@@ -45,21 +45,21 @@ pub(super) struct Q5_0;
 pub(super) struct Q5_1;
 /// 32 codes of eight bits with a scale.
 pub(super) struct Q8_0;
-/// 256 codes of four bits; scales and minima for each 32.
+/// 256 codes of four bits, with a scale and a minimum per 32 codes.
 pub(super) struct Q4K;
-/// 256 codes of five bits; scales and minima for each 32.
+/// 256 codes of five bits, with a scale and a minimum per 32 codes.
 pub(super) struct Q5K;
-/// 256 codes of six bits; scales for each 16.
+/// 256 codes of six bits, with a scale per 16 codes.
 pub(super) struct Q6K;
 
-/// The f16 at `at`, as f32.
+/// Returns the f16 at `at`, as f32.
 #[inline(always)]
 unsafe fn half(at: *const u8) -> f32 {
     // SAFETY: the caller guarantees CPU support and two bytes.
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned())))) }
 }
 
-/// 32 codes of four bits in 16 bytes: the low halves, then the high ones.
+/// Reads 32 codes of four bits from 16 bytes: first the low halves of all bytes, then the high halves.
 #[inline(always)]
 unsafe fn nibbles(codes: *const u8) -> __m256i {
     // SAFETY: the caller guarantees CPU support and 16 bytes.
@@ -70,13 +70,13 @@ unsafe fn nibbles(codes: *const u8) -> __m256i {
     }
 }
 
-/// 16 in the byte of each bit of four bytes that is set.
+/// Returns the fifth bits of 32 codes. Byte `i` is 16 if bit `i` of the four bytes at `bits` is set, and 0 otherwise.
 #[inline(always)]
 unsafe fn fifth_bits(bits: *const u8) -> __m256i {
     // SAFETY: the caller guarantees CPU support and four bytes.
     unsafe {
         let bits = _mm256_set1_epi32(bits.cast::<i32>().read_unaligned());
-        // Byte i gets the byte of the bits that has bit i, then only that bit.
+        // Byte `i` receives the byte that contains bit `i`. Then all other bits of that byte are cleared.
         let places = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
         let only = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
         let bit = _mm256_and_si256(_mm256_shuffle_epi8(bits, places), only);
@@ -207,15 +207,15 @@ impl Format for Q8_0 {
     }
 }
 
-/// Scales and minima of eight parts, as they apply to codes.
+/// Scales and minima of the eight parts of a block, in the form that is applied to codes.
 #[derive(Clone, Copy)]
 pub(super) struct ScalesAndMinima {
     scales: [f32; 8],
-    /// What is added.
+    /// Numbers that are added to the scaled codes: the negated minima.
     minima: [f32; 8],
 }
 
-/// Eight bytes as f32.
+/// Converts eight unsigned bytes to f32.
 #[inline(always)]
 unsafe fn floats([low, high]: [u32; 2]) -> __m256 {
     // SAFETY: the caller guarantees CPU support.
@@ -241,7 +241,7 @@ unsafe fn open_super(block: *const u8) -> ScalesAndMinima {
     }
 }
 
-/// 32 codes of four bits: the low or the high halves of 32 bytes.
+/// Reads the four-bit codes of part `P` from 32 bytes: the low halves if `P` is even, the high halves if `P` is odd.
 #[inline(always)]
 unsafe fn nibbles_of_part<const P: usize>(codes: *const u8) -> __m256i {
     // SAFETY: the caller guarantees CPU support and the bytes.

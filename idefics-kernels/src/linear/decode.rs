@@ -40,7 +40,7 @@ pub(super) struct Row {
 }
 
 impl Rows<'_> {
-    /// Row `row`. Bounds-checked: it has `row_bytes` bytes and all its block scales.
+    /// Returns row `row`. The bounds are checked: the row has `row_bytes` bytes and all its block scales.
     pub(super) fn row<V: Vector, D: Decode<V>>(&self, row: usize) -> Row {
         let bytes = &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes];
         let n_scales = self.d_in * D::STEP_SCALES / D::STEP;
@@ -150,16 +150,17 @@ pub(super) trait Decode<V: Vector>: Copy {
     /// `scales` for [`Decode::STEP_SCALES`] values.
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step;
 
-    /// Vector `index` of the step, with positions `index · LANES ..` (see [`Decode::order`]), without the row's scale.
+    /// Returns vector `index` of the step: the values at the positions `index · LANES ..` (see [`Decode::order`]),
+    /// without the scale of the row.
     unsafe fn vector(step: Self::Step, index: usize) -> V;
 
-    /// The scales of the lanes, the same for all vectors of the step.
+    /// Returns the scales of the lanes, which are the same for all vectors of the step.
     ///
     /// # Safety
-    /// As [`Decode::vector`].
+    /// As [`Decode::step`]; the pointers of the step are still valid.
     #[inline(always)]
     unsafe fn lane_scales(_step: Self::Step) -> V {
-        unreachable!("called only if SCALED_LANES is true")
+        unreachable!("must be called only if SCALED_LANES is true")
     }
 
     /// Writes the whole step in column order, without the row's scale.

@@ -1,7 +1,7 @@
-//! Few rows of activations times a weight in int4, and its expansion to f32.
+//! Few rows of activations times a weight in int4, and the expansion of such a weight to f32.
 //!
-//! A step is a block of 32 columns of one row. Codes become f32 numbers, from which the zero point is subtracted: exact
-//! differences. With one row of activations, the scale is applied once to the sums of a group.
+//! A step is a block of 32 columns of one row. Codes are converted to f32, and the zero point is subtracted, which is
+//! exact. With one row of activations, the scale is applied once to the sums of a group.
 
 #![allow(unsafe_code)] // SIMD and raw pointers
 
@@ -28,10 +28,11 @@ const BLOCK: usize = 32;
 /// Bytes of codes per step.
 const BLOCK_BYTES: usize = BLOCK / 2;
 
-/// The number of weight rows per task is a multiple of this, and so of every number of rows processed together.
+/// The number of weight rows per task is a multiple of this constant. The constant is a multiple of every number of
+/// rows that are processed together.
 const UNIT: usize = 4;
 
-/// Maximum number of sets of rows that process a chunk of columns before the next chunk.
+/// Maximum number of sets of weight rows that process a chunk of columns before they all go on to the next chunk.
 const SETS: usize = 8;
 
 /// Activation values per chunk: half of a 32 KiB L1 cache.
@@ -40,7 +41,7 @@ const CHUNK_VALUES: usize = 4096;
 /// Prefetch distance in each row, in bytes.
 const PREFETCH_DISTANCE: usize = 1024;
 
-/// Whether rows and groups consist of whole blocks.
+/// Whether rows and groups consist of whole blocks of 32 columns.
 pub(super) fn fits(weight: &Int4<'_>) -> bool {
     let group = weight.group().get();
     let is_one_group = group >= weight.dims()[1];
@@ -106,10 +107,10 @@ trait Nibbles: Vector {
     /// `bytes` is valid for [`BLOCK_BYTES`] bytes.
     unsafe fn block(bytes: *const u8) -> Self::Codes;
 
-    /// Vector `index` of the codes of a block, as numbers from 0 to 15.
+    /// Returns vector `index` of the codes of a block, as numbers from 0 to 15.
     unsafe fn vector(codes: Self::Codes, index: usize) -> Self;
 
-    /// `LANES` codes in column order, as numbers from 0 to 15.
+    /// Loads `LANES` codes in column order, as numbers from 0 to 15.
     ///
     /// # Safety
     /// `bytes` is valid for `LANES / 2` bytes.
@@ -151,11 +152,11 @@ unsafe fn thin<V: Nibbles>(weight: &Int4<'_>, range: Range<usize>, packed: Packe
     }
 }
 
-/// [`thin`] with `R` weight rows and `N` activation rows at a time. Set `s` has the rows `s`, `s + n_sets`, … of the
-/// range, so that each of its `R` streams continues in the next set where it ended.
+/// Computes [`thin`] with `R` weight rows and `N` activation rows at a time. Set `s` has every `n_sets`-th row of the
+/// range, from row `s`. Each of its `R` streams therefore continues with an adjacent row in the next set.
 ///
-/// Several rows of activations together do not fit the L1 cache. In that case [`SETS`] sets process one chunk of
-/// columns after the other.
+/// If several rows of activations do not fit the L1 cache together, [`SETS`] sets process one chunk of columns after
+/// the other.
 #[inline(always)]
 unsafe fn sets<V: Nibbles, const R: usize, const N: usize>(
     weight: &Int4<'_>,
@@ -200,13 +201,13 @@ unsafe fn sets<V: Nibbles, const R: usize, const N: usize>(
     }
 }
 
-/// Row `row` of the weight. Bounds-checked.
+/// Returns row `row` of the weight. The bounds are checked.
 fn row(weight: &Int4<'_>, row: usize) -> Row {
     let (codes, scales) = weight.row(row);
     Row { codes: codes.as_ptr(), scales: scales.as_ptr() }
 }
 
-/// Adds the products of blocks `blocks`, in groups of `group` columns.
+/// Adds the products of the blocks `blocks` to `sums`. Each group of `group` columns has its own scale and zero point.
 ///
 /// # Safety
 /// As [`thin`]; the blocks are inside the rows and the activations.
@@ -236,7 +237,7 @@ unsafe fn add<V: Nibbles, const R: usize, const N: usize>(
                 let mut codes = [V::block(rows[0].codes.add(block * BLOCK_BYTES)); R];
                 for r in 0..R {
                     codes[r] = V::block(rows[r].codes.add(block * BLOCK_BYTES));
-                    // Chunks of columns, for more rows of activations, are shorter than the distance.
+                    // With more rows of activations, chunks of columns are shorter than the prefetch distance.
                     if N == 1 {
                         V::prefetch(rows[r].codes.wrapping_add(block * BLOCK_BYTES + PREFETCH_DISTANCE));
                     }
@@ -277,7 +278,7 @@ unsafe fn expand_with<V: Nibbles>(weight: &Int4<'_>, range: Range<usize>, out: &
         let (codes, scales) = weight.row(row);
         for (index, (out, [scale, zero])) in out.chunks_mut(weight.group().get()).zip(scales).enumerate() {
             let codes = &codes[index * weight.group().get() / 2..][..out.len() / 2];
-            // SAFETY: groups consist of whole vectors, and the codes are as many as the values.
+            // SAFETY: groups consist of whole vectors, and there is one code for each value.
             unsafe {
                 let (scale, zero) = (V::splat(*scale), V::splat(*zero));
                 for column in (0..out.len()).step_by(V::LANES) {

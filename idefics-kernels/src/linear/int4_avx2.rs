@@ -10,8 +10,8 @@ use crate::vector::avx2::F32x8;
 
 entry_points!(F32x8, "avx2,fma,f16c");
 
-/// Both halves of a register hold the sixteen bytes; the upper half is shifted by four codes. Lane `l` of a half then
-/// starts with code `8 l` or `8 l + 4`.
+/// Both halves of a register hold the sixteen bytes of a block. The upper half is shifted down by four codes. Lane `l`,
+/// from 0 to 3, starts with code `8 l` in the lower half and with code `8 l + 4` in the upper half.
 impl Nibbles for F32x8 {
     type Codes = __m256i;
 

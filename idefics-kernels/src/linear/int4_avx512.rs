@@ -10,8 +10,8 @@ use crate::vector::avx512::F32x16;
 
 entry_points!(F32x16, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 
-/// Each quarter of a register holds the sixteen bytes; quarter `q` is shifted by `2 q` codes. Lane `l` of a quarter then
-/// starts with code `8 l + 2 q`.
+/// Each quarter of a register holds the sixteen bytes of a block. Quarter `q` is shifted down by `2 q` codes, so lane
+/// `l` of that quarter, from 0 to 3, starts with code `8 l + 2 q`.
 impl Nibbles for F32x16 {
     type Codes = __m512i;
 

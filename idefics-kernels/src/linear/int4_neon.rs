@@ -10,7 +10,7 @@ use crate::vector::neon::F32x4;
 
 entry_points!(F32x4, "neon");
 
-/// Lane `l` holds the codes `8 l` to `8 l + 7`.
+/// Lane `l` holds the codes `8 l` to `8 l + 7` of a block.
 impl Nibbles for F32x4 {
     type Codes = uint32x4_t;
 

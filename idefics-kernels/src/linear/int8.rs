@@ -1,8 +1,8 @@
 //! Integer products: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
 //!
 //! `x ≈ q · scale`, with `q` from −127 to 127 and one scale per row of activations. Sums of code products are exact
-//! integers, so every instruction set gives the same bits. They are then scaled: int8 with one multiplication, q4
-//! with one fused multiply-add per block, in order.
+//! integers, so every instruction set gives the same bits. The sums are then scaled: with one multiplication for int8,
+//! and with one fused multiply-add per block, in block order, for q4.
 
 #![allow(unsafe_code)] // SIMD; tasks write disjoint parts of one slice
 
@@ -53,7 +53,7 @@ enum Order {
     Rows(usize),
     /// Row-major with this many codes per row. Codes are offset by 128, because VNNI needs unsigned activations.
     UnsignedRows(usize),
-    /// Tiles of sixteen rows and [`STEP`] columns, with this many steps of columns one after another.
+    /// Tiles of sixteen rows and [`STEP`] columns. Each sixteen rows have this many tiles, one after another.
     Tiles(usize),
 }
 
@@ -66,12 +66,13 @@ impl Order {
         }
     }
 
-    /// The representation of 0.
+    /// The code that represents 0.
     fn zero(self) -> i8 {
         if matches!(self, Self::UnsignedRows(_)) { i8::MIN } else { 0 }
     }
 
-    /// Position of row `row` of sixteen: the index of its first code, and the distance from one step to the next.
+    /// Position of row `row` among sixteen rows: the index of its first code, and the distance from one step to the
+    /// next.
     fn row(self, row: usize) -> (usize, usize) {
         match self {
             Self::Rows(stride) | Self::UnsignedRows(stride) => (row * stride, STEP),
@@ -86,7 +87,7 @@ const TILE_ROWS: usize = 16;
 /// Activations, rounded to integers.
 #[derive(Clone, Copy)]
 struct Rounded<'a> {
-    /// `[n_rows, columns]` in the layout `order`, padded with the representation of 0. The number of rows is padded
+    /// `[n_rows, columns]` in the layout `order`. Padding is the code that represents 0. The number of rows is padded
     /// to a multiple of 32.
     codes: &'a [i8],
     order: Order,
@@ -113,7 +114,7 @@ impl Rounded<'_> {
 pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
     let isa = product.isa;
     let filled = product.d_in.max(1).next_multiple_of(STEP);
-    // Rows at a distance of whole pages would compete for the same cache lines.
+    // Rows at a distance of a multiple of 1024 bytes would compete for the same cache lines.
     let stride = if filled.is_multiple_of(1024) { filled + STEP } else { filled };
     let order = match (isa, weight) {
         (Isa::Amx, Codes::Int8(_)) => Order::Tiles(filled / STEP),
@@ -157,11 +158,11 @@ pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
     });
 }
 
-/// Rounds one row and returns its scale. The scale is NaN if a value is not finite, so that all outputs of the row
-/// are NaN.
+/// The rounding of one row, which returns its scale. The scale is NaN if a value is not finite, so that all outputs of
+/// the row are NaN.
 struct Round<'a> {
     x: &'a [f32],
-    /// Destination: [`STEP`] codes at every `distance`, padded with the representation of 0.
+    /// Destination: a step of [`STEP`] codes at every multiple of `distance`, padded with the code that represents 0.
     codes: &'a mut [i8],
     distance: usize,
     zero: i8,
@@ -173,7 +174,8 @@ impl Round<'_> {
         // Without the sign bit, the bit patterns of f32 are ordered like the magnitudes, with ∞ and NaN at the end.
         let largest = self.x.iter().fold(0, |largest: u32, value| largest.max(value.to_bits() & (u32::MAX >> 1)));
         let largest = f32::from_bits(largest);
-        // Subnormal rows round to 0, because the reciprocal would overflow. NaN and ∞ show in the scale.
+        // Rows of subnormal values round to 0, because the reciprocal would overflow. For NaN and ∞, the scale becomes
+        // NaN.
         let is_number = largest.is_finite() && largest >= f32::MIN_POSITIVE;
         let reciprocal = if is_number { (LARGEST / largest).min(f32::MAX) } else { 0.0 };
         for (step, codes) in self.codes.chunks_mut(self.distance).enumerate() {
@@ -192,10 +194,10 @@ impl Round<'_> {
     }
 }
 
-/// Rounds to the nearest integer, ties to even. For magnitudes of little more than 127.
+/// Rounds to the nearest integer, ties to even. The magnitude of `value` must be below 127.5.
 #[inline(always)]
 fn rounded(value: f32) -> i8 {
-    const INTEGERS: f32 = 12_582_912.0; // 1.5 · 2²³: f32 values near it are integers
+    const INTEGERS: f32 = 12_582_912.0; // 1.5 · 2²³; f32 values near it are integers
     (value + INTEGERS).to_bits() as i8
 }
 
@@ -208,7 +210,7 @@ impl Work for Round<'_> {
     }
 }
 
-/// Exact integer dot product.
+/// Computes the exact integer dot product.
 #[inline(always)]
 fn dot(left: &[i8], right: &[i8]) -> i32 {
     let mut sum = 0;

@@ -49,7 +49,8 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
     });
 }
 
-/// Packs sixteen rows of codes as `[steps]` tiles: groups of four neighbouring columns, for sixteen features each.
+/// Packs the codes of sixteen weight rows as `[steps]` tiles. Each row of a tile has four neighbouring columns of all
+/// sixteen features.
 ///
 /// # Safety
 /// The CPU supports the enabled target features; `out` is valid for the tiles.

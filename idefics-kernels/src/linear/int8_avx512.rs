@@ -61,7 +61,8 @@ pub(super) fn product(product: &Product<'_>, rounded: &Rounded<'_>, weight: Code
     });
 }
 
-/// Packs sixteen rows of codes as `[groups, 16, 4]`. Missing rows and columns are zero.
+/// Packs the codes of sixteen weight rows as `[groups, 16, 4]`: groups of four columns, features, columns of a group.
+/// Missing rows and columns are zero.
 ///
 /// # Safety
 /// The CPU supports the enabled target features; `out` is valid for `64 · groups` bytes.
@@ -108,7 +109,7 @@ unsafe fn write_initial_sums(panel: *mut u8, groups: usize, together: usize) {
     }
 }
 
-/// Expands a panel to table entries, `[groups, 16, 4]`.
+/// Expands a panel of a q4 weight to table entries, `[groups, 16, 4]`.
 ///
 /// # Safety
 /// As [`expand_int8`].
@@ -141,11 +142,12 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// Multiplies `N` rows of activations by two panels. A sum spans `together` groups; this is a runtime value, because
+/// Multiplies `N` rows of activations by two panels. A sum spans `together` groups. This is a runtime value, because
 /// with a constant the compiler unrolls the loop and runs out of registers.
 ///
 /// # Safety
-/// As [`expand_int8`] for the inputs; no other task writes these features.
+/// The CPU supports the enabled target features, the panels hold the output features `features`, and no other task
+/// writes these features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn rows<const N: usize>(
     product: &Product<'_>,
@@ -212,11 +214,11 @@ unsafe fn rows<const N: usize>(
     }
 }
 
-/// Exact integer sums over the groups in `range`, starting from the initial values at group index `initial`. Returns
-/// `[N, PANELS]` registers of sixteen features.
+/// Computes exact integer sums over the groups in `range`, starting from the initial values at group index `initial`.
+/// Returns `[N, PANELS]` registers of sixteen features.
 ///
 /// # Safety
-/// The panels have these groups, and the rows have `4 · range.end` codes.
+/// The CPU supports the enabled target features. The panels have these groups, and the rows have `4 · range.end` codes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn sum_groups<const N: usize>(
@@ -241,7 +243,7 @@ unsafe fn sum_groups<const N: usize>(
     }
 }
 
-/// Mask of the 16 lanes that are before `end`, where the first lane is at index `at`.
+/// Returns the mask of the lanes before index `end`, if the first of the 16 lanes is at index `at`.
 fn lanes(at: usize, end: usize) -> u16 {
     match end.saturating_sub(at) {
         n @ 0..16 => (1 << n) - 1,

@@ -1,14 +1,14 @@
 //! `y = x Wᵀ + b` for a weight in any format, without expanding the whole weight.
 //!
 //! - Up to [`MAX_GEMV_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with
-//!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved one, [`int4`] for groups with zero
+//!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved format, [`int4`] for groups with zero
 //!   points, [`blocks`] for GGUF files).
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
 //!   [`panels::PANEL_BYTES`] per thread and multiplied by the `gemm` crate.
 //! - Transposed products, for gradients: panels of the weight's rows ([`transposed`]).
-//! - More rows of activations that are rounded to eight bits: integer products ([`int8`]).
+//! - Activations that are rounded to eight bits: integer products ([`int8`]).
 //!
 //! Work is divided over output features only. The order of summation depends on the shapes and the machine (its
 //! instruction set, and the cache sizes that gemm uses), but not on the number of threads or on earlier calls.
@@ -107,10 +107,10 @@ pub const MAX_GEMV_ROWS: usize = 8;
 /// Weight bytes per task: large enough to pay for the scheduling, small enough that the threads finish together.
 const TASK_BYTES: usize = 256 << 10;
 
-/// With fewer weight bytes than this, one thread does everything: waking another takes longer than it saves.
+/// With fewer weight bytes than this, one thread does everything: waking another thread takes longer than it saves.
 const SINGLE_THREAD_BYTES: usize = 384 << 10;
 
-/// `x Wᵀ + b` on the best instruction set.
+/// Computes `x Wᵀ + b` on the best instruction set.
 ///
 /// # Shapes
 /// - `x`: `[n_rows, d_in]`
@@ -153,8 +153,8 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     }
 }
 
-/// `y W` on the best instruction set: computes the gradient of [`linear`] with respect to its activations from the
-/// gradient with respect to its output. Does not expand the whole weight.
+/// Computes `y W` on the best instruction set, where `y` is `gradient`. This is the gradient of [`linear`] with respect
+/// to its activations, given the gradient with respect to its output. Does not expand the whole weight.
 ///
 /// # Shapes
 /// - `gradient`: `[n_rows, d_out]`
@@ -181,8 +181,8 @@ pub fn linear_transposed_on(isa: Isa, gradient: &[f32], n_rows: usize, weight: &
     }
 }
 
-/// [`linear`] with activations rounded to eight bits, row by row: faster, less exact. For int8 and q4 weights; returns
-/// `None`, and leaves `out` unchanged, for other formats.
+/// Computes [`linear`] with activations that are rounded to eight bits, row by row. This is faster and less exact.
+/// Supports int8 and q4 weights. For other formats, returns `None` and leaves `out` unchanged.
 ///
 /// # Panics
 /// As [`linear`].
@@ -190,7 +190,7 @@ pub fn linear_int8(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&
     linear_int8_on(Isa::best(), x, n_rows, weight, bias, out)
 }
 
-/// [`linear_int8`] on a given instruction set. All of them give the same bits.
+/// [`linear_int8`] on a given instruction set. Results are bitwise equal on all instruction sets.
 ///
 /// # Panics
 /// As [`linear_on`].
@@ -210,8 +210,8 @@ pub fn linear_int8_on(
     Some(())
 }
 
-/// The arithmetic unit that a product of `n_rows` rows uses on the best instruction set, and the number of its
-/// operations per multiplication of the product. `None` if unknown.
+/// Returns the arithmetic unit that a product of `n_rows` rows uses on the best instruction set, and the number of its
+/// operations that one multiplication of the product takes. `None` if unknown.
 pub fn compute_unit(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(ComputeUnit, f64)> {
     let isa = Isa::best();
     if activations == Activations::Int8 && n_rows > MAX_GEMV_ROWS && int8::Codes::of(weight).is_some() {
@@ -255,7 +255,7 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// Checks the sizes of the slices and CPU support, and panics if they are wrong.
+    /// Creates a product. Panics if a slice has the wrong length or the CPU does not support `isa`.
     fn checked(
         isa: Isa,
         x: &'a [f32],

@@ -75,7 +75,7 @@ impl Decode<F32x4> for format::Bf16 {
     }
 }
 
-/// Converts the exponent with a multiplication, which is exact, also for subnormal numbers.
+/// Converts the exponent by a multiplication with 2¹¹², which is exact, also for subnormal numbers.
 impl Decode<F32x4> for format::F16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;
@@ -152,7 +152,7 @@ impl Decode<F32x4> for format::FourBit {
         unsafe {
             let pairs = vdupq_n_u32(bytes.add(index / 2 * 4).cast::<u32>().read_unaligned());
             let codes = vandq_u32(vshlq_u32(pairs, vld1q_s32(SHIFTS[index % 2].as_ptr())), vdupq_n_u32(15));
-            // Byte indices 4 c to 4 c + 3 of the table, for code c.
+            // Code `c` selects the bytes `4 c` to `4 c + 3` of the table.
             let places = vmlaq_n_u32(vdupq_n_u32(0x0302_0100), codes, 0x0404_0404);
             F32x4(vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(places))))
         }

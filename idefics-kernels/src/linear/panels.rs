@@ -15,10 +15,11 @@ use crate::shared::with_scratch;
 /// Maximum scratch memory per thread, in bytes. A panel has at least sixteen rows, even if they need more.
 const PANEL_BYTES: usize = 4 << 20;
 
-/// Maximum number of panels of a weight that is split only to share the work.
+/// Maximum number of panels into which a small weight is split to share the work among threads.
 const MAX_SHARES: usize = 8;
 
-/// Approximate minimum of output features in such a panel: fewer do not pay for packing the activations.
+/// Approximate minimum number of output features in a panel. With fewer features, packing the activations takes too
+/// large a share of the time.
 const SHARE: usize = 96;
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {

@@ -7,7 +7,7 @@ use super::Product;
 use crate::formats::Weight;
 use crate::shared::with_scratch;
 
-/// Number of partial sums, so that the compiler can use the baseline vectors of the architecture.
+/// Number of partial sums. It allows the compiler to use the baseline vectors of the architecture.
 const LANES: usize = 16;
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {

@@ -1,5 +1,5 @@
-//! Few rows of activations times a weight in q4. Sixteen rows are interleaved: a lane is a row, and no sum crosses
-//! lanes.
+//! Few rows of activations times a weight in q4. The format interleaves sixteen rows: each lane of a vector belongs to
+//! one row, and no sum crosses lanes.
 //!
 //! AVX-512 multiplies integers ([`avx512`]). The other instruction sets convert each column of a panel to f32.
 
@@ -70,8 +70,8 @@ trait Tiles: Vector {
     /// Table entries of `LANES` rows, one row per lane, with four columns of eight bits each.
     type Columns: Copy;
 
-    /// Looks up the codes of `LANES` rows: four columns from the low halves of the bytes, then four from the high
-    /// halves.
+    /// Looks up the table entries of `LANES` rows: four columns from the low halves of the bytes, then four from the
+    /// high halves.
     ///
     /// # Safety
     /// `codes` is valid for `4 · LANES` bytes.
@@ -90,7 +90,7 @@ trait Tiles: Vector {
 /// Maximum number of vectors that the rows of a panel take.
 const MAX_PARTS: usize = Q4_PANEL / 4;
 
-/// Computes the output features `range`, which starts at a panel.
+/// Computes the output features `range`, which starts at a panel boundary.
 ///
 /// # Safety
 /// The CPU supports the instruction set of `V`, the caller is compiled for it, and no other task writes these features.
@@ -119,7 +119,7 @@ unsafe fn panels<V: Tiles, const N: usize>(
     const { assert!(V::LANES <= Q4_PANEL && Q4_PANEL / V::LANES <= MAX_PARTS) };
     let blocks = product.d_in.div_ceil(Q4_BLOCK);
     assert!(packed.values.len() >= N * packed.stride && range.start.is_multiple_of(Q4_PANEL));
-    assert!(packed.stride >= blocks * Q4_BLOCK, "activations are padded to whole blocks");
+    assert!(packed.stride >= blocks * Q4_BLOCK, "activations must be padded to whole blocks");
     for first in range.clone().step_by(Q4_PANEL) {
         let tiles = first / Q4_PANEL * blocks..(first / Q4_PANEL + 1) * blocks;
         let codes = &weight.codes()[tiles.start * Q4_TILE..tiles.end * Q4_TILE];
@@ -153,7 +153,7 @@ unsafe fn panels<V: Tiles, const N: usize>(
 /// Prefetch distance, in bytes.
 const PREFETCH_DISTANCE: usize = 4096;
 
-/// Products of one block of columns with `LANES` rows, before scaling.
+/// Computes the sums of one block of columns for `LANES` rows, before scaling.
 #[inline(always)]
 unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'_>, first_column: usize) -> [V; N] {
     debug_assert!(

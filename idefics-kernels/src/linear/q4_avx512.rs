@@ -1,8 +1,8 @@
 //! Q4 with AVX-512 VNNI: one instruction multiplies sixty-four pairs of bytes.
 //!
-//! Activations become 24-bit integers. Each block of 32 has its own scale, chosen so that the largest magnitude uses
-//! all bits; the rounding error is that of f32. An integer is split into three signed bytes (limbs). Each limb is
-//! multiplied with the table entries in exact integer arithmetic; the rest is f32.
+//! Activations become 24-bit integers. Each block of 32 activations has its own scale, chosen so that the largest
+//! magnitude uses all bits; the rounding error is as small as that of f32. An integer is split into three signed bytes
+//! (limbs). Each limb is multiplied with the table entries in exact integer arithmetic. All other arithmetic is f32.
 //!
 //! VNNI multiplies unsigned by signed bytes. Table entries are offset by 128 to be unsigned, and sums start at −128
 //! times the sum of the activations to compensate.
@@ -27,8 +27,8 @@ const LARGEST: f32 = 8_355_000.0;
 /// Number of panels that are processed together.
 const STREAMS: usize = 2;
 
-/// Lower bound of a block's largest magnitude: below it, the reciprocal would overflow. Blocks of smaller values lose
-/// precision.
+/// Lower limit for the largest magnitude of a block, below which the reciprocal would overflow. Blocks of smaller
+/// values lose precision.
 const SMALLEST: f32 = 1e-30;
 
 /// One block of one row of activations: `x = (limb₀ + 256 limb₁ + 65536 limb₂) · scale`.
@@ -41,7 +41,7 @@ struct Block {
     scale: f32,
 }
 
-/// f32 values that a [`Block`] takes in scratch memory.
+/// Size of a [`Block`] in scratch memory, in f32 values.
 const BLOCK_VALUES: usize = size_of::<Block>() / size_of::<f32>();
 
 /// Computes the product for at most [`super::super::MAX_GEMV_ROWS`] rows of activations.
@@ -51,7 +51,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     let n_filled = product.n_rows.next_power_of_two();
     with_scratch(blocks * n_filled * BLOCK_VALUES, |scratch| {
         let packed: &mut [Block] = bytemuck::cast_slice_mut(scratch);
-        // SAFETY: the assertion above; `Product::checked` has checked CPU support.
+        // SAFETY: the assertion above and `Product::checked` guarantee CPU support.
         unsafe { pack(product, n_filled, packed) };
         let packed = &*packed;
         product.split(weight.bytes(), STREAMS * Q4_PANEL, |range| {
@@ -86,7 +86,7 @@ unsafe fn pack(product: &Product<'_>, n_filled: usize, packed: &mut [Block]) {
     }
 }
 
-/// Rounds 32 activations. If one of them is NaN or infinite, the scale becomes NaN, and so do all outputs.
+/// Rounds 32 activations. If one of them is NaN or infinite, the scale becomes NaN, and so do all outputs of the row.
 #[inline]
 fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
     let (mut largest, mut check) = (0f32, 0f32);
@@ -112,8 +112,8 @@ fn pack_block(values: &[f32; Q4_BLOCK]) -> Block {
     Block { limbs, starts: sums.map(|sum| -128 * sum), scale: largest / LARGEST + check }
 }
 
-/// Computes the output features `range`, which starts at a panel, for `N` rows of activations. [`STREAMS`] panels
-/// that are far apart are processed together, because memory delivers several streams faster than one.
+/// Computes the output features `range`, which starts at a panel boundary, for `N` rows of activations. [`STREAMS`]
+/// panels that are far apart are processed together, because memory delivers several streams faster than one.
 ///
 /// # Safety
 /// The CPU supports the enabled target features, and no other task writes these features.
@@ -185,7 +185,7 @@ unsafe fn advance<const N: usize, const P: usize>(
     }
 }
 
-/// Sums of one block for sixteen rows, before scaling.
+/// Computes the sums of one block for sixteen rows, before scaling.
 ///
 /// # Safety
 /// The CPU supports the enabled target features.
@@ -194,8 +194,8 @@ unsafe fn advance<const N: usize, const P: usize>(
 unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
     // SAFETY: four columns of a limb are four bytes, and a limb has eight groups of four columns.
     unsafe {
-        // Two independent chains per limb, interleaved: the instruction takes five cycles, and two can start in each
-        // cycle.
+        // Each limb has two independent chains of additions, which are interleaved: the instruction takes five cycles,
+        // and two can start in each cycle.
         let mut chains = [[_mm512_setzero_si512(); 2]; LIMBS];
         for limb in 0..LIMBS {
             chains[limb][0] = _mm512_set1_epi32(x.starts[limb]);
@@ -204,7 +204,7 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
             for half in 0..2 {
                 let group = 2 * group + half;
                 for limb in 0..LIMBS {
-                    // Loaded as f32, so that the compiler uses a broadcasting memory operand.
+                    // The four bytes are loaded as f32, so that the compiler uses a broadcasting memory operand.
                     let four = x.limbs[limb].as_ptr().add(4 * group).cast::<f32>().read_unaligned();
                     let four = _mm512_castps_si512(_mm512_set1_ps(four));
                     chains[limb][half] = _mm512_dpbusd_epi32(chains[limb][half], columns[group], four);
@@ -213,7 +213,7 @@ unsafe fn multiply(columns: &[__m512i; 8], x: &Block) -> __m512 {
         }
         let mut sums = [_mm512_setzero_ps(); LIMBS];
         for limb in 0..LIMBS {
-            // At most 2²⁰, so the conversion to f32 is exact.
+            // The sums are at most 2²⁰, so the conversion to f32 is exact.
             sums[limb] = _mm512_cvtepi32_ps(_mm512_add_epi32(chains[limb][0], chains[limb][1]));
         }
         let low = _mm512_fmadd_ps(sums[1], _mm512_set1_ps(256.0), sums[0]);

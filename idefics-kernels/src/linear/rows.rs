@@ -1,8 +1,8 @@
 //! Few rows of activations times a weight in a row-major format.
 //!
 //! Several weight rows are processed together, so that each load of activations is used several times. The rows are far
-//! apart, because memory delivers several streams faster than one, and their bytes are prefetched. The activations are
-//! copied once, into the order of the format's vectors.
+//! apart, because memory delivers several streams faster than one stream. Their bytes are prefetched. The activations
+//! are copied once, into the order of the format's vectors.
 
 #![allow(unsafe_code)] // SIMD and raw pointers
 
@@ -16,10 +16,11 @@ use crate::formats::{FourBitType, Weight};
 use crate::shared::with_scratch;
 use crate::vector::Vector;
 
-/// The number of weight rows per task is a multiple of this, and so of every number of rows processed together.
+/// The number of weight rows per task is a multiple of this constant. The constant is a multiple of every number of
+/// rows that are processed together.
 const UNIT: usize = 12;
 
-/// Maximum number of groups that process a chunk of columns before the next chunk.
+/// Maximum number of groups of weight rows that process a chunk of columns before they all go on to the next chunk.
 const GROUPS: usize = 8;
 
 /// Activation values per chunk: half of a 32 KiB L1 cache.
@@ -82,7 +83,7 @@ impl<'a> Rows<'a> {
         };
         let table = match weight {
             Weight::FourBit(weight) => weight.kind().table(),
-            _ => FourBitType::Nf4.table(), // unused
+            _ => FourBitType::Nf4.table(), // not used by other formats
         };
         let [d_out, d_in] = weight.dims();
         Self { bytes, row_bytes: bytes.len() / d_out, d_in, scales, table }
@@ -106,13 +107,15 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     });
 }
 
-/// Calls `work` with the activations in a format's order, aligned to a cache line. Makes no copy if they already are.
+/// Calls `work` with the activations in a format's order, aligned to a cache line. Makes no copy if they already have
+/// this order and alignment.
 pub(super) fn with_packed<R>(product: &Product<'_>, order: &Order, work: impl FnOnce(Packed<'_>) -> R) -> R {
     let Product { x, n_rows, d_in, .. } = *product;
     let n_filled = n_rows.next_power_of_two();
     let stride = match n_filled {
         1 => d_in.next_multiple_of(order.step),
-        // An odd number of cache lines: rows at a distance of a power of two would evict each other from the cache.
+        // The stride is an odd number of cache lines, because rows at a distance of a power of two would evict each
+        // other from the cache.
         _ => d_in.next_multiple_of(order.step.max(32)) + 16,
     };
     let is_natural = order.is_natural();
@@ -166,11 +169,11 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
     }
 }
 
-/// [`thin`] with `R` weight rows and `N` activation rows at a time. Group `g` has the rows `g`, `g + n_groups`, … of
-/// the range, so that each of its `R` streams continues in the next group where it ended.
+/// Computes [`thin`] with `R` weight rows and `N` activation rows at a time. Group `g` has every `n_groups`-th row of
+/// the range, from row `g`. Each of its `R` streams therefore continues with an adjacent row in the next group.
 ///
-/// Several rows of activations together do not fit the L1 cache. In that case a block of [`GROUPS`] groups processes
-/// one chunk of columns after the other.
+/// If several rows of activations do not fit the L1 cache together, a block of [`GROUPS`] groups processes one chunk of
+/// columns after the other.
 #[inline(always)]
 unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     rows: &Rows<'_>,
@@ -179,7 +182,7 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     product: &Product<'_>,
 ) {
     assert!(packed.n_rows == N && packed.values.len() >= N * packed.stride);
-    assert!(packed.stride >= rows.d_in.next_multiple_of(D::STEP), "activations are padded to whole steps");
+    assert!(packed.stride >= rows.d_in.next_multiple_of(D::STEP), "activations must be padded to whole steps");
     let steps = rows.d_in / D::STEP; // full steps only
     let n_chunks = if N == 1 { 1 } else { (N * rows.d_in).div_ceil(CHUNK_VALUES) };
     let (chunk, block) = (steps.div_ceil(n_chunks).max(1), if n_chunks == 1 { 1 } else { GROUPS });
@@ -197,7 +200,7 @@ unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
                     let mut partial = *sums;
                     for step in from..to {
                         let ahead = step * D::STEP_BYTES + PREFETCH_DISTANCE;
-                        // After this chunk comes the same chunk of the next group.
+                        // After this chunk, the same chunk of the next group is read.
                         let ahead = match ahead < to * D::STEP_BYTES {
                             true => ahead,
                             false => ahead + rows.row_bytes - (to - from) * D::STEP_BYTES,
@@ -241,8 +244,8 @@ impl<const R: usize> Group<R> {
         Self { features, starts }
     }
 
-    /// Number of full steps that can be read in place. In the last row of the weight, a format with overread must not
-    /// read its last full step in place.
+    /// Returns the number of full steps that can be read in place. A format whose steps read past their end must not
+    /// read the last full step of the last row of the weight in place.
     #[inline(always)]
     fn steps_in_place<V: Vector, D: Decode<V>>(&self, rows: &Rows<'_>) -> usize {
         let is_last = self.features[R - 1] + 1 >= rows.bytes.len() / rows.row_bytes.max(1);
@@ -260,7 +263,7 @@ impl<const R: usize> Group<R> {
         for step in self.steps_in_place::<V, D>(rows)..rows.d_in.div_ceil(D::STEP) {
             // SAFETY: guaranteed by the caller; the ends of the rows are copied and padded first.
             unsafe {
-                let mut last = [const { LastStep::ZERO }; R]; // steps may point into these copies
+                let mut last = [const { LastStep::ZERO }; R]; // the decoded steps may point into these copies
                 for r in 0..R {
                     last[r] = self.starts[r].last_step::<V, D>(rows, step);
                 }

@@ -15,7 +15,7 @@ use crate::Isa;
 use crate::formats::{Q4_PANEL, Weight};
 use crate::shared::{SharedOut, with_scratch};
 
-/// Maximum number of rows in a panel: as many as gemm sums before it writes to memory.
+/// Maximum number of rows in a panel: the number of products that gemm adds before it writes to memory.
 const ROWS: usize = 256;
 
 /// Maximum scratch memory, in bytes. A panel has at least sixteen rows, even if they need more.
@@ -60,7 +60,7 @@ fn add_panel(
     out: SharedOut<'_>,
 ) {
     assert_eq!(panel.len(), range.len() * d_in, "the panel must have the rows of its range");
-    assert_eq!((gradient.len(), out.len()), (n_rows * d_out, n_rows * d_in), "the caller checks these lengths");
+    assert_eq!((gradient.len(), out.len()), (n_rows * d_out, n_rows * d_in), "the caller must check the lengths");
     assert!(!range.is_empty() && range.end <= d_out, "rows {range:?} are out of range for {d_out} rows");
     if isa == Isa::Plain {
         return (0..n_rows).into_par_iter().for_each(|n| {
@@ -77,9 +77,10 @@ fn add_panel(
     }
     (0..d_in.div_ceil(COLUMNS)).into_par_iter().for_each(|task| {
         let columns = task * COLUMNS..d_in.min((task + 1) * COLUMNS);
-        // The transposed product: [columns, n_rows] += panel transposed [columns, rows] · gradient transposed [rows,
-        // n_rows]. SAFETY: by the assertions above, all reads are inside `panel` and `gradient`, and all writes
-        // inside `out`; tasks write disjoint columns.
+        // The transposed product: [columns, n_rows] += panel transposed [columns, rows] · gradient transposed
+        // [rows, n_rows].
+        // SAFETY: by the assertions above, all reads are inside `panel` and `gradient`, and all writes are inside
+        // `out`; tasks write disjoint columns.
         unsafe {
             gemm::gemm(
                 columns.len(),

@@ -1,8 +1,8 @@
 //! f32 vectors, one type per instruction set. Elementwise kernels are written once, generic over [`Vector`].
 //!
 //! A kernel is an `#[inline(always)]` function. It is compiled for an instruction set when it is inlined into a
-//! function that enables that set: the `run` function of each module, through [`Work`]. Kernels use plain loops,
-//! because a closure that is not inlined would be compiled without the target features.
+//! function that enables that set: the `run` function of each module, through [`Work`]. Kernels use loops instead of
+//! iterator chains, because a closure that is not inlined would be compiled without the target features.
 
 #![allow(unsafe_code)] // intrinsics that need CPU support, loads and stores through raw pointers
 
@@ -44,18 +44,19 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self / other` per lane.
     unsafe fn div(self, other: Self) -> Self;
-    /// Minimum per lane; `other` if either is NaN.
+    /// Minimum per lane; `other` if either operand is NaN.
     unsafe fn min(self, other: Self) -> Self;
-    /// Maximum per lane; `other` if either is NaN.
+    /// Maximum per lane; `other` if either operand is NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// Rounds to the nearest integer, ties to even.
     unsafe fn round(self) -> Self;
-    /// 2ⁿ per lane, for integers n from −126 to 127.
+    /// `2ⁿ` per lane, where n is the lane of `self`: an integer from −126 to 127.
     unsafe fn pow2(self) -> Self;
-    /// `self · 2ⁿ` per lane, for integers n from −252 to 254. 2ⁿ itself may be out of the range of f32.
+    /// `self · 2ⁿ` per lane, for integers n from −252 to 254. The result is correct even if `2ⁿ` itself is out of the
+    /// range of f32.
     #[inline(always)]
     unsafe fn times_pow2(self, n: Self) -> Self {
-        // SAFETY: the caller guarantees CPU support. Both factors are in the range of f32.
+        // SAFETY: the caller guarantees CPU support. The two powers of two that are multiplied are in the range of f32.
         unsafe {
             let half = n.mul(Self::splat(0.5)).round();
             self.mul(half.pow2()).mul(n.sub(half).pow2())
@@ -71,7 +72,7 @@ pub(crate) trait Vector: Copy {
     /// Loads `n` values, at most [`Vector::LANES`], and sets the other lanes to `fill`.
     #[inline(always)]
     unsafe fn load_head(at: *const f32, n: usize, fill: f32) -> Self {
-        debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
+        debug_assert!(n <= Self::LANES, "{n} values do not fit in {} lanes", Self::LANES);
         let mut lanes = [fill; MAX_LANES];
         // SAFETY: the caller guarantees `n` values, and the buffer has room for the widest vector.
         unsafe {
@@ -86,7 +87,7 @@ pub(crate) trait Vector: Copy {
     /// Stores the first `n` lanes, at most [`Vector::LANES`].
     #[inline(always)]
     unsafe fn store_head(self, at: *mut f32, n: usize) {
-        debug_assert!(n <= Self::LANES, "{n} values do not fit {} lanes", Self::LANES);
+        debug_assert!(n <= Self::LANES, "{n} values do not fit in {} lanes", Self::LANES);
         let mut lanes = [0f32; MAX_LANES];
         // SAFETY: the caller guarantees room for `n` values, and the buffer has room for the widest vector.
         unsafe {

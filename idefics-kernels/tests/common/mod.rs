@@ -7,7 +7,7 @@ use idefics_kernels::{Isa, IsaLevel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The instruction sets of this machine. Fails if it does not support the level in `IDEFICS_REQUIRE_ISA`.
+/// Returns the instruction sets of this machine. Panics if the CPU does not support the level in `IDEFICS_REQUIRE_ISA`.
 pub(crate) fn isas() -> Vec<Isa> {
     if let Some(level) = IsaLevel::required().unwrap() {
         assert!(level.is_available(), "IDEFICS_REQUIRE_ISA is {level}, which this CPU does not support");
@@ -15,7 +15,8 @@ pub(crate) fn isas() -> Vec<Isa> {
     Isa::available()
 }
 
-/// `n` approximately normal numbers with standard deviation 1. With `heavy`, one percent are ten times as large.
+/// Returns `n` approximately normal numbers with standard deviation 1. With `heavy`, one percent of them are ten times
+/// larger.
 pub(crate) fn normal(n: usize, seed: u64, heavy: bool) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..n)
@@ -43,7 +44,7 @@ pub(crate) fn every_format(weights: &[f32], d_out: usize, d_in: usize) -> Vec<We
     ]
 }
 
-/// A number of columns, which is not 0.
+/// Converts a group size, which must not be 0.
 pub(crate) fn size(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).unwrap()
 }
@@ -55,7 +56,7 @@ pub(crate) fn assert_close(what: &str, actual: &[f32], expected: &[f64], sizes: 
         let difference = (f64::from(*actual) - expected).abs();
         assert!(
             difference <= tolerance * size,
-            "{what}[{index}]: {actual} instead of {expected}, {:.1e} of {size}",
+            "{what}[{index}]: {actual} instead of {expected}, an error of {:.1e} times {size}",
             difference / size
         );
     }

@@ -61,7 +61,7 @@ impl FamilyRules for Idefics1 {
         let rules = InterleavedRules { tokens, bos, end_of_utterance, eos: options.add_eos_token.then_some(eos) };
         let text = match prompt {
             PromptText::Text(text) => rules.expand_placeholders(text),
-            // Templates may write the start token themselves. Source: `ProcessorMixin.apply_chat_template`.
+            // The template may have written the start token already. Source: `ProcessorMixin.apply_chat_template`.
             PromptText::Conversation(text) => {
                 let text = text.strip_prefix(bos).unwrap_or(text);
                 rules.expand_placeholders(text)
@@ -77,11 +77,11 @@ const IMAGE_PROCESSOR_TYPES: [&str; 3] =
     ["IdeficsImageProcessor", "IdeficsImageProcessorFast", "IdeficsImageProcessorPil"];
 
 impl ImageProcessorConfig {
-    /// Like [`Self::from_idefics2_object`], for checkpoints of IDEFICS v1: `image_size` is another name of `size`, and
-    /// splitting is not supported.
+    /// Reads and validates the fields of an IDEFICS v1 checkpoint. Fields that are absent or null get their default.
+    /// The key `image_size` sets `size` too. Image splitting is rejected.
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`].
+    /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
     pub fn from_idefics1_object(mut object: Map<String, Value>) -> Result<Self, ImageConfigError> {
         if let Some(channels) = object.remove("image_num_channels").filter(|channels| channels != 3) {
             return Err(field_error("image_num_channels", &channels, "3"));
@@ -97,7 +97,7 @@ impl ImageProcessorConfig {
         Ok(config)
     }
 
-    /// Defaults of `IdeficsImageProcessorPil`.
+    /// Returns the defaults of the reference's `IdeficsImageProcessorPil`.
     pub fn idefics1() -> Self {
         Self {
             size: ImageSize::Exact { height: 224, width: 224 },
@@ -135,8 +135,9 @@ struct InterleavedRules<'a> {
 }
 
 impl InterleavedRules<'_> {
-    /// Writes a prompt list as text. Spaces around each text are dropped. An image becomes a fake token, an image
-    /// token and a fake token; consecutive images share the fake token between them.
+    /// Writes a prompt list as text. Spaces around each text are dropped. An image becomes a fake token
+    /// (`<fake_token_around_image>`), an image token and a fake token. Consecutive images share the fake token between
+    /// them.
     fn expand_parts(&self, parts: &[PromptPart]) -> String {
         let mut text = self.bos.to_owned();
         let mut before: Option<&PromptPart> = None;
@@ -155,7 +156,7 @@ impl InterleavedRules<'_> {
         text + self.eos.unwrap_or_default()
     }
 
-    /// Expands a text with one placeholder per image.
+    /// Expands the placeholders of a text, one per image, and adds the start and end tokens.
     fn expand_placeholders(&self, text: &str) -> String {
         let mut written = self.bos.to_owned();
         let mut follows_image = false;

@@ -27,7 +27,7 @@ impl FamilyRules for Idefics2 {
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize> {
         match configured {
             None | Some(Value::Null) => Some(64), // `Idefics2Processor.__init__`
-            // Models use 64 to 1024.
+            // Public checkpoints have 64 to 1024 tokens per tile.
             Some(value) => value.as_u64().filter(|length| (1..=4096).contains(length)).map(|length| length as usize),
         }
     }
@@ -73,11 +73,11 @@ impl FamilyRules for Idefics2 {
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
         let PromptContext { tokens, literals, bos, .. } = *context;
-        // Templates may write the start token themselves. Source: `ProcessorMixin.apply_chat_template`.
+        // The template may have written the start token already. Source: `ProcessorMixin.apply_chat_template`.
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
             PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
-            PromptText::Parts(_) => ("", false), // never passed in this style
+            PromptText::Parts(_) => ("", false), // never passed to families with `PromptStyle::Template`
         };
         let tiles: Vec<usize> = context.grids.iter().map(|grid| grid.tiles.len()).collect();
         let text = expand_images(text, tokens, &tiles, literals, context.compatibility());
@@ -131,11 +131,11 @@ fn output_size(width: u32, height: u32, config: &ImageProcessorConfig) -> (u32, 
         ImageSize::Edges { shortest_edge, longest_edge } => {
             resize_output_size(width, height, shortest_edge, longest_edge)
         }
-        ImageSize::LongestEdge { .. } => (width, height), // refused when the configuration is read
+        ImageSize::LongestEdge { .. } => (width, height), // rejected when the configuration is read
     }
 }
 
-/// Width and height after resizing with [`ImageSize::Edges`], in pixels.
+/// Returns the width and height after resizing with [`ImageSize::Edges`], in pixels.
 ///
 /// First, a longer side above `longest_edge` is reduced to it, keeping the aspect ratio. Then each side below
 /// `shortest_edge` is raised to it, ignoring the aspect ratio. If `longest_edge` is below `shortest_edge`, the second
@@ -156,15 +156,16 @@ pub fn resize_output_size(width: u32, height: u32, shortest_edge: u32, longest_e
     (new_width.max(shortest_edge), new_height.max(shortest_edge))
 }
 
-/// Expands each placeholder of `text` to image tokens: per tile, a fake token, `image_seq_len` image tokens, and a
-/// fake token. Two consecutive fake tokens become one.
+/// Expands each placeholder of `text` to the tokens of its tiles: for each tile a fake token
+/// (`<fake_token_around_image>`), `image_seq_len` image tokens, and another fake token. Two consecutive fake tokens
+/// become one.
 ///
 /// `tiles` has the number of tiles of each image (1, or 5 with splitting), in the order of the placeholders. A missing
 /// entry counts as 1.
 ///
-/// With [`Compatibility::Transformers5`], a space is inserted after a fake token unless white space or `<` follows:
-/// tokenizers built by release 5 do not start a new word after a special token. `literals` maps stand-ins in `text`
-/// back to the characters they replace.
+/// With [`Compatibility::Transformers5`], a space is inserted after a fake token unless white space or `<` follows,
+/// because tokenizers built by release 5 do not start a new word after a special token. `literals` gives the original
+/// characters of the stand-ins that mask special tokens in `text`.
 ///
 /// Source: `Idefics2Processor.__call__`.
 pub fn expand_images(
@@ -206,7 +207,7 @@ fn space_after_fakes(text: &str, fake: &str, literals: &Literals) -> String {
     spaced
 }
 
-/// Whether Python's `\s` matches `character`: white space, or one of the separators U+001C to U+001F.
+/// Returns whether Python's `\s` matches `character`: white space, or one of the separators U+001C to U+001F.
 fn is_python_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&character)
 }

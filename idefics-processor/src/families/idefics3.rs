@@ -18,10 +18,11 @@ use crate::video::{Medium, VIDEO_TOKEN, VideoRules, VideoSampling, split_media, 
 const MAX_SIDE: u32 = 4096;
 /// Default side of a tile, in pixels.
 const TILE_SIDE: u32 = 364;
-/// Precedes the image tokens of the whole image. One token in most tokenizers, plain text in the others.
+/// Text before the image tokens of the whole image. Most tokenizers encode it as one token, the others as ordinary
+/// text.
 const GLOBAL_IMAGE: &str = "<global-img>";
 
-/// The rules for a `model_type` of this family; they are the same for all.
+/// The rules of Idefics3, SmolVLM and SmolVLM2. They differ in `model_type`, and only SmolVLM2 reads videos.
 #[derive(Debug, Clone, Copy)]
 pub struct Idefics3 {
     model_type: &'static str,
@@ -36,7 +37,7 @@ const VIDEO_TEMPLATE: &str = "<|im_start|>{% for message in messages %}{{message
     {% elif line['type'] == 'image' %}{{ '<image>' }}{% elif line['type'] == 'video' %}{{ '<video>' }}{% endif %}\
     {% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 
-/// The sampling of the public SmolVLM2 checkpoints.
+/// The default sampling of frames, which is that of the public SmolVLM2 checkpoints.
 const VIDEO_SAMPLING: VideoSampling = VideoSampling { fps: 1.0, num_frames: 64 };
 
 impl Idefics3 {
@@ -75,10 +76,11 @@ impl FamilyRules for Idefics3 {
         self.video
     }
 
-    /// With `do_image_splitting`: the tiles of the grid, then the whole image. Without it, or if the image is not
-    /// larger than a tile: one tile, and a grid of 0 × 0.
+    /// With `do_image_splitting`, the tiles are the cells of the grid, then the whole image. Without it, or if the
+    /// image is not larger than a tile, the whole image is the only tile and the grid is 0 × 0.
     ///
-    /// Each resize rounds to 8 bits, so none may be left out: a tile of the grid takes two, the whole image three.
+    /// Each resize rounds the pixels to 8 bits, so each resize of the reference must be done too: two for a cell of the
+    /// grid, three for the whole image.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid {
         let Sizes { resizes, tile, rows, cols } = Sizes::of(width, height, config);
         let target = |crop, (width, height)| ResizeTarget { crop, width, height, filter: config.resample };
@@ -103,11 +105,11 @@ impl FamilyRules for Idefics3 {
 
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt {
         let PromptContext { tokens, bos, grids, videos, .. } = *context;
-        // A template may write the start token itself. Source: `ProcessorMixin.apply_chat_template`.
+        // The template may have written the start token already. Source: `ProcessorMixin.apply_chat_template`.
         let (text, has_bos) = match prompt {
             PromptText::Text(text) => (text, false),
             PromptText::Conversation(text) => (text, !bos.is_empty() && text.starts_with(bos)),
-            PromptText::Parts(_) => ("", false), // never passed in this style
+            PromptText::Parts(_) => ("", false), // never passed to families with `PromptStyle::Template`
         };
         let mut expanded = String::with_capacity(text.len());
         let (mut grids, mut videos) = (grids.iter(), videos.iter());
@@ -134,7 +136,7 @@ impl FamilyRules for Idefics3 {
     }
 }
 
-/// The values of `image_processor_type` with these rules.
+/// Supported values of `image_processor_type`.
 const IMAGE_PROCESSOR_TYPES: [&str; 6] = [
     "Idefics3ImageProcessor",
     "Idefics3ImageProcessorFast",
@@ -145,11 +147,11 @@ const IMAGE_PROCESSOR_TYPES: [&str; 6] = [
 ];
 
 impl ImageProcessorConfig {
-    /// Like [`Self::from_idefics2_object`], for Idefics3 and SmolVLM checkpoints: tiles are squares with the side
-    /// `max_image_size`.
+    /// Reads and validates the fields of an Idefics3, SmolVLM or SmolVLM2 checkpoint. Fields that are absent or null
+    /// get their default. Tiles are squares with the side `max_image_size`.
     ///
     /// # Errors
-    /// [`ImageConfigError::Field`].
+    /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
     pub fn from_idefics3_object(object: &Map<String, Value>) -> Result<Self, ImageConfigError> {
         let config = Self::idefics3().with_fields(object, &IMAGE_PROCESSOR_TYPES)?;
         match config.size {
@@ -161,7 +163,7 @@ impl ImageProcessorConfig {
         }
     }
 
-    /// The defaults of `Idefics3ImageProcessorPil`.
+    /// Returns the defaults of the reference's `Idefics3ImageProcessorPil`.
     pub fn idefics3() -> Self {
         Self {
             size: ImageSize::LongestEdge { longest_edge: 4 * TILE_SIDE },
@@ -186,7 +188,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Source: `Idefics3ImageProcessorPil._preprocess`.
+    /// Computes the sizes for an image of `width` × `height` pixels. Source: `Idefics3ImageProcessorPil._preprocess`.
     fn of(width: u32, height: u32, config: &ImageProcessorConfig) -> Self {
         let tile = config.max_image_size.unwrap_or(TILE_SIDE);
         let (mut resizes, mut size) = (Vec::with_capacity(2), (width, height));
@@ -237,7 +239,8 @@ fn cap((width, height): (u32, u32)) -> (u32, u32) {
     }
 }
 
-/// Rounds the longer side up to a multiple of `tile`, scales the other side with it, and rounds that up too.
+/// Rounds the longer side up to a multiple of `tile`. The shorter side is scaled by the same factor, and then rounded
+/// up to a multiple of `tile` too.
 ///
 /// Source: `Idefics3ImageProcessorPil.resize_for_vision_encoder`.
 fn whole_tiles((width, height): (u32, u32), tile: u32) -> (u32, u32) {
@@ -261,14 +264,14 @@ fn write_image(text: &mut String, tokens: &ImageTokens, grid: &TileGrid) {
     let image = image.repeat(*image_seq_len);
     for row in 1..=grid.rows {
         for col in 1..=grid.cols {
-            write!(text, "{fake}<row_{row}_col_{col}>{image}").expect("a string takes any text");
+            write!(text, "{fake}<row_{row}_col_{col}>{image}").expect("writing to a string succeeds");
         }
         text.push('\n');
     }
     if grid.rows > 0 {
         text.push('\n');
     }
-    write!(text, "{fake}{GLOBAL_IMAGE}{image}{fake}").expect("a string takes any text");
+    write!(text, "{fake}{GLOBAL_IMAGE}{image}{fake}").expect("writing to a string succeeds");
 }
 
 #[cfg(test)]
@@ -280,8 +283,8 @@ mod tests {
         ImageProcessorConfig { size, max_image_size: Some(tile), ..ImageProcessorConfig::idefics3() }
     }
 
-    /// Each case: width and height of an image, `longest_edge` and tile side; the sizes after the two resizes; rows and
-    /// columns. Recorded from the reference.
+    /// The cases are recorded from the reference. Each has (width, height) of an image, (`longest_edge`, tile side),
+    /// the sizes after the two resizes, and (rows, columns) of the grid.
     #[test]
     fn grids_match_the_reference() {
         let cases = [
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn without_resizing_pictures_are_brought_to_whole_tiles() {
+    fn without_do_resize_sides_are_rounded_up_to_whole_tiles() {
         let config = ImageProcessorConfig { do_resize: false, ..config(256, 64) };
         let grid = |width, height| {
             let grid = Idefics3::SMOLVLM.layout(width, height, &config);

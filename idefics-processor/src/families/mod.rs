@@ -25,54 +25,55 @@ pub use idefics3::Idefics3;
 /// All supported families.
 const FAMILIES: [&dyn FamilyRules; 4] = [&Idefics1, &Idefics2, &Idefics3::IDEFICS3, &Idefics3::SMOLVLM];
 
-/// The family for the `model_type` of a `config.json`; Idefics2 if the file has none.
+/// Returns the family for the `model_type` of a `config.json`, or Idefics2 if the file has no `model_type`.
 pub(crate) fn for_model_type(model_type: Option<&str>) -> Option<&'static dyn FamilyRules> {
     let name = model_type.unwrap_or("idefics2");
     FAMILIES.into_iter().find(|family| family.model_type() == name)
 }
 
-/// The supported `model_type` values, for error messages.
+/// Returns the supported `model_type` values, separated by commas, for error messages.
 pub(crate) fn supported() -> String {
     FAMILIES.map(FamilyRules::model_type).join(", ")
 }
 
 /// How a family cuts pictures into tiles and expands prompts.
 ///
-/// Pictures are processed first: the number of tiles, and so of image tokens in the prompt, may depend on a picture's
-/// size.
+/// Pictures are processed before prompts, because the number of tiles, and so the number of image tokens in the prompt,
+/// may depend on the size of a picture.
 pub trait FamilyRules: Debug + Send + Sync {
-    /// The `model_type` in the family's `config.json`.
+    /// Returns the `model_type` in the family's `config.json`.
     fn model_type(&self) -> &'static str;
 
-    /// The image processor's configuration: the fields of the file, and the defaults of the reference's class for the
-    /// rest.
+    /// Returns the image processor's configuration: the fields in `section`, and the defaults of the reference's class
+    /// for all others.
     ///
     /// # Errors
     /// [`ImageConfigError::Field`] for a value that is invalid or not supported.
     fn image_config(&self, section: Map<String, Value>) -> Result<ImageProcessorConfig, ImageConfigError>;
 
-    /// Number of image tokens per tile. `configured` is the `image_seq_len` of `processor_config.json`. `None` if it
-    /// is not a number from 1 to 4096.
+    /// Returns the number of image tokens per tile. `configured` is the `image_seq_len` of `processor_config.json`, if
+    /// the file has it. The result is `None` if this value is not a number from 1 to 4096.
     fn image_seq_len(&self, configured: Option<&Value>) -> Option<usize>;
 
-    /// Number of image tokens of a tile of `width` × `height` pixels, which [`Self::expand`] writes. `image_seq_len` is
-    /// the result of [`Self::image_seq_len`]. By default, all tiles have that number.
+    /// Returns the number of image tokens that [`Self::expand`] writes for a tile of `width` × `height` pixels. The
+    /// default is the same for all tiles: `image_seq_len`, the result of [`Self::image_seq_len`].
     fn tile_tokens(&self, _width: usize, _height: usize, image_seq_len: usize) -> usize {
         image_seq_len
     }
 
-    /// The kinds of prompts.
+    /// Returns the kinds of prompts that the family supports.
     fn prompt_style(&self) -> PromptStyle;
 
-    /// The sizes of the tiles that [`Self::layout`] returns.
+    /// Returns whether the tiles of [`Self::layout`] all have the same size.
     fn tile_sizes(&self) -> TileSizes;
 
-    /// How videos are read; `None`, the default, for families without videos.
+    /// Returns how videos are read. The default is `None`, for families without videos.
     fn video(&self) -> Option<VideoRules> {
         None
     }
 
-    /// Rejects options of other families. By default, those of [`PromptStyle::Interleaved`] in another style.
+    /// Rejects options that only other families support. The default rejects the options of
+    /// [`PromptStyle::Interleaved`] if the family has another style.
     ///
     /// # Errors
     /// A [`ProcessorError`] of kind [`Input`](crate::ErrorKind::Input) that names the option.
@@ -87,13 +88,13 @@ pub trait FamilyRules: Debug + Send + Sync {
         }
     }
 
-    /// The tiles of an upright picture of `width` × `height` pixels, both at least 1. Each tile is a rectangle inside
-    /// the picture and a target size with sides of at least 1 pixel. Depends on the picture's size only, not on its
-    /// pixels.
+    /// Returns the tiles of an upright picture of `width` × `height` pixels, both at least 1. Each tile is a rectangle
+    /// inside the picture and a target size with sides of at least 1 pixel. The result depends only on the picture's
+    /// size, not on its pixels.
     fn layout(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> TileGrid;
 
-    /// The number of tiles that [`Self::layout`] returns. Families that may return very long lists compute it without
-    /// the list, so that a limit can be checked first.
+    /// Returns the number of tiles of [`Self::layout`]. Families whose list of tiles may be very long compute the
+    /// number without building the list, so that a limit can be checked first.
     fn n_tiles(&self, width: u32, height: u32, config: &ImageProcessorConfig) -> u64 {
         self.layout(width, height, config).tiles.len() as u64
     }
@@ -109,8 +110,8 @@ pub enum PromptStyle {
     /// Texts, and conversations for a chat template. The processor adds image tokens and `<end_of_utterance>` to a
     /// tokenizer that lacks them.
     Template,
-    /// Also lists of texts and images ([`PromptText::Parts`]). Without a chat template, conversations are written with
-    /// `<end_of_utterance>` after each turn. The tokenizer keeps the tokens of its files.
+    /// Texts, conversations, and lists of texts and images ([`PromptText::Parts`]). Without a chat template,
+    /// conversations are written with `<end_of_utterance>` after each turn. No tokens are added to the tokenizer.
     Interleaved,
 }
 
@@ -119,7 +120,8 @@ pub enum PromptStyle {
 pub enum TileSizes {
     /// All tiles have the same size.
     Equal,
-    /// Tiles have different sizes. Those of a batch go into one array after padding, or if they happen to be equal.
+    /// Tiles may have different sizes. The tiles of a batch fit in one array if they are padded, or if their sizes
+    /// happen to be equal.
     Varying,
 }
 
@@ -127,23 +129,24 @@ pub enum TileSizes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TileGrid {
-    /// Number of rows. If the picture stays whole: 1, or 0 in Idefics3, as in the reference.
+    /// Number of rows. For a picture that is not split, it is 1, or 0 in Idefics3, as in the reference.
     pub rows: usize,
-    /// Number of columns, as `rows`.
+    /// Number of columns. For a picture that is not split, it is 1, or 0 in Idefics3, as in the reference.
     pub cols: usize,
-    /// Resizes of the whole picture, one after another, before the tiles are cut from the last result. Usually none.
+    /// Resizes of the whole picture, done one after another. The tiles are cut from the last result. Usually empty.
     pub resizes: Vec<ResizeTarget>,
-    /// The tiles: a rectangle of the picture and the size it is resized to. An empty rectangle gives a black tile.
+    /// The tiles. Each is a rectangle of the picture and the size that it is resized to. An empty rectangle gives a
+    /// black tile.
     pub tiles: Vec<ResizeTarget>,
 }
 
 impl TileGrid {
-    /// A grid of `rows` × `cols` tiles. `tiles` may have more, such as the whole picture.
+    /// Creates a grid of `rows` × `cols` tiles. `tiles` may have further tiles, such as the whole picture.
     pub fn new(rows: usize, cols: usize, tiles: Vec<ResizeTarget>) -> Self {
         Self { rows, cols, resizes: Vec::new(), tiles }
     }
 
-    /// The same grid, cut from the picture after `resizes`.
+    /// Returns the same grid, with tiles that are cut after the whole picture has been resized by `resizes`.
     #[must_use]
     pub fn with_resizes(self, resizes: Vec<ResizeTarget>) -> Self {
         Self { resizes, ..self }
@@ -177,14 +180,14 @@ pub struct PromptContext<'a> {
     pub eos: &'a str,
     /// The `<end_of_utterance>` token, if the tokenizer has it.
     pub end_of_utterance: Option<&'a str>,
-    /// Stand-ins that mask special tokens typed by a user.
+    /// The stand-in characters that mask special tokens typed by a user.
     pub literals: &'a Literals,
     /// The options of the call.
     pub options: &'a ProcessOptions,
 }
 
 impl PromptContext<'_> {
-    /// The release of the reference to reproduce.
+    /// Returns the release of the reference to reproduce.
     pub fn compatibility(&self) -> Compatibility {
         self.options.compatibility
     }
@@ -195,6 +198,6 @@ impl PromptContext<'_> {
 pub struct ExpandedPrompt {
     /// The text to encode.
     pub text: String,
-    /// Whether the tokenizer adds its start token.
+    /// Whether the tokenizer adds the special tokens around a text, such as its start token.
     pub add_special_tokens: bool,
 }

@@ -40,8 +40,8 @@ pub enum ImageSize {
 /// Configuration of an image processor. Field names are the JSON keys.
 ///
 /// A value that is not supported is an error, so that no configuration is applied in part. Keys that the reference's
-/// class does not read are ignored; [`Self::ignored_keys`] lists those that the author of a file may have expected to
-/// work.
+/// class does not read are ignored. [`Self::ignored_keys`] lists the ignored keys that the author of a file may have
+/// expected to work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct ImageProcessorConfig {
@@ -51,7 +51,7 @@ pub struct ImageProcessorConfig {
     pub do_resize: bool,
     /// Target size of resizing.
     pub size: ImageSize,
-    /// Resampling filter; in JSON, its number in Pillow.
+    /// Resampling filter. In JSON, it is the number that Pillow gives the filter.
     #[serde(serialize_with = "serialize_filter")]
     pub resample: Filter,
     /// Whether values are multiplied by `rescale_factor`.
@@ -105,7 +105,7 @@ pub enum ImageConfigError {
     },
 }
 
-/// Keys that may change the pixels.
+/// Keys that may change the pixels, and that are therefore read.
 const FIELDS: [&str; 13] = [
     "do_convert_rgb",
     "do_image_splitting",
@@ -132,7 +132,7 @@ const INERT_FIELDS: [&str; 13] = [
     "feature_extractor_type",
     "image_num_channels",
     "image_seq_length",
-    "input_data_format", // for input arrays; the inputs here are image files
+    "input_data_format", // describes input arrays, but the inputs here are image files
     "model_input_names",
     "processor_class",
     "return_tensors",
@@ -152,7 +152,7 @@ impl ImageProcessorConfig {
         Self::from_json(&text, family)
     }
 
-    /// Like [`Self::from_file`], from the text of the file.
+    /// Reads the configuration from the text of the file that [`Self::from_file`] reads.
     ///
     /// # Errors
     /// Any [`ImageConfigError`] except [`ImageConfigError::Read`].
@@ -168,8 +168,9 @@ impl ImageProcessorConfig {
         }
     }
 
-    /// The keys of `object`, from which this configuration was read, that have a value but no effect: unknown keys, and
-    /// settings of other image processors (`auto_map`, `do_center_crop`). The reference ignores them too.
+    /// Returns the keys of `object` that have a value but no effect: unknown keys, and settings of other image
+    /// processors (`auto_map`, `do_center_crop`). The reference ignores these keys too. `object` must be the one that
+    /// this configuration was read from.
     pub fn ignored_keys(&self, object: &Map<String, Value>) -> Vec<String> {
         let is_expected = |key: &str, value: &Value| match key {
             "max_image_size" | "video_sampling" => self.max_image_size.is_some(),
@@ -268,7 +269,7 @@ impl ImageProcessorConfig {
     }
 }
 
-/// Used by serde, so that errors name the field.
+/// The conversion that serde uses. Its errors name the field. Missing fields get the defaults of Idefics2.
 impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
     type Error = ImageConfigError;
 
@@ -277,7 +278,7 @@ impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
     }
 }
 
-/// Whether `number` is finite and not zero, also as f32, so that it can be a factor or a divisor.
+/// Returns whether `number` can be a factor or a divisor: as f32, it is finite and neither zero nor subnormal.
 fn is_usable(number: f64) -> bool {
     (number as f32).is_normal()
 }
@@ -306,7 +307,7 @@ fn boolean(field: &str, value: &Value) -> Result<bool, ImageConfigError> {
 fn size(value: &Value) -> Result<ImageSize, ImageConfigError> {
     const EXPECTED: &str = "{shortest_edge, longest_edge}, {longest_edge} or {height, width} in whole pixels";
     let object = value.as_object().ok_or_else(|| field_error("size", value, EXPECTED))?;
-    // Release 5 of Transformers writes all kinds of sizes, and null for those not in use.
+    // Release 5 of Transformers writes the keys of all kinds of sizes, with null for those not in use.
     let sides: Vec<(&str, &Value)> =
         object.iter().map(|(key, side)| (key.as_str(), side)).filter(|(_, side)| !side.is_null()).collect();
     let side = |name: &str| {
@@ -323,7 +324,7 @@ fn size(value: &Value) -> Result<ImageSize, ImageConfigError> {
     }
 }
 
-/// `max_image_size`: `{longest_edge}`.
+/// Reads `max_image_size`, which has the form `{longest_edge}`.
 fn tile_side(value: &Value) -> Result<u32, ImageConfigError> {
     match size(value) {
         Ok(ImageSize::LongestEdge { longest_edge }) => Ok(longest_edge),

@@ -1,8 +1,8 @@
-//! Errors of making tiles and of padding them.
+//! Errors from cutting pictures into tiles and from padding tiles.
 
 use idefics_image::ImageError;
 
-/// An error of making tiles of a picture.
+/// An error from reading a picture or from cutting it into tiles.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TileError {
@@ -20,14 +20,14 @@ pub enum TileError {
         width: u32,
         /// Height of the picture, in pixels.
         height: u32,
-        /// Tiles that it would become.
+        /// Number of tiles that the picture would become.
         tiles: u64,
-        /// The limit.
+        /// Largest accepted number of tiles.
         limit: u64,
     },
 }
 
-/// An error of packing tiles into one array, or of unpacking them.
+/// An error from packing tiles into one array, or from unpacking them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PadError {

@@ -23,22 +23,22 @@ impl ImageTile {
         Ok(Self { width, height, pixels })
     }
 
-    /// Width, in pixels.
+    /// Returns the width, in pixels.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Height, in pixels.
+    /// Returns the height, in pixels.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// Normalised values, `[3, height, width]`.
+    /// Returns the normalised values, `[3, height, width]`.
     pub fn pixels(&self) -> &[f32] {
         &self.pixels
     }
 
-    /// Normalised values, `[3, height, width]`, mutable.
+    /// Returns the normalised values, `[3, height, width]`, for changing them in place.
     pub fn pixels_mut(&mut self) -> &mut [f32] {
         &mut self.pixels
     }
@@ -102,17 +102,17 @@ pub fn pad_batch(batch: &[Vec<ImageTile>]) -> PaddedImages {
 }
 
 impl PaddedImages {
-    /// Shape of `pixel_values`: `[batch, n_images, 3, height, width]`.
+    /// Returns the shape of `pixel_values`: `[batch, n_images, 3, height, width]`.
     pub fn pixel_values_shape(&self) -> [usize; 5] {
         [self.batch, self.n_images, 3, self.height, self.width]
     }
 
-    /// Shape of `pixel_attention_mask`: `[batch, n_images, height, width]`.
+    /// Returns the shape of `pixel_attention_mask`: `[batch, n_images, height, width]`.
     pub fn pixel_attention_mask_shape(&self) -> [usize; 4] {
         [self.batch, self.n_images, self.height, self.width]
     }
 
-    /// The tiles without their padding, with one `Vec` per row: the inverse of [`pad_batch`].
+    /// Returns the tiles without their padding, with one `Vec` per row. This is the inverse of [`pad_batch`].
     ///
     /// A slot with only zeros is padding and is left out, as in the reference model. Every other slot is cropped to
     /// the rectangle that its mask marks.
@@ -150,8 +150,8 @@ fn check_length(name: &'static str, shape: &[usize], actual: usize) -> Result<()
     Err(PadError::Length { name, shape: shape.to_vec(), expected, actual })
 }
 
-/// Height and width of the rectangle of ones at the top left. `None` if the mask is empty or not such a rectangle with
-/// zeros elsewhere. `stride` is the width of the mask.
+/// Returns the height and width of the rectangle of ones at the top left of `mask`. Returns `None` if the mask has no
+/// ones, or anything but zeros outside that rectangle. `stride` is the width of the mask.
 fn marked_rectangle(mask: &[i64], stride: usize) -> Option<(usize, usize)> {
     let width = mask.iter().take(stride).take_while(|&&value| value == 1).count();
     let height = mask.chunks_exact(stride).take_while(|line| line[0] == 1).count();

@@ -16,7 +16,7 @@ use crate::image::{
 pub struct ImageProcessor {
     family: &'static dyn FamilyRules,
     config: ImageProcessorConfig,
-    /// Lookup table of normalised values, `[3, 256]`: by channel and 8-bit value.
+    /// Lookup table of normalised values, `[3, 256]`, indexed by channel and 8-bit value.
     values: Box<[[f32; 256]; 3]>,
 }
 
@@ -24,7 +24,7 @@ impl ImageProcessor {
     /// Creates an image processor with the rules of `family`.
     ///
     /// # Errors
-    /// Those of [`ImageProcessorConfig::validate`].
+    /// The errors of [`ImageProcessorConfig::validate`].
     pub fn new(family: &'static dyn FamilyRules, config: ImageProcessorConfig) -> Result<Self, ImageConfigError> {
         config.validate()?;
         let values = Box::new(std::array::from_fn(|channel| {
@@ -33,12 +33,12 @@ impl ImageProcessor {
         Ok(Self { family, config, values })
     }
 
-    /// The configuration of this processor.
+    /// Returns the configuration of this processor.
     pub fn config(&self) -> &ImageProcessorConfig {
         &self.config
     }
 
-    /// The tiles that a picture of `width` × `height` pixels is cut into.
+    /// Returns the tiles that a picture of `width` × `height` pixels is cut into.
     ///
     /// # Panics
     /// If `width` or `height` is 0.
@@ -47,7 +47,7 @@ impl ImageProcessor {
         self.family.layout(width, height, &self.config)
     }
 
-    /// The tiles of one picture, in the order of [`Self::layout`].
+    /// Returns the tiles of one picture, in the order of [`Self::layout`].
     pub fn process(&self, image: &RgbImage) -> Vec<ImageTile> {
         let grid = self.layout(image.width(), image.height());
         match grid.resizes.split_first() {
@@ -56,18 +56,18 @@ impl ImageProcessor {
         }
     }
 
-    /// The tiles of a picture after the resizes of `grid`.
+    /// Cuts the tiles of `grid` out of `image`, which has already been resized as `grid.resizes` says.
     fn cut(&self, image: &RgbImage, grid: &TileGrid) -> Vec<ImageTile> {
         let tile = |target: &ResizeTarget| self.tile(*target, target.has_pixels().then(|| resized(image, *target)));
         grid.tiles.par_iter().map(tile).collect()
     }
 
-    /// Reads and decodes an image, then does [`Self::layout`] and [`Self::process`]. If the format decodes row by row,
-    /// only the rows that resizing needs are kept in memory.
+    /// Reads and decodes an image. Returns its grid, as [`Self::layout`] does, and its tiles, as [`Self::process`]
+    /// does. If the format can be decoded row by row, only the rows that resizing needs are kept in memory.
     ///
     /// # Errors
-    /// [`TileError::Image`] for the errors of [`load_resized`]; [`TileError::TooMany`] for a picture that would become
-    /// more than `max_tiles` tiles.
+    /// [`TileError::Image`] if [`load_resized`] fails; [`TileError::TooMany`] for a picture that would become more than
+    /// `max_tiles` tiles.
     pub fn load(
         &self,
         source: &ImageSource,
@@ -107,7 +107,7 @@ impl ImageProcessor {
         Ok((grid, tiles))
     }
 
-    /// [`Self::process`] for a batch with one `Vec` of pictures per row. Returns one flat `Vec` of tiles per row.
+    /// Processes a batch, which has one `Vec` of pictures per row. Returns one flat `Vec` of tiles per row.
     pub fn process_all(&self, batch: &[Vec<RgbImage>]) -> Vec<Vec<ImageTile>> {
         let row = |images: &Vec<RgbImage>| images.par_iter().flat_map(|image| self.process(image)).collect();
         batch.par_iter().map(row).collect()
@@ -124,7 +124,8 @@ impl ImageProcessor {
         Ok(pad_batch(batch))
     }
 
-    /// Normalises a resized picture to a tile, `[3, height, width]`. `None` (an empty rectangle) gives a black tile.
+    /// Normalises a resized picture to a tile, `[3, height, width]`. If `resized` is `None`, because the target's
+    /// rectangle is empty, the tile is black.
     fn tile(&self, target: ResizeTarget, resized: Option<RgbImage>) -> ImageTile {
         let (width, height) = (target.width as usize, target.height as usize);
         let Some(resized) = resized else {
@@ -149,7 +150,7 @@ impl ImageProcessor {
     }
 }
 
-/// Crops and resizes a picture to one target.
+/// Cuts the rectangle of one target out of a picture and resizes it.
 fn resized(image: &RgbImage, ResizeTarget { crop, width, height, filter }: ResizeTarget) -> RgbImage {
     let [left, top, right, bottom] = [crop.left, crop.top, crop.right, crop.bottom].map(|side| side as usize);
     resize_view(image.view().crop(left, top, right, bottom), width, height, filter)
@@ -160,7 +161,7 @@ fn resize_whole(image: RgbImage, resizes: &[ResizeTarget]) -> RgbImage {
     resizes.iter().fold(image, |image, &target| resized(&image, target))
 }
 
-/// Rescales in f64, rounds to f32, and normalises in f32, like NumPy on the reference's arrays.
+/// Rescales in f64, rounds to f32, and normalises in f32, as NumPy does with the reference's arrays.
 fn normalized_value(config: &ImageProcessorConfig, channel: usize, value: u8) -> f32 {
     let rescaled = if config.do_rescale { (f64::from(value) * config.rescale_factor) as f32 } else { f32::from(value) };
     if !config.do_normalize {

@@ -2,8 +2,8 @@
 
 use crate::prompt::{Content, ImageTokens, Message, MessageContent};
 
-/// Writes a conversation in the format of the instruct checkpoints, with one placeholder per image. `text` is applied
-/// to each text before it is inserted. Parts that are neither text nor image are left out.
+/// Writes a conversation in the format of the instruct checkpoints, with one placeholder per image. The function `text`
+/// is applied to each text before it is inserted. Parts that are neither text nor image are left out.
 ///
 /// Source: the prompts of the public guides: `User: …<end_of_utterance>\nAssistant: …<end_of_utterance>\nUser:`. If a
 /// turn begins with an image, there is no space after the colon.

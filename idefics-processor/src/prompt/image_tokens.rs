@@ -5,16 +5,17 @@
 /// Source: `Idefics2Processor.__init__`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageTokens {
-    /// `<image>`: stands for one image vector in the encoded text, and for a whole image in unexpanded text.
+    /// The image token, `<image>`. In unexpanded text, one token marks a whole image. In the encoded text, each token
+    /// marks one image vector.
     pub image: String,
-    /// `<fake_token_around_image>`: written before and after an image.
+    /// The token before and after an image, `<fake_token_around_image>`.
     pub fake: String,
-    /// Number of image tokens per tile. It must equal the resampler's `resampler_n_latents`.
+    /// Number of image tokens per tile. In Idefics2, it must equal the resampler's `resampler_n_latents`.
     pub image_seq_len: usize,
 }
 
 impl ImageTokens {
-    /// Number of image tokens in `text`.
+    /// Returns the number of image tokens in `text`.
     pub fn count(&self, text: &str) -> usize {
         text.matches(&self.image).count()
     }

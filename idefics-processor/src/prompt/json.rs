@@ -9,7 +9,7 @@ use crate::prompt::json_video::{video_list, video_part};
 use crate::prompt::message::with_short_names;
 use crate::prompt::{Chat, Content, Message, MessageContent, PromptPart, Sample};
 
-/// An error of parsing a [`Sample`] from JSON.
+/// An error from parsing a [`Sample`] from JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{problem}", place(at))]
 #[non_exhaustive]
@@ -61,7 +61,7 @@ pub enum SampleProblem {
         remedy: &'static str,
     },
     /// A part has an unsupported type, such as audio.
-    #[error("is of type `{kind}`, which is not supported; only text, images and videos are")]
+    #[error("is of type `{kind}`, which is not supported; use `text`, `image` or `video`")]
     Media {
         /// Type of the part.
         kind: String,
@@ -80,7 +80,7 @@ pub enum SampleProblem {
     },
     /// The number of separate images differs from the number of image parts without an image of their own.
     #[error(
-        "has {images} in `images`, but {parts} in `messages` with no image attached; give one image per part, \
+        "has {images} in `images`, but {parts} in `messages` without an image; give one image per part, \
          and one part per image"
     )]
     ImageParts {
@@ -150,7 +150,7 @@ impl Sample {
             .collect();
         for form in ["text", "messages", "prompt"] {
             if !forms.contains(&form) {
-                object.shift_remove(form); // it is null
+                object.shift_remove(form); // absent or null
             }
         }
         let &[form] = forms.as_slice() else {
@@ -181,7 +181,7 @@ impl Sample {
                     return foreign("images", "prompt", "put the images into the list");
                 }
                 if videos.is_some() {
-                    return foreign("videos", "prompt", "only `text` and `messages` can have videos");
+                    return foreign("videos", "prompt", "use `text` or `messages` for videos");
                 }
                 if add_generation_prompt.is_some() {
                     return foreign("add_generation_prompt", "prompt", "use it only with `messages`");
@@ -236,7 +236,7 @@ impl TryFrom<Value> for Sample {
     }
 }
 
-/// A count with its noun, such as `2 images`.
+/// Formats a count with its noun, such as `2 images`.
 pub(crate) fn counted(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
@@ -254,10 +254,11 @@ fn template_variables(value: Value) -> Parsed<Map<String, Value>> {
 
 fn message(value: Value) -> Parsed<Message> {
     let Value::Object(mut keys) = value else { return Err(kind(&value, "an object with `role` and `content`")) };
-    // Transformers drops keys that are null. From here on, null marks the position of values stored in typed fields.
+    // Transformers drops keys that are null. From here on, a null value only marks the position of a key whose value is
+    // stored in a typed field.
     keys.retain(|_, value| !value.is_null());
     let role = take_value(&mut keys, "role").ok_or_else(|| {
-        SampleError::new(SampleProblem::Missing { key: "role", expected: "`user`, `assistant`, `system` or another" })
+        SampleError::new(SampleProblem::Missing { key: "role", expected: "a role, such as `user` or `assistant`" })
     })?;
     let role = string(role, "a string").map_err(|error| error.under("role"))?;
     let content = match take_value(&mut keys, "content") {
@@ -283,7 +284,7 @@ fn part(value: Value) -> Parsed<Content> {
     let Value::Object(mut keys) = value else { return Err(kind(&value, expected)) };
     match keys.get("type") {
         None | Some(Value::Null) => {
-            Err(SampleError::new(SampleProblem::Missing { key: "type", expected: "`text`, `image` or another" }))
+            Err(SampleError::new(SampleProblem::Missing { key: "type", expected: "a type, such as `text` or `image`" }))
         }
         Some(Value::String(name)) => match name.as_str() {
             "text" => {

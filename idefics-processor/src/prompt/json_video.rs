@@ -11,7 +11,7 @@ use crate::video::{VideoFrames, VideoSource};
 /// Keys that may name the frames of a video.
 const VIDEO_KEYS: [&str; 5] = ["video", "path", "url", "frames", "video_url"];
 
-/// `videos`: a list with one video each.
+/// Parses the field `videos`, a list of videos.
 pub(super) fn video_list(value: Value) -> Parsed<Vec<VideoSource>> {
     parse_list(value, "a list of videos", |item| match item {
         Value::Object(keys) => match video(&keys)? {
@@ -25,7 +25,7 @@ pub(super) fn video_list(value: Value) -> Parsed<Vec<VideoSource>> {
     })
 }
 
-/// A part of the type `video` or `video_url`.
+/// Parses a message part of the type `video` or `video_url`.
 pub(super) fn video_part(mut keys: Map<String, Value>) -> Parsed<Content> {
     let is_url = take_value(&mut keys, "type").is_some_and(|name| name == "video_url");
     let source = video(&keys)?;
@@ -33,7 +33,7 @@ pub(super) fn video_part(mut keys: Map<String, Value>) -> Parsed<Content> {
         let url = url.get("url").unwrap_or(url).clone();
         keys = [("type".to_owned(), Value::Null), ("url".to_owned(), url)].into_iter().collect();
     }
-    // Templates do not need the names of all frames.
+    // Lists of frames are emptied, because templates do not need the names of all frames.
     let lists = VIDEO_KEYS.iter().filter(|key| keys.get(**key).is_some_and(Value::is_array));
     for key in lists.copied().collect::<Vec<_>>() {
         keys.insert(key.to_owned(), Value::Array(Vec::new()));
@@ -41,7 +41,7 @@ pub(super) fn video_part(mut keys: Map<String, Value>) -> Parsed<Content> {
     Ok(Content::Video { source, keys: with_short_names(keys) })
 }
 
-/// The video that an object describes; `None` if it has no frames.
+/// Parses the video that an object describes. Returns `None` if the object names no frames.
 fn video(keys: &Map<String, Value>) -> Parsed<Option<VideoSource>> {
     let given: Vec<&str> =
         VIDEO_KEYS.into_iter().filter(|key| keys.get(*key).is_some_and(|value| !value.is_null())).collect();
@@ -81,13 +81,13 @@ fn video(keys: &Map<String, Value>) -> Parsed<Option<VideoSource>> {
     Ok(Some(video))
 }
 
-/// The frames of a video: a file or folder, or a list of pictures.
+/// Parses the frames of a video: a file or folder, or a list of pictures.
 fn frames(value: &Value) -> Parsed<VideoFrames> {
     match value {
         Value::String(name) if name.starts_with("data:") || name.contains("://") => {
             Ok(VideoFrames::File(source(name)?))
         }
-        // Never base64, because the name of a folder may look like it.
+        // Always a path and never base64, because the name of a folder may look like base64.
         Value::String(name) => Ok(VideoFrames::File(ImageSource::Path(name.into()))),
         Value::Array(_) => {
             let pictures =

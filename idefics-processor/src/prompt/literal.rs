@@ -24,7 +24,7 @@ pub enum SpecialTokensInText {
     Reject,
 }
 
-/// The stand-ins of one row, with the characters that they replace.
+/// The stand-in characters that mask special tokens in one row, with the characters that they replace.
 #[derive(Debug, Clone, Default)]
 pub struct Literals {
     /// Pairs of stand-in and original character.
@@ -44,17 +44,17 @@ impl Literals {
         Self { pairs: Vec::new(), taken }
     }
 
-    /// Whether any character of the row was replaced.
+    /// Returns whether no character of the row has been replaced.
     pub(crate) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }
 
-    /// Whether `character` is one of the stand-ins.
+    /// Returns whether `character` is one of the stand-ins.
     pub(crate) fn is_stand_in(&self, character: char) -> bool {
         self.pairs.iter().any(|&(stand_in, _)| stand_in == character)
     }
 
-    /// The original character of a stand-in, or the character itself.
+    /// Returns the original character if `character` is a stand-in, or else `character` itself.
     pub(crate) fn restore_char(&self, character: char) -> char {
         match self.pairs.iter().find(|&&(stand_in, _)| stand_in == character) {
             Some(&(_, original)) => original,
@@ -70,8 +70,8 @@ impl Literals {
         }
     }
 
-    /// Masks every special token in `text`, and every part of one at its start or end, which could become a whole
-    /// token together with the neighbouring text.
+    /// Masks every special token in `text`. A part of a special token at the start or end of `text` is masked too,
+    /// because it could become a whole token together with the neighbouring text.
     pub(crate) fn protect(&mut self, text: &str, tokens: &[&str]) -> String {
         let mut protected = String::with_capacity(text.len());
         for (start, character) in text.char_indices() {
@@ -90,7 +90,8 @@ impl Literals {
         if let Some(&(stand_in, _)) = self.pairs.iter().find(|&&(_, known)| known == original) {
             return stand_in;
         }
-        // There are far more candidates than distinct characters in the tokens, even if a text already uses many.
+        // There are far more candidates than distinct characters in the tokens, even if the texts already contain many
+        // of the candidates.
         let stand_in = CANDIDATES
             .into_iter()
             .flatten()
@@ -101,8 +102,8 @@ impl Literals {
     }
 }
 
-/// Candidate stand-ins: first noncharacters, which text should not contain, then private-use characters, of which no
-/// text contains all.
+/// Candidate stand-ins: first Unicode noncharacters, which text should not contain, then private-use characters. No
+/// text contains all private-use characters.
 const CANDIDATES: [std::ops::RangeInclusive<char>; 3] =
     ['\u{FDD0}'..='\u{FDEF}', '\u{F0000}'..='\u{FFFFD}', '\u{100000}'..='\u{10FFFD}'];
 
@@ -110,12 +111,12 @@ fn is_candidate(character: char) -> bool {
     CANDIDATES.iter().any(|range| range.contains(&character))
 }
 
-/// The special token that occurs first in `text`.
+/// Returns the special token that occurs first in `text`.
 pub(crate) fn find_token<'a>(text: &str, tokens: &[&'a str]) -> Option<&'a str> {
     tokens.iter().copied().filter_map(|token| Some((text.find(token)?, token))).min().map(|(_, token)| token)
 }
 
-/// Whether `text` begins with a proper suffix of `token`.
+/// Returns whether `text` begins with a proper suffix of `token`.
 fn continues(token: &str, text: &str) -> bool {
     token.char_indices().skip(1).any(|(start, _)| text.starts_with(&token[start..]))
 }

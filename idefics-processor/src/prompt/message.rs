@@ -8,8 +8,8 @@ use crate::checkpoint::shorten;
 use crate::image::ImageSource;
 use crate::video::{VideoFrames, VideoSource};
 
-/// Longest string in an image part that templates see unchanged, in bytes. Longer ones, such as data URLs, are
-/// shortened.
+/// Length of the longest string in an image part that templates see unchanged, in bytes. Longer strings, such as data
+/// URLs, are shortened.
 const MAX_IMAGE_NAME: usize = 4096;
 
 /// One message of a conversation.
@@ -22,7 +22,7 @@ pub struct Message {
     pub role: String,
     /// Text and images of the message.
     pub content: MessageContent,
-    /// All keys in order. `role` and `content` are `null` here; they only mark their position.
+    /// All keys of the JSON object, in order. `role` and `content` are `null` here and only mark their position.
     keys: Map<String, Value>,
 }
 
@@ -42,35 +42,35 @@ pub enum MessageContent {
 /// One part of a message's content.
 ///
 /// In JSON, `{"type": "text", "text": "…"}`, or `{"type": "image", …}` with the image under `path`, `url`, `image`,
-/// `base64` or `data`, or `{"type": "image_url", "image_url": {"url": "…"}}`. An image part without an image takes
-/// the next one of [`Chat::images`](crate::Chat::images). A video part is `{"type": "video", …}` with the keys of
-/// [`VideoSource`]; without a video it takes the next one of [`Chat::videos`](crate::Chat::videos). Parts of other types, and other keys of any part, are only
-/// passed to the template.
+/// `base64` or `data`, or `{"type": "image_url", "image_url": {"url": "…"}}`. An image part without an image takes the
+/// next entry of [`Chat::images`](crate::Chat::images). A video part is `{"type": "video", …}` with the keys of
+/// [`VideoSource`]. A video part without a video takes the next entry of [`Chat::videos`](crate::Chat::videos). Parts
+/// of other types, and other keys of any part, are only passed to the template.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Content {
     /// A text.
     Text {
-        /// The text. Special tokens in it are handled as [`SpecialTokensInText`](crate::SpecialTokensInText) says.
+        /// The text. Its special tokens are handled as [`SpecialTokensInText`](crate::SpecialTokensInText) says.
         text: String,
-        /// All keys in order. `type` and `text` are `null`; they only mark their position.
+        /// All keys of the JSON object, in order. `type` and `text` are `null` here and only mark their position.
         keys: Map<String, Value>,
     },
     /// An image.
     Image {
-        /// Source of the image, or `None` for the next one of [`Chat::images`](crate::Chat::images).
+        /// Source of the image, or `None` for the next entry of [`Chat::images`](crate::Chat::images).
         source: Option<ImageSource>,
-        /// All keys in order, as the template sees them. `type` is `null`; it only marks its position.
+        /// All keys, in order, as the template sees them. `type` is `null` here and only marks its position.
         keys: Map<String, Value>,
     },
     /// A video.
     Video {
-        /// Source of the video, or `None` for the next one of [`Chat::videos`](crate::Chat::videos).
+        /// Source of the video, or `None` for the next entry of [`Chat::videos`](crate::Chat::videos).
         source: Option<VideoSource>,
-        /// All keys in order, as the template sees them. `type` is `null`; it only marks its position.
+        /// All keys, in order, as the template sees them. `type` is `null` here and only marks its position.
         keys: Map<String, Value>,
     },
-    /// A part of another type, as in JSON. Only the template uses it.
+    /// A part of another type: its JSON object. Only the template uses it.
     Other(Map<String, Value>),
 }
 
@@ -91,7 +91,7 @@ impl Message {
         Self { role, content, keys }
     }
 
-    /// The value of a key other than `role` and `content`.
+    /// Returns the value of a key other than `role` and `content`.
     pub fn key(&self, name: &str) -> Option<&Value> {
         self.keys.get(name).filter(|value| !value.is_null())
     }
@@ -104,7 +104,7 @@ impl Message {
         }
     }
 
-    /// The parts of the content; empty if the content is a string or absent.
+    /// Returns the parts of the content. There are none if the content is a string or absent.
     pub fn parts(&self) -> &[Content] {
         match &self.content {
             MessageContent::Parts(parts) => parts,
@@ -112,7 +112,8 @@ impl Message {
         }
     }
 
-    /// The parts of the content, mutable; empty if the content is a string or absent.
+    /// Returns the parts of the content, for changing them in place. There are none if the content is a string or
+    /// absent.
     pub fn parts_mut(&mut self) -> &mut [Content] {
         match &mut self.content {
             MessageContent::Parts(parts) => parts,
@@ -120,7 +121,7 @@ impl Message {
         }
     }
 
-    /// The texts of the content, in order.
+    /// Returns the texts of the content, in order.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         let whole = match &self.content {
             MessageContent::Text(text) => Some(text.as_str()),
@@ -129,15 +130,16 @@ impl Message {
         whole.into_iter().chain(self.parts().iter().filter_map(Content::as_text))
     }
 
-    /// The message as JSON that [`Sample`](crate::Sample) can parse, with absolute image paths. Paths that are not
-    /// UTF-8 are written with replacement characters.
+    /// Returns the message as JSON that [`Sample`](crate::Sample) can parse, with absolute image paths. Paths that are
+    /// not UTF-8 are written with replacement characters.
     pub fn to_json(&self) -> Value {
         self.object(Content::to_json)
     }
 
-    /// The message as chat templates see it.
+    /// Returns the message as chat templates see it.
     ///
-    /// Reasoning is available as both `thinking` and `reasoning_content`, whichever of its names the message uses.
+    /// A message may have its reasoning under `thinking`, `reasoning_content` or `reasoning`. The template gets it
+    /// under the first two keys in any case.
     ///
     /// Source: `_alias_reasoning_fields` in `chat_template_utils.py`.
     pub(crate) fn for_template(&self) -> Value {
@@ -195,7 +197,7 @@ impl Content {
         Self::Image { source: Some(source.into()), keys: markers(["type"]) }
     }
 
-    /// Creates an image part without an image of its own: it takes the next one of
+    /// Creates an image part without an image of its own. It takes the next entry of
     /// [`Chat::images`](crate::Chat::images).
     pub fn next_image() -> Self {
         Self::Image { source: None, keys: markers(["type"]) }
@@ -206,7 +208,7 @@ impl Content {
         Self::Video { source: Some(source.into()), keys: markers(["type"]) }
     }
 
-    /// The text of a text part.
+    /// Returns the text of a text part, or `None` for other parts.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text { text, .. } => Some(text),
@@ -214,17 +216,17 @@ impl Content {
         }
     }
 
-    /// Whether this is an image part.
+    /// Returns whether this is an image part.
     pub fn is_image(&self) -> bool {
         matches!(self, Self::Image { .. })
     }
 
-    /// Whether this is a video part.
+    /// Returns whether this is a video part.
     pub fn is_video(&self) -> bool {
         matches!(self, Self::Video { .. })
     }
 
-    /// The part as chat templates see it: all keys as given, with long image strings shortened.
+    /// Returns the part as chat templates see it: all keys as given, with long image strings shortened.
     fn for_template(&self) -> Value {
         match self {
             Self::Text { text, keys } => {
@@ -255,7 +257,7 @@ impl Content {
     }
 }
 
-/// A video part as JSON, with absolute paths.
+/// Returns a video part as JSON, with absolute paths.
 fn video_json(video: &VideoSource) -> Value {
     let name = |source: &ImageSource| match source.file() {
         Some(path) => {
@@ -289,13 +291,13 @@ fn video_json(video: &VideoSource) -> Value {
     part
 }
 
-/// A map with `null` for each key, which marks the position of the key.
+/// Returns a map with `null` for each key. The null values only mark the positions of the keys.
 fn markers<const N: usize>(keys: [&str; N]) -> Map<String, Value> {
     keys.into_iter().map(|key| (key.to_owned(), Value::Null)).collect()
 }
 
-/// Inserts the `typed` values into a copy of `keys`: at the position of their key, or at the end if there is none. A
-/// key with the value `None` is removed.
+/// Inserts the `typed` values into a copy of `keys`: each at the position of its key, or at the end if `keys` lacks the
+/// key. A key with the value `None` is removed.
 fn in_place<const N: usize>(keys: &Map<String, Value>, typed: [(&str, Option<Value>); N]) -> Map<String, Value> {
     let mut object = keys.clone();
     for (key, value) in typed {

@@ -64,9 +64,9 @@ impl Conversations<'_> {
 
     /// Renders a conversation with the chat template.
     ///
-    /// If the template drops a `content` that is a string, that content is passed as a text part instead: the
-    /// templates of Idefics2 only read parts, and in Transformers a string `content` is lost. The second rendering is
-    /// only used if it contains all the lost texts and the template does not just print the list of parts.
+    /// The templates of Idefics2 only read parts, so a `content` that is a string is lost in Transformers. If that
+    /// happens here, the conversation is rendered a second time, with each lost string as a text part. The second
+    /// rendering is only used if it contains all the lost texts and the template does not just print the list of parts.
     fn render_template(
         &self,
         template: &ChatTemplate,
@@ -164,8 +164,8 @@ pub(crate) fn check(chat: &Chat, row: usize, limits: &TextLimits) -> Result<(), 
     at_most("bytes in one text", lengths().max().unwrap_or(0), limits.max_text_bytes)?;
     at_most("bytes of text in all messages together", lengths().sum(), limits.max_total_bytes)?;
     for (message, entry) in chat.messages.iter().enumerate() {
-        // Templates write roles between their own tokens, so a role must not contain anything that could pass for
-        // them.
+        // Templates write roles between special tokens, so a role must not contain characters that could imitate such a
+        // token.
         if !is_word(&entry.role) {
             return Err(ProcessorError::Role { row, message, role: shorten(&entry.role) });
         }

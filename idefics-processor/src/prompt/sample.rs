@@ -19,14 +19,14 @@ use crate::video::VideoSource;
 /// {"prompt": ["User:", {"image": "cat.png"}, "Describe this.\nAssistant:"]}
 /// ```
 /// An image is a path, an `http(s)` URL, a `data:` URL, or a base64-encoded image file. The first two forms may have
-/// videos too: `"videos": […]` with one `<video>` placeholder each, or parts of the type `video`. A video is described
-/// at [`VideoSource`]. Other keys, such as `id`, are ignored.
+/// videos too: `"videos": […]` with one `<video>` placeholder for each, or message parts of the type `video`. See
+/// [`VideoSource`] for the form of a video. Other keys, such as `id`, are ignored.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 #[non_exhaustive]
 pub enum Sample {
     /// A text with one `<image>` placeholder per image and one `<video>` placeholder per video. All special tokens in
-    /// it are parsed.
+    /// the text are parsed.
     Text {
         /// The text.
         text: String,
@@ -43,8 +43,8 @@ pub enum Sample {
 
 /// A conversation with the other inputs of its chat template.
 ///
-/// In JSON, an object with `messages` and optionally `images`, `videos`, `add_generation_prompt`, `tools`, `documents` and
-/// `chat_template_kwargs`.
+/// In JSON, it is an object with `messages` and optionally `images`, `videos`, `add_generation_prompt`, `tools`,
+/// `documents` and `chat_template_kwargs`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Chat {
@@ -67,7 +67,8 @@ pub struct Chat {
 
 /// A part of an interleaved prompt.
 ///
-/// In JSON, a string is text, unless it is an `http(s)` URL without spaces; URLs and `{"image": "…"}` are images.
+/// In JSON, a string is a text, unless it is an `http(s)` URL without spaces. Such a URL is an image. An object like
+/// `{"image": "…"}` is an image too.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum PromptPart {
@@ -83,7 +84,7 @@ impl Sample {
         Self::Messages(Chat::new(messages).with_generation_prompt())
     }
 
-    /// The images of this sample, in the order of the text.
+    /// Returns the images of this sample, in the order of the text.
     pub fn images(&self) -> Vec<&ImageSource> {
         match self {
             Self::Text { images, .. } => images.iter().collect(),
@@ -98,7 +99,7 @@ impl Sample {
         }
     }
 
-    /// The videos of this sample, in the order of the text.
+    /// Returns the videos of this sample, in the order of the text.
     pub fn videos(&self) -> Vec<&VideoSource> {
         match self {
             Self::Text { videos, .. } => videos.iter().collect(),
@@ -107,7 +108,7 @@ impl Sample {
         }
     }
 
-    /// Total length of all texts, in bytes.
+    /// Returns the total length of all texts, in bytes.
     pub fn text_bytes(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -116,7 +117,8 @@ impl Sample {
         }
     }
 
-    /// Makes relative paths of images and videos relative to `folder`, usually the folder of the file with the sample.
+    /// Resolves relative paths of images and videos against `folder`, which is usually the folder of the file with the
+    /// sample.
     pub fn resolve_paths(&mut self, folder: &Path) {
         self.videos_mut().for_each(|video| video.resolve(folder));
         let sources: Box<dyn Iterator<Item = &mut ImageSource>> = match self {
@@ -170,7 +172,7 @@ impl Chat {
         Self { add_generation_prompt: true, ..self }
     }
 
-    /// Number of image parts, and number of image parts without an image of their own.
+    /// Returns the number of image parts, and the number of image parts without an image of their own.
     pub(crate) fn count_image_parts(&self) -> (usize, usize) {
         let mut parts = 0;
         let mut unfilled = 0;
@@ -183,7 +185,7 @@ impl Chat {
         (parts, unfilled)
     }
 
-    /// Number of video parts, and number of video parts without a video of their own.
+    /// Returns the number of video parts, and the number of video parts without a video of their own.
     pub(crate) fn count_video_parts(&self) -> (usize, usize) {
         let parts = self.messages.iter().flat_map(Message::parts);
         let sources = parts.filter_map(|content| match content {
@@ -193,14 +195,16 @@ impl Chat {
         sources.fold((0, 0), |(parts, unfilled), source| (parts + 1, unfilled + usize::from(source.is_none())))
     }
 
-    /// Whether the number of separate images equals the number of image parts without an image of their own. Always
-    /// true without image parts, because the text may then have placeholders.
+    /// Returns whether the number of separate images equals the number of image parts without an image of their own.
+    /// The result is always true if there are no image parts, because the rendered text may then have placeholders of
+    /// its own.
     pub(crate) fn images_fit(&self) -> bool {
         let (parts, unfilled) = self.count_image_parts();
         self.images.len() == unfilled || parts == 0
     }
 
-    /// The images of all parts in order. Parts without an image of their own take the next one of [`Chat::images`].
+    /// Returns the images of all parts, in order. Parts without an image of their own take the next entry of
+    /// [`Chat::images`].
     fn all_images(&self) -> Vec<&ImageSource> {
         let mut separate = self.images.iter();
         let mut images = Vec::new();
@@ -213,7 +217,8 @@ impl Chat {
         images
     }
 
-    /// The videos of all parts in order. Parts without a video of their own take the next one of [`Chat::videos`].
+    /// Returns the videos of all parts, in order. Parts without a video of their own take the next entry of
+    /// [`Chat::videos`].
     fn all_videos(&self) -> Vec<&VideoSource> {
         let mut separate = self.videos.iter();
         let mut videos = Vec::new();
@@ -227,7 +232,7 @@ impl Chat {
     }
 }
 
-/// The texts of a prompt list.
+/// Returns the texts of a prompt list.
 pub(crate) fn texts_of_parts(parts: &[PromptPart]) -> impl Iterator<Item = &str> {
     parts.iter().filter_map(|part| match part {
         PromptPart::Text(text) => Some(text.as_str()),

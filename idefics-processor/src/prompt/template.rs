@@ -16,7 +16,7 @@ pub struct TextLimits {
     pub max_total_bytes: usize,
     /// Maximum number of messages in a conversation.
     pub max_messages: usize,
-    /// Maximum number of images in a sample, and of videos.
+    /// Maximum number of images in a sample. The same limit applies to videos.
     pub max_images: usize,
 }
 
@@ -50,7 +50,7 @@ impl ChatTemplate {
         }
     }
 
-    /// Source code of the template.
+    /// Returns the source code of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -73,7 +73,8 @@ impl ChatTemplate {
     }
 }
 
-/// Number of values, including lists and objects, and the total length of all strings and keys in bytes.
+/// Returns the number of values inside `value`, counting lists and objects too, and the total length of all strings and
+/// keys in bytes.
 fn size(value: &Value) -> (usize, usize) {
     let sum = |(nodes, bytes): (usize, usize), value| {
         let (more_nodes, more_bytes) = size(value);

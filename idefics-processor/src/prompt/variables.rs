@@ -30,8 +30,8 @@ impl Variables {
         Self(variables)
     }
 
-    /// Every string that may come from a user, including keys of objects, with the name of its variable. Values nested
-    /// deeper than [`MAX_DEPTH`] are skipped.
+    /// Returns every string that may come from a user, including keys of objects, with the name of its variable. Values
+    /// nested deeper than [`MAX_DEPTH`] are skipped.
     pub(crate) fn strings(&self) -> Vec<(&str, &str)> {
         let mut strings = Vec::new();
         for (name, value) in &self.0 {
@@ -40,19 +40,19 @@ impl Variables {
         strings
     }
 
-    /// Whether lists and objects are nested at most [`MAX_DEPTH`] deep.
+    /// Returns whether lists and objects are nested at most [`MAX_DEPTH`] deep.
     pub(crate) fn is_shallow(&self) -> bool {
         self.0.values().all(|value| visit(value, MAX_DEPTH, &mut |_| ()))
     }
 
-    /// Replaces every string that [`Self::strings`] lists, except keys, roles and types that are plain words without a
-    /// special token, because templates compare them.
+    /// Replaces every string that [`Self::strings`] returns. Keys, roles and types that are plain words without a
+    /// special token stay unchanged, because templates compare them.
     pub(crate) fn map_strings(self, tokens: &[&str], replace: &mut impl FnMut(&str) -> String) -> Self {
         let replaced = self.0.into_iter().map(|(name, value)| (name, map_value(value, tokens, replace)));
         Self(replaced.collect())
     }
 
-    /// The messages.
+    /// Returns the messages, for changing them in place.
     pub(crate) fn messages_mut(&mut self) -> &mut [Value] {
         match self.0.get_mut("messages") {
             Some(Value::Array(messages)) => messages,
@@ -60,8 +60,8 @@ impl Variables {
         }
     }
 
-    /// All variables, including special tokens. `tokens` are their names and texts; a variable of the same name
-    /// overrides them.
+    /// Returns all variables, including the special tokens. `tokens` are the names and texts of the special tokens. A
+    /// variable of the same name overrides a special token.
     pub(crate) fn with_tokens<'t>(&self, tokens: impl IntoIterator<Item = (&'t str, &'t str)>) -> Map<String, Value> {
         let mut variables: Map<String, Value> =
             tokens.into_iter().map(|(name, token)| (name.to_owned(), token.into())).collect();
@@ -80,7 +80,7 @@ fn visit<'v>(value: &'v Value, depth: usize, each: &mut impl FnMut(&'v str)) -> 
         (Value::Null | Value::Bool(_) | Value::Number(_), _) => true,
         (Value::Array(_) | Value::Object(_), None) => false,
         (Value::Array(items), Some(depth)) => {
-            // Not `all`: items after one that is nested too deep must be visited too.
+            // Not `all`, because the items after one that is nested too deep must be visited too.
             let cut = items.iter().filter(|item| !visit(item, depth, each)).count();
             cut == 0
         }
@@ -108,10 +108,10 @@ fn map_value(value: Value, tokens: &[&str], replace: &mut impl FnMut(&str) -> St
     }
 }
 
-/// Whether `text` is a plain word: 1 to 64 characters, which may be letters and digits of any script, `-`, `_` and
-/// `.`.
+/// Returns whether `text` is a plain word: 1 to 64 characters, which may be letters and digits of any script, `-`, `_`
+/// and `.`.
 ///
-/// Templates look up keys by name and compare roles, so plain words are not changed.
+/// Templates look up keys by name and compare roles, so plain words must reach them unchanged.
 pub(crate) fn is_word(text: &str) -> bool {
     let is_letter = |character: char| character.is_alphanumeric() || matches!(character, '-' | '_' | '.');
     !text.is_empty() && text.chars().count() <= 64 && text.chars().all(is_letter)

@@ -5,7 +5,8 @@ use crate::tokenizer::Fragment;
 /// The replacement for bytes that are not valid UTF-8.
 const REPLACEMENT: char = '\u{FFFD}';
 
-/// The text of a line, equal to decoding all its tokens at once. Only text that was not emitted yet is stored.
+/// The text of a line. It equals the text from decoding all tokens of the line at once. Only text that has not been
+/// emitted yet is stored.
 ///
 /// Each token is decoded once. The text of most tokens is final immediately. Bytes are not final: the next byte may
 /// complete a character, and decoders with byte fallback replace a whole run of bytes by U+FFFD if a later byte makes
@@ -31,17 +32,17 @@ enum Open {
         text: Text,
         /// Bytes of the last character while it is incomplete.
         tail: Vec<u8>,
-        /// Whether the run is not valid UTF-8, whatever follows.
+        /// Whether the run is invalid UTF-8, and stays so whatever bytes follow.
         is_broken: bool,
     },
     /// The start of an incomplete character in a byte-level vocabulary.
     Tail(Vec<u8>),
 }
 
-/// A text without its emitted characters, which are only counted.
+/// A text whose emitted characters are only counted, not stored.
 #[derive(Debug, Clone, Default)]
 struct Text {
-    /// The characters that were not emitted yet.
+    /// The characters that have not been emitted yet.
     rest: String,
     /// Number of characters, including emitted ones.
     n_chars: usize,
@@ -141,7 +142,7 @@ impl Line {
         characters.chars().for_each(|character| self.settled.push(character, self.emitted));
     }
 
-    /// Settles the open bytes, because the next token does not continue them.
+    /// Makes the text of the open bytes final, because the next token does not continue them.
     fn settle(&mut self) {
         match std::mem::replace(&mut self.open, Open::None) {
             Open::None => {}
@@ -155,7 +156,7 @@ impl Line {
         }
     }
 
-    /// The text of an open run, if all its bytes form complete characters so far.
+    /// Returns the text of the open run, if all its bytes form complete characters so far.
     fn characters(&self) -> Option<&Text> {
         match &self.open {
             Open::Run { text, tail, is_broken: false, .. } if tail.is_empty() => Some(text),
@@ -163,7 +164,7 @@ impl Line {
         }
     }
 
-    /// Number of U+FFFD at the end of the line that later bytes may still change.
+    /// Returns the number of U+FFFD at the end of the line that later bytes may still change.
     fn n_replacements(&self) -> usize {
         match &self.open {
             Open::Run { n_bytes, .. } if self.characters().is_none() => *n_bytes,
@@ -172,17 +173,17 @@ impl Line {
         }
     }
 
-    /// Number of characters in the line so far.
+    /// Returns the number of characters in the line so far.
     pub(super) fn n_chars(&self) -> usize {
         self.characters().unwrap_or(&self.settled).n_chars + self.n_replacements()
     }
 
-    /// The last character of the line.
+    /// Returns the last character of the line.
     pub(super) fn last(&self) -> Option<char> {
         if self.n_replacements() > 0 { Some(REPLACEMENT) } else { self.characters().unwrap_or(&self.settled).last }
     }
 
-    /// Number of characters up to and including the last space.
+    /// Returns the number of characters up to and including the last space.
     pub(super) fn after_space(&self) -> usize {
         self.characters().unwrap_or(&self.settled).after_space
     }

@@ -17,7 +17,8 @@ pub(crate) enum Fragment {
     Bytes(Vec<u8>),
 }
 
-/// A decoder that can decode each token by itself, as those of Llama, Mistral, GPT-2 and most other generative models.
+/// A decoder that decodes each token separately, like the decoders of Llama, Mistral, GPT-2 and most other generative
+/// models.
 ///
 /// Source: `decode_chain` of the decoders in the crate `tokenizers`.
 #[derive(Debug, Clone)]
@@ -34,8 +35,8 @@ enum Kind {
 }
 
 impl Fragments {
-    /// Takes a decoder apart. `None` if it depends on several tokens at once, so that the text must be decoded as a
-    /// whole.
+    /// Splits a decoder into its steps. Returns `None` if the decoder depends on several tokens at once, so that a text
+    /// must be decoded as a whole.
     fn from_decoder(decoder: &DecoderWrapper) -> Option<Fragments> {
         let parts = match decoder {
             DecoderWrapper::Sequence(sequence) => sequence.get_decoders(),
@@ -61,7 +62,7 @@ impl Fragments {
         Some(Fragments { kind: Kind::Chain { token_decoders, has_byte_fallback }, n_dropped })
     }
 
-    /// Maximum number of spaces dropped at the start of a text.
+    /// Returns the maximum number of spaces dropped at the start of a text.
     pub(crate) fn n_dropped(&self) -> usize {
         self.n_dropped
     }
@@ -84,16 +85,16 @@ impl Fragments {
 }
 
 impl Tokenizer {
-    /// The decoder for decoding token by token; `None` if it needs several tokens at once.
+    /// Returns the decoder for single tokens, or `None` if decoding needs several tokens at once.
     pub(crate) fn fragments(&self) -> Option<Fragments> {
         Fragments::from_decoder(self.inner.get_decoder()?)
     }
 
-    /// The contribution of `id` to a decoded text. `is_first`: whether it is the first token of the text. `None` for
-    /// an unknown id or a skipped special token.
+    /// Returns the contribution of `id` to a decoded text, or `None` for an unknown id or a skipped special token.
+    /// `is_first` says whether `id` is the first token of the text.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::decode`].
+    /// The errors of [`Tokenizer::decode`].
     pub(crate) fn fragment(
         &self,
         fragments: &Fragments,
@@ -109,7 +110,7 @@ impl Tokenizer {
     }
 }
 
-/// The byte of a byte-fallback token such as `<0x0A>`.
+/// Returns the byte of a byte-fallback token such as `<0x0A>`.
 ///
 /// Source: `ByteFallback::decode_chain`.
 fn fallback_byte(token: &str) -> Option<u8> {
@@ -117,14 +118,15 @@ fn fallback_byte(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// The bytes of a byte-level token. If one of its characters does not represent a byte, the UTF-8 bytes of the token.
+/// Returns the bytes of a byte-level token. If a character of the token does not represent a byte, returns the UTF-8
+/// bytes of the token's text.
 ///
 /// Source: `ByteLevel::decode_chain`.
 pub(super) fn bytes_of(token: &str) -> Vec<u8> {
     token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// The byte that a character of a byte-level vocabulary represents.
+/// Returns the byte that a character of a byte-level vocabulary represents.
 ///
 /// Source: GPT-2's `bytes_to_unicode`: printable bytes map to themselves, the others to U+0100 and up, in order.
 fn byte_of(character: char) -> Option<u8> {
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn only_token_by_token_decoders_are_taken_apart() {
+    fn only_decoders_of_single_tokens_give_fragments() {
         let fragments = |json: &str| Fragments::from_decoder(&serde_json::from_str(json).unwrap());
         let replace = r#"{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}"#;
         let fallback = r#"{"type": "ByteFallback"}"#;

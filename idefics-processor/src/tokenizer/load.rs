@@ -41,11 +41,11 @@ pub(crate) struct TokenizerConfig {
     image: String,
     /// Text of the token before and after an image.
     fake: String,
-    /// Whether the processor adds image and end-of-turn tokens that the files lack, as Idefics2's does.
+    /// Whether the processor adds image and end-of-turn tokens that the files lack, as that of Idefics2 does.
     adds_prompt_tokens: bool,
 }
 
-/// An added token in a configuration file. Without `normalized`, only tokens that are not special are normalised.
+/// An added token in a configuration file. If `normalized` is missing, the token is normalised unless it is special.
 #[derive(Deserialize)]
 struct RawToken {
     content: String,
@@ -74,6 +74,8 @@ impl From<RawToken> for AddedToken {
 }
 
 impl TokenizerConfig {
+    /// Reads the settings.
+    ///
     /// Source: `AutoTokenizer.from_pretrained` for the class, `PreTrainedTokenizerBase._from_pretrained` for the rest.
     pub(crate) fn read(
         checkpoint: &Checkpoint,
@@ -100,7 +102,7 @@ impl TokenizerConfig {
                 Some(tokens.into_iter().map(|(id, token)| (id, token.into())).collect())
             }
         };
-        // The map is only used in old folders, which have no `added_tokens_decoder`.
+        // `special_tokens_map.json` is only used in old folders, which have no `added_tokens_decoder`.
         let map = match &added_tokens {
             None => checkpoint.json::<Map<String, Value>>("special_tokens_map.json")?,
             Some(_) => None,
@@ -160,23 +162,24 @@ impl TokenizerConfig {
         })
     }
 
-    /// The start and end tokens of a text; empty if there is none.
+    /// Returns the start and end tokens of a text. A missing token gives an empty string.
     pub(crate) fn bos_and_eos(&self) -> (&str, &str) {
         (self.bos.as_deref().unwrap_or_default(), self.eos.as_deref().unwrap_or_default())
     }
 
-    /// Name and text of the special tokens that chat templates see: the reference's `special_tokens_map`.
+    /// Returns name and text of the special tokens that chat templates see: the reference's `special_tokens_map`.
     pub(crate) fn named_tokens(&self) -> &[(String, String)] {
         &self.named
     }
 
-    /// Whether release 5 may replace the pipeline of `tokenizer.json`. If not, both releases build the same tokenizer.
+    /// Returns whether release 5 may replace the pipeline of `tokenizer.json`. If not, both releases build the same
+    /// tokenizer.
     pub(crate) fn is_rebuilt(&self) -> bool {
         self.is_llama
     }
 }
 
-/// Named special tokens other than the standard ones, such as `image_token`.
+/// Returns the named special tokens other than the standard ones, such as `image_token`.
 ///
 /// Source: `PreTrainedTokenizerBase.__init__`: keys that end in `_token`, and the entries of `extra_special_tokens`.
 fn model_tokens(sources: [Option<&Map<String, Value>>; 2]) -> Vec<(String, String)> {
@@ -192,7 +195,7 @@ fn model_tokens(sources: [Option<&Map<String, Value>>; 2]) -> Vec<(String, Strin
     tokens
 }
 
-/// The text of a token, from a string or from an object with `content`.
+/// Returns the text of a token, from a string or from an object with `content`.
 fn content(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
@@ -241,10 +244,10 @@ fn build(
     let named = [&config.bos, &config.eos, &config.unk, &config.pad].into_iter().flatten().chain(&config.others);
     let known = inner.get_added_vocabulary().get_vocab().clone();
     let unknown = named.filter(|token| !token.is_empty() && !known.contains_key(token.as_str()));
-    // In one call, because each call rebuilds the token search.
+    // All tokens are added in one call, because each call rebuilds the index that finds tokens in a text.
     inner.add_tokens(unknown.map(|token| special(token))).map_err(fail)?;
-    // Tokens that the files lack are appended. The model may have no embedding for them: base checkpoints have none
-    // for the end of a turn.
+    // Tokens that the files lack are appended. The model may have no embedding for them. For example, base checkpoints
+    // have none for the end-of-turn token.
     let placeholders = [config.fake.as_str(), config.image.as_str(), END_OF_UTTERANCE];
     let is_used = |token: &&str| config.adds_prompt_tokens || inner.token_to_id(token).is_some();
     let used: Vec<_> = placeholders.into_iter().filter(is_used).collect();
@@ -263,8 +266,8 @@ struct Rebuilt {
     added_tokens: Vec<AddedToken>,
 }
 
-/// Builds the pipeline that release 5 uses with the file's vocabulary. `None` if the file is byte-level; it is then
-/// used unchanged.
+/// Builds the pipeline that release 5 uses with the file's vocabulary. Returns `None` if the file is byte-level,
+/// because release 5 uses such a file unchanged.
 ///
 /// Source: `LlamaTokenizer.__init__`, `TokenizersBackend.convert_to_native_format`.
 fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<Rebuilt>, ProcessorError> {
@@ -289,7 +292,7 @@ fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<R
         return Err(field(&file.path, "model", &Value::Null, "a BPE model"));
     };
     if let Some(kind) = model.get("type").filter(|kind| *kind != "BPE") {
-        return Err(field(&file.path, "model.type", kind, "`BPE`, which tokenizer_class LlamaTokenizer builds"));
+        return Err(field(&file.path, "model.type", kind, "`BPE`, the only type of a LlamaTokenizer"));
     }
     let prepend_scheme = match (config.add_prefix_space, config.legacy) {
         (false, _) => "never",
@@ -331,7 +334,7 @@ fn rebuild(file: &Sourced<Vec<u8>>, config: &TokenizerConfig) -> Result<Option<R
     Ok(Some(Rebuilt { pipeline: serde_json::to_vec(&pipeline).map_err(json_error)?, added_tokens }))
 }
 
-/// Whether a pre-tokenizer or decoder is byte-level, alone or in a sequence.
+/// Returns whether a pre-tokenizer or decoder is byte-level, or is a sequence with a byte-level step.
 fn is_byte_level(part: &Value) -> bool {
     let nested = ["pretokenizers", "decoders"].iter().filter_map(|key| part.get(*key)?.as_array()).flatten();
     part.get("type").is_some_and(|kind| kind == "ByteLevel") || nested.into_iter().any(is_byte_level)
@@ -380,8 +383,8 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
     if let Some((token, id)) = protected.iter().find(|(token, _)| token.len() > MAX_SPECIAL_BYTES) {
         return invalid(token, *id, "a special token may have at most 256 bytes");
     }
-    // The tokens of a prompt must have different ids, and must not be the start or end token. Only the end-of-turn
-    // token may be one of these.
+    // The image, fake and end-of-turn tokens must have different ids. The image and fake tokens must also differ from
+    // the start and end tokens, but the end-of-turn token may equal one of these.
     let ends = [ids.bos, ids.eos];
     let mut seen = BTreeSet::new();
     for token in required {

@@ -50,7 +50,8 @@ pub struct Tokenizer {
     /// Path of `tokenizer.json`, for error messages.
     path: PathBuf,
     ids: SpecialIds,
-    /// Text and id of every token that user text must not produce: special tokens, and the tokens of a prompt.
+    /// Text and id of every token that user text must not produce: special tokens, and the image, fake and end-of-turn
+    /// tokens.
     protected: Vec<(String, u32)>,
 }
 
@@ -82,7 +83,7 @@ impl Tokenizer {
     /// The tokens that the checkpoint puts around a text are added, as in [`Tokenizer::encode`].
     ///
     /// # Errors
-    /// Those of [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn encode_with_literal_text(&self, text: &str, words: &str) -> Result<Vec<u32>, ProcessorError> {
         let tokens: Vec<&str> = self.protected().collect();
         let mut literals = Literals::new([text, words].into_iter().chain(tokens.iter().copied()));
@@ -120,8 +121,8 @@ impl Tokenizer {
         })
     }
 
-    /// Tokenises a piece of text without special tokens. If merges give a special token nevertheless (such as `</s>`,
-    /// which is in the vocabulary), its first character is tokenised separately.
+    /// Tokenises a piece of text without producing special tokens. The merges may still give a special token that is in
+    /// the vocabulary, such as `</s>`. Its first character is then tokenised separately.
     fn word_pieces(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         let mut tokens = Vec::new();
         for token in self.inner.get_model().tokenize(text)? {
@@ -155,75 +156,75 @@ impl Tokenizer {
         self.guarded("decoding", || self.inner.decode(ids, skip_special_tokens))
     }
 
-    /// The id of `token`, spelled as in the vocabulary (`▁the`, not ` the`).
+    /// Returns the id of `token`, spelled as in the vocabulary (`▁the`, not ` the`).
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token of `id`, spelled as in the vocabulary.
+    /// Returns the token of `id`, spelled as in the vocabulary.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Number of ids, including added tokens.
+    /// Returns the number of ids, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The largest id that encoding can produce. The model needs at least `max_id() + 1` embeddings.
+    /// Returns the largest id that encoding can produce. The model needs at least `max_id() + 1` embeddings.
     pub fn max_id(&self) -> u32 {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder().keys().copied().max();
         let model = (self.inner.get_vocab_size(false) as u32).saturating_sub(1);
         added.unwrap_or(0).max(model)
     }
 
-    /// `<s>`: the start of a text.
+    /// Returns the id of `<s>`, which starts a text.
     pub fn bos_token_id(&self) -> Option<u32> {
         self.ids.bos
     }
 
-    /// `</s>`: the end of a text.
+    /// Returns the id of `</s>`, which ends a text.
     pub fn eos_token_id(&self) -> Option<u32> {
         self.ids.eos
     }
 
-    /// `<unk>`: text that the vocabulary cannot represent.
+    /// Returns the id of `<unk>`, which replaces text that the vocabulary cannot represent.
     pub fn unk_token_id(&self) -> Option<u32> {
         self.ids.unk
     }
 
-    /// The padding token, if the tokenizer names one.
+    /// Returns the id of the padding token, if the tokenizer names one.
     pub fn pad_token_id(&self) -> Option<u32> {
         self.ids.pad
     }
 
-    /// The id to pad short rows with: the padding token, else the unknown token, else the end token, else 0. Padding
-    /// is masked and does not affect results.
+    /// Returns the id to pad short rows with: that of the padding token, else of the unknown token, else of the end
+    /// token, else 0. Padding is masked and does not affect results.
     pub fn pad_token_id_or_fallback(&self) -> u32 {
         self.ids.pad.or(self.ids.unk).or(self.ids.eos).unwrap_or(0)
     }
 
-    /// `<image>`: the place of one image vector.
+    /// Returns the id of `<image>`, which marks the place of one image vector.
     pub fn image_token_id(&self) -> u32 {
         self.ids.image
     }
 
-    /// `<fake_token_around_image>`: the token before and after an image.
+    /// Returns the id of `<fake_token_around_image>`, the token before and after an image.
     pub fn fake_token_id(&self) -> u32 {
         self.ids.fake
     }
 
-    /// `<end_of_utterance>`: the end of a turn. Base checkpoints of IDEFICS v1 have none.
+    /// Returns the id of `<end_of_utterance>`, which ends a turn. Base checkpoints of IDEFICS v1 lack this token.
     pub fn end_of_utterance_id(&self) -> Option<u32> {
         self.ids.end_of_utterance
     }
 
-    /// The tokens that user text must not produce.
+    /// Returns the tokens that user text must not produce.
     pub(crate) fn protected(&self) -> impl Iterator<Item = &str> {
         self.protected.iter().map(|(content, _)| content.as_str())
     }
 
-    /// The text of one of the special ids above.
+    /// Returns the text of the token `id`, or an empty text for an unknown id.
     pub(crate) fn content(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
     }

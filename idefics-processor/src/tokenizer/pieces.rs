@@ -5,8 +5,9 @@ use tokenizers::DecoderWrapper;
 use super::{Tokenizer, fragments::bytes_of};
 
 impl Tokenizer {
-    /// The bytes that `id` contributes inside a text: `▁the` gives ` the`, and `<0x0A>` a line break. Tokens for part
-    /// of a character give their bytes, where [`Tokenizer::decode`] would write U+FFFD. Empty for unknown ids.
+    /// Returns the bytes that `id` contributes inside a text: `▁the` gives ` the`, and `<0x0A>` gives a line break. A
+    /// token for a part of a character gives its bytes, where [`Tokenizer::decode`] would write U+FFFD. The result is
+    /// empty for unknown ids.
     pub fn piece(&self, id: u32) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         if self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {

@@ -18,13 +18,14 @@ pub(crate) struct VideoSettings {
     pub(crate) sampling: VideoSampling,
 }
 
-/// Reads the settings: those of pictures, and `video_sampling` (`fps`, `max_frames`, `video_size`) or `fps` and
-/// `num_frames`. A `size` takes precedence over `video_size`.
+/// Reads the settings of videos. `section` has the same keys as for pictures. The sampling is given by `video_sampling`
+/// (with `fps`, `max_frames` and `video_size`), or by `fps` and `num_frames`. A `size` takes precedence over
+/// `video_size`.
 ///
 /// Source: `SmolVLMVideoProcessor.__init__`.
 ///
 /// # Errors
-/// [`ImageConfigError::Field`].
+/// [`ImageConfigError::Field`] for a value that is invalid or not supported.
 pub(crate) fn settings(
     section: &Map<String, Value>,
     family: &dyn FamilyRules,
@@ -53,7 +54,7 @@ pub(crate) fn settings(
         let number = value.as_u64().filter(|number| *number > 0).and_then(|number| usize::try_from(number).ok());
         sampling.num_frames = number.ok_or_else(|| field_error(name, &value, "a whole number of at least 1"))?;
     }
-    section.remove("image_processor_type"); // of pictures, already checked
+    section.remove("image_processor_type"); // the class that reads pictures, which does not matter here
     let mut images = family.image_config(section)?;
     images.do_image_splitting = false;
     if let ImageSize::LongestEdge { longest_edge } = &mut images.size {

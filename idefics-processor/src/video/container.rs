@@ -1,4 +1,4 @@
-//! Formats of video files, by their first bytes.
+//! Detects the format of a video file from its first bytes.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,17 +11,17 @@ use crate::video::VideoError;
 pub(super) struct Container {
     /// Name for messages.
     pub(super) name: &'static str,
-    /// Name of FFmpeg's demultiplexer. FFmpeg is told the name, so that it takes no file for a playlist, which could
-    /// name other files.
+    /// Name of FFmpeg's demultiplexer. The name is passed to FFmpeg, so that it does not read the file as a playlist,
+    /// which could refer to other files.
     pub(super) demuxer: &'static str,
 }
 
 pub(super) const AVI: Container = Container { name: "AVI", demuxer: "avi" };
 
-/// Bytes that [`sniff`] looks at.
+/// Number of bytes that [`head`] reads for [`sniff`].
 const HEAD: u64 = 512;
 
-/// The first bytes of a regular file.
+/// Reads the first bytes of a regular file.
 pub(super) fn head(path: &Path) -> Result<Vec<u8>, VideoError> {
     let mut head = Vec::new();
     let read = File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
@@ -31,13 +31,14 @@ pub(super) fn head(path: &Path) -> Result<Vec<u8>, VideoError> {
     }
 }
 
-/// Whether a file that begins like this may be an animation.
+/// Returns whether a file that begins with `head` may be an animation.
 pub(super) fn may_be_animated(head: &[u8]) -> bool {
     matches!(head, [b'G', b'I', b'F', b'8', ..] | [0x89, b'P', b'N', b'G', ..])
         || matches!(head, [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..])
 }
 
-/// The format of a video file that begins with `head`, except AVI, which this crate reads itself.
+/// Returns the format of a video file that begins with `head`. AVI files give `None`, because this crate reads them
+/// without FFmpeg if it can.
 pub(super) fn sniff(head: &[u8]) -> Option<Container> {
     let container = |name, demuxer| Some(Container { name, demuxer });
     match head {

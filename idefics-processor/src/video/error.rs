@@ -33,8 +33,8 @@ pub enum VideoError {
 
     /// The number of separate videos differs from the number of video parts without a video of their own.
     #[error(
-        "`videos` has {videos}, but `messages` has {parts} with no video attached; add one {{\"type\": \"video\"}} part \
-         per video and one video per part"
+        "`videos` has {videos}, but `messages` has {parts} without a video; give one {{\"type\": \"video\"}} part per \
+         video (a <video> inside a text does not count)"
     )]
     Parts {
         /// Number of entries in `videos`, with its noun: `2 videos`.
@@ -50,7 +50,7 @@ pub enum VideoError {
         video: String,
     },
 
-    /// A number of the sample contradicts another one.
+    /// A field of the video, or an option, has a value that is invalid or contradicts other fields.
     #[error("`{field}` of the video is {found}; expected {expected}")]
     Field {
         /// Name of the field, such as `fps`.
@@ -61,7 +61,7 @@ pub enum VideoError {
         expected: String,
     },
 
-    /// More frames would become tiles than a limit allows.
+    /// More frames would become tiles than the limit allows.
     #[error(
         "{video}: {frames} frames would be shown to the model, at most {limit} are allowed; sample fewer \
          (--video-frames N), or raise the limit (--max-frames N)"
@@ -71,7 +71,7 @@ pub enum VideoError {
         video: String,
         /// Number of frames.
         frames: usize,
-        /// The limit.
+        /// Maximum number of frames.
         limit: usize,
     },
 
@@ -80,7 +80,7 @@ pub enum VideoError {
     FolderTooLarge {
         /// Path of the folder.
         video: String,
-        /// The limit.
+        /// Maximum number of entries.
         limit: usize,
     },
 
@@ -103,7 +103,7 @@ pub enum VideoError {
         format: &'static str,
     },
 
-    /// The file is of an unknown kind.
+    /// The format of the file is not known.
     #[error(
         "{video}: expected a video (MP4, QuickTime, Matroska, WebM, AVI, MPEG, Ogg, FLV or ASF), an animated GIF, WebP \
          or PNG, or a folder of pictures; found data that starts with the bytes {found}"
@@ -150,8 +150,8 @@ pub enum VideoError {
         reason: String,
     },
 
-    /// The program took too long and was ended.
-    #[error("{video}: {program} was ended after {} seconds; cut the video into shorter ones", limit.as_secs())]
+    /// The program took too long and was killed.
+    #[error("{video}: {program} was stopped after {} seconds; cut the video into parts", limit.as_secs())]
     Timeout {
         /// Name of the video.
         video: String,

@@ -24,13 +24,13 @@ const FFPROBE: &str = "ffprobe";
 /// Maximum number of frames of a file.
 const MAX_FRAMES: usize = 1 << 24;
 
-/// Maximum length of a line of `ffprobe`, in bytes.
+/// Maximum length of a line that `ffprobe` prints, in bytes.
 const MAX_LINE: u64 = 4096;
 
-/// Maximum length of the message of a program that is kept, in bytes.
+/// Number of bytes of a program's error message that are kept.
 const MAX_MESSAGE: usize = 400;
 
-/// Interval at which a running program is checked.
+/// Interval between checks whether a running program was cancelled or took too long.
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// A video file that FFmpeg decodes.
@@ -49,7 +49,7 @@ pub(super) struct Clip<'a> {
 }
 
 impl<'a> Clip<'a> {
-    /// Counts the frames of the first video stream of the file at the absolute `path`, without decoding them.
+    /// Opens the file at the absolute `path`, and counts the frames of its first video stream without decoding them.
     pub(super) fn open(
         path: PathBuf,
         container: Container,
@@ -74,7 +74,7 @@ impl<'a> Clip<'a> {
         Ok(())
     }
 
-    /// Runs `ffprobe` on the first video stream that is no cover picture.
+    /// Runs `ffprobe` on the first video stream that is not a cover picture.
     fn probe(&self, more: &[&str], entries: &str) -> Result<Found, VideoError> {
         let fixed = ["-v", "error", "-protocol_whitelist", "file,pipe", "-select_streams", "V:0", "-of", "compact=p=1"];
         let mut arguments: Vec<OsString> = fixed.iter().chain(more).map(OsString::from).collect();
@@ -90,15 +90,15 @@ impl<'a> Clip<'a> {
                 }
                 found.take(&String::from_utf8_lossy(&line));
                 if found.n_packets > MAX_FRAMES {
-                    return Err(Trouble::Output(format!("it has more than {MAX_FRAMES} frames")));
+                    return Err(Trouble::Output(format!("the file has more than {MAX_FRAMES} frames")));
                 }
             }
         })?;
         Ok(found)
     }
 
-    /// Decodes the frames at `indices`, which ascend, and calls `take` with each of them. Returns the number of frames,
-    /// which is smaller than that of `indices` if the file has fewer frames than packets.
+    /// Decodes the frames at the ascending `indices`, and calls `take` with each frame. Returns the number of decoded
+    /// frames. It is smaller than the number of indices if the file has fewer frames than packets.
     pub(super) fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<usize, VideoError> {
         // With these flags, the conversion to RGB is the same on every processor.
         let scale = "scale=flags=bicubic+accurate_rnd+full_chroma_int+bitexact,format=rgb24";
@@ -115,7 +115,7 @@ impl<'a> Clip<'a> {
         self.run(FFMPEG, &arguments, |output| {
             while let Some(frame) = self.read_frame(output)? {
                 if n_frames == indices.len() {
-                    return Err(Trouble::Output("it printed more frames than were asked for".to_owned()));
+                    return Err(Trouble::Output("the program printed more frames than requested".to_owned()));
                 }
                 n_frames += 1;
                 take(frame);
@@ -125,16 +125,17 @@ impl<'a> Clip<'a> {
         Ok(n_frames)
     }
 
-    /// The file as an argument, in a form that is never taken for an option or another protocol.
+    /// Returns the file as an argument, in a form that FFmpeg cannot read as an option or as another protocol.
     fn input(&self) -> OsString {
         let mut input = OsString::from("file:");
         input.push(&self.path);
         input
     }
 
-    /// Reads a picture as FFmpeg writes it: `P6`, width and height, and 255, each on a line, then the pixels.
+    /// Reads one PPM picture from FFmpeg's output: a line `P6`, a line with width and height, a line `255`, then the
+    /// pixels. Returns `None` at the end of the output.
     fn read_frame(&self, output: &mut BufReader<ChildStdout>) -> Result<Option<RgbImage>, Trouble> {
-        let malformed = || Trouble::Output("its output is not a list of PPM pictures".to_owned());
+        let malformed = || Trouble::Output("the program's output is not a list of PPM pictures".to_owned());
         let mut head = Vec::new();
         for _ in 0..3 {
             output.by_ref().take(64).read_until(b'\n', &mut head).map_err(Trouble::Read)?;
@@ -156,12 +157,12 @@ impl<'a> Clip<'a> {
             let remedy = "scale it down or raise the limit (--max-image-pixels N, or none)";
             return Err(Trouble::Limit(format!("a frame has {width}x{height} pixels, more than {limit}; {remedy}")));
         }
-        // The buffer grows with the bytes that are read. It is not allocated from the size in the header.
+        // The buffer grows with the bytes that are read. The size in the header is not trusted for an allocation.
         let mut data = Vec::new();
         output.by_ref().take(3 * pixels).read_to_end(&mut data).map_err(Trouble::Read)?;
         match RgbImage::new(width, height, data) {
             Ok(frame) => Ok(Some(frame)),
-            Err(_) => Err(Trouble::Output("its output ends within a frame".to_owned())),
+            Err(_) => Err(Trouble::Output("the program's output ends within a frame".to_owned())),
         }
     }
 
@@ -189,7 +190,7 @@ impl<'a> Clip<'a> {
             (None, Err(Trouble::Output(reason) | Trouble::Limit(reason))) => Err(failed(reason)),
             (None, Err(Trouble::Read(error))) => Err(failed(crate::files::describe_io_error(&error))),
             (None, Ok(())) if !is_success && message.is_empty() => {
-                Err(failed("it failed without a message".to_owned()))
+                Err(failed("the program failed without a message".to_owned()))
             }
             (None, Ok(())) if !is_success => Err(failed(message)),
             (None, Ok(())) => Ok(()),
@@ -197,8 +198,8 @@ impl<'a> Clip<'a> {
     }
 }
 
-/// The expression that is true for the frames at `indices`. FFmpeg refuses sums of more than a hundred
-/// terms in a row, so terms are added in pairs.
+/// Returns the FFmpeg expression that is true for the frames at `indices`. FFmpeg rejects sums of more than a hundred
+/// terms in a row, so the sum is nested: each half is added up separately.
 fn chosen(indices: &[usize]) -> String {
     match indices {
         [] => "0".to_owned(),
@@ -216,12 +217,13 @@ struct Found {
     n_packets: usize,
     /// Number of frames, if they were decoded.
     n_decoded: Option<usize>,
-    /// Earliest start and latest end of a packet, in seconds.
+    /// Earliest start of a packet, in seconds.
     start: f64,
+    /// Latest end of a packet, in seconds.
     end: f64,
-    /// Length in seconds by the headers.
+    /// Length in seconds, according to the headers.
     duration: Option<f64>,
-    /// Frames per second by the headers.
+    /// Frames per second, according to the headers.
     rate: Option<f64>,
 }
 
@@ -232,7 +234,7 @@ impl Default for Found {
 }
 
 impl Found {
-    /// Takes a line: the name of a section, then `key=value`, separated by `|`.
+    /// Parses a line of output: the name of a section, then fields `key=value`, all separated by `|`.
     fn take(&mut self, line: &str) {
         let mut fields = line.trim_end().split('|');
         let section = fields.next().unwrap_or_default();
@@ -278,11 +280,11 @@ enum Why {
     Cancelled,
 }
 
-/// A program in a process group of its own. It is killed when this is dropped.
+/// A running program, in a process group of its own. Dropping this value kills the program.
 struct Running {
     output: BufReader<ChildStdout>,
     child: Child,
-    /// Dropped to tell the watch that the program has ended.
+    /// Sender that is dropped to tell the thread `watch` that the program has ended.
     done: Option<Sender<()>>,
     watch: Option<JoinHandle<()>>,
     message: Option<JoinHandle<String>>,
@@ -292,7 +294,7 @@ struct Running {
 /// How a program ended.
 struct Ended {
     is_success: bool,
-    /// What it printed to standard error, shortened to one line.
+    /// What the program printed to standard error, shortened and on one line.
     message: String,
     why: Option<Why>,
 }
@@ -307,7 +309,7 @@ impl Running {
         let output = child.stdout.take().map(BufReader::new);
         let errors = child.stderr.take();
         let (Some(output), Some(mut errors)) = (output, errors) else {
-            return Err(io::Error::other("its output cannot be read"));
+            return Err(io::Error::other("the program's output cannot be read"));
         };
         let id = child.id();
         let message = thread::spawn(move || {
@@ -346,7 +348,7 @@ impl Running {
         Ok(Self { output, child, done: Some(done), watch, message, why })
     }
 
-    /// Waits until the program has ended. If `kill_it`, kills it first.
+    /// Waits until the program has ended. If `kill_it` is set, kills the program first.
     fn end(mut self, kill_it: bool) -> Ended {
         let is_success = self.wait(kill_it);
         let message = self.message.take().and_then(|message| message.join().ok()).unwrap_or_default();
@@ -354,8 +356,8 @@ impl Running {
         Ended { is_success, message, why }
     }
 
-    /// Waits until the program has ended. The watch runs until then, because the program may close its output long
-    /// before it ends.
+    /// Waits until the program has ended, and returns whether it succeeded. The thread `watch` runs until then, because
+    /// the program may close its output long before it ends.
     fn wait(&mut self, kill_it: bool) -> bool {
         if kill_it {
             kill(self.child.id());
@@ -370,7 +372,7 @@ impl Running {
     }
 }
 
-/// A message on one line, without the names and addresses of FFmpeg's parts: `[mov @ 0x55ae89184e00] `.
+/// Joins the lines of a message, and removes prefixes such as `[mov @ 0x55ae89184e00] `, which name a part of FFmpeg.
 fn one_line(message: &str) -> String {
     let without = |line: &str| match line.split_once("] ") {
         Some((part, rest)) if part.starts_with('[') && part.contains(" @ 0x") => rest.trim().to_owned(),
@@ -397,7 +399,7 @@ fn kill(id: u32) {
     }
 }
 
-/// On other systems, the watch cannot kill the child. The child ends when its output is closed.
+/// Does nothing: on other systems, the thread `watch` cannot kill the child. The child ends when its output is closed.
 #[cfg(not(unix))]
 fn kill(_id: u32) {}
 
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_give_number_and_length() {
+    fn packets_give_frame_count_and_duration() {
         let mut found = Found::default();
         for line in [
             "packet|pts_time=0.400000|duration_time=0.100000|flags=__\n",

@@ -8,13 +8,13 @@ use crate::video::VideoError;
 /// Maximum number of entries of a folder.
 const MAX_ENTRIES: usize = 1 << 20;
 
-/// Endings of the names of pictures. Other files of the folder are ignored.
+/// File name extensions of pictures, in lower case. Other files of the folder are ignored.
 const ENDINGS: [&str; 18] = [
     "png", "apng", "jpg", "jpeg", "jpe", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif",
     "jp2", "j2k", "tga",
 ];
 
-/// The pictures of a folder, in the order of their names, with numbers in names compared by value. Names that begin
+/// Returns the pictures of a folder, sorted by name. Numbers in names are compared by value. Files whose names begin
 /// with a dot are ignored.
 ///
 /// # Errors
@@ -49,7 +49,7 @@ impl Ord for Natural {
         loop {
             let (a, b) = match (left.first(), right.first()) {
                 (Some(a), Some(b)) => (a, b),
-                // Names that differ in leading zeros only are compared byte by byte.
+                // Names that differ only in leading zeros are compared byte by byte.
                 (None, None) => return self.0.cmp(&other.0),
                 (a, b) => return a.cmp(&b),
             };
@@ -76,7 +76,7 @@ impl PartialOrd for Natural {
     }
 }
 
-/// Takes the digits at the start, without leading zeros.
+/// Removes the digits at the start of `name` and returns them without leading zeros.
 fn number<'n>(name: &mut &'n [u8]) -> &'n [u8] {
     let end = name.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(name.len());
     let (digits, rest) = name.split_at(end);
@@ -101,14 +101,14 @@ mod tests {
 
     #[test]
     fn only_pictures_are_frames() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = tempfile::tempdir().expect("a temporary folder can be created");
         for name in ["10.PNG", "9.jpg", "notes.txt", ".hidden.png", "8"] {
-            std::fs::write(folder.path().join(name), "").expect("writing");
+            std::fs::write(folder.path().join(name), "").expect("the file can be written");
         }
         let names: Vec<String> = frames(folder.path())
             .expect("the folder can be read")
             .iter()
-            .map(|path| path.file_name().expect("a name").to_string_lossy().into_owned())
+            .map(|path| path.file_name().expect("the path has a file name").to_string_lossy().into_owned())
             .collect();
         assert_eq!(names, ["9.jpg", "10.PNG"]);
     }

@@ -1,8 +1,9 @@
 //! Videos: from a sample to frames, and from frames to tiles and text.
 //!
-//! [`VideoSource`] says where the frames are. `VideoReader` finds the number of frames and their rate, chooses
-//! frames ([`VideoSampling`]) and decodes up to the last chosen one. Each chosen frame becomes a tile at once, so that
-//! only one decoded frame is in memory. `text` writes the part of the prompt that stands for a video.
+//! [`VideoSource`] says where the frames are. `VideoReader` finds the number of frames and their rate, chooses frames
+//! ([`VideoSampling`]) and decodes up to the last chosen one. Each chosen frame becomes a tile immediately, so that
+//! only one decoded frame is in memory at a time. The module `text` writes the part of the prompt that represents a
+//! video.
 //!
 //! Source: `SmolVLMProcessor` and `SmolVLMVideoProcessor` of transformers 5.23. The latter requires torchvision. The
 //! pixels here are those of the image processor `SmolVLMImageProcessorPil`, without splitting.

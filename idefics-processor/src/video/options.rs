@@ -12,15 +12,16 @@ pub const MAX_FRAMES: usize = 512;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct VideoOptions {
-    /// Frames per second of frame files for which the sample states no rate. `None`: 24, as in the reference.
+    /// Frames per second of a video whose rate neither the sample nor the file states. `None` means 24, as in the
+    /// reference.
     pub native_fps: Option<f64>,
-    /// Frames per second to sample. `None`: the setting of the checkpoint.
+    /// Frames per second to sample. `None` uses the setting of the checkpoint.
     pub target_fps: Option<f64>,
-    /// Maximum number of frames to sample. `None`: the setting of the checkpoint.
+    /// Maximum number of frames to sample. `None` uses the setting of the checkpoint.
     pub num_frames: Option<NonZeroUsize>,
-    /// Maximum number of frames of a video that become tiles. `None`: [`MAX_FRAMES`]. More are an error.
+    /// Maximum number of frames of a video that become tiles. More frames are an error. `None` means [`MAX_FRAMES`].
     pub max_frames: Option<NonZeroUsize>,
-    /// Time after which the program `ffmpeg` is ended.
+    /// Time after which the programs `ffprobe` and `ffmpeg` are killed.
     pub decoder_timeout: Duration,
 }
 
@@ -40,7 +41,7 @@ impl Default for VideoOptions {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct VideoRules {
-    /// Sampling for checkpoints that do not state it.
+    /// The sampling for checkpoints whose files do not set it.
     pub sampling: VideoSampling,
     /// The chat template for conversations with videos. It replaces the template of the checkpoint.
     pub chat_template: &'static str,

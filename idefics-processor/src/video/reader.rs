@@ -15,7 +15,7 @@ use crate::video::{
 /// Reads videos with the settings of a checkpoint and the options of a call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VideoReader<'a> {
-    /// Makes one tile of a frame.
+    /// Turns a frame into one tile.
     pub(crate) images: &'a ImageProcessor,
     pub(crate) sampling: VideoSampling,
     pub(crate) options: &'a VideoOptions,
@@ -34,7 +34,7 @@ struct Stated {
 }
 
 impl VideoReader<'_> {
-    /// The frames that are shown, and the tile of each.
+    /// Reads a video. Returns the frames that are shown to the model, and one tile for each.
     pub(crate) fn load(&self, video: &VideoSource) -> Result<(SampledVideo, Vec<ImageTile>), VideoError> {
         match &video.frames {
             VideoFrames::Pictures(pictures) => self.load_pictures(video, pictures),
@@ -62,8 +62,8 @@ impl VideoReader<'_> {
         if let Some(indices) = &video.frames_indices
             && indices.len() != pictures.len()
         {
-            let found = format!("a list of {}", indices.len());
-            let expected = format!("one index per frame, of which there are {}", pictures.len());
+            let found = format!("a list of length {}", indices.len());
+            let expected = format!("one index per frame, {} in total", pictures.len());
             return Err(VideoError::Field { field: "frames_indices", found, expected });
         }
         let sampled = self.sample(video, stated)?;
@@ -89,7 +89,7 @@ impl VideoReader<'_> {
             if let Some(container) = container::sniff(&head) {
                 return self.load_clip(video, path, container);
             }
-            // FFmpeg reads AVI files that are too large to be read as a whole.
+            // FFmpeg decodes AVI files that are too large to be read into memory.
             let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             if Avi::is_avi(&head) && bytes > self.read.limits.max_bytes {
                 return self.load_clip(video, path, container::AVI);
@@ -126,7 +126,8 @@ impl VideoReader<'_> {
         })
     }
 
-    /// Reads a file with FFmpeg. If it has fewer frames than packets, frames are chosen again.
+    /// Reads a file with FFmpeg. Frames are chosen by the number of packets. If the file has fewer frames than packets,
+    /// its frames are counted, and then chosen and decoded again.
     fn load_clip(
         &self,
         video: &VideoSource,
@@ -156,12 +157,12 @@ impl VideoReader<'_> {
             if n_frames == indices.len() {
                 return Ok(());
             }
-            let reason = format!("it decoded only {n_frames} of {} frames", indices.len());
+            let reason = format!("only {n_frames} of {} frames were decoded", indices.len());
             Err(VideoError::Program { video: name.clone(), program: "ffmpeg", reason })
         })
     }
 
-    /// Chooses frames, decodes them and makes a tile of each.
+    /// Chooses frames, decodes them and turns each into a tile.
     fn decode(
         &self,
         video: &VideoSource,
@@ -177,7 +178,7 @@ impl VideoReader<'_> {
         Ok((sampled, tiles))
     }
 
-    /// The frames to show, by the sample, the file, the options and the checkpoint.
+    /// Chooses the frames to show, according to the sample, the file, the options and the checkpoint.
     fn sample(&self, video: &VideoSource, stated: Stated) -> Result<SampledVideo, VideoError> {
         let fps = video.fps.or(stated.fps).or(self.options.native_fps);
         let is_fps_assumed = fps.is_none();
@@ -190,7 +191,7 @@ impl VideoReader<'_> {
             return Err(field("duration", seconds, "a number of seconds"));
         }
         let n_frames = match (video.total_num_frames, &video.frames_indices) {
-            // The list has only the chosen frames, so its length is not the number of frames.
+            // The list has only the chosen frames, so its length is not the number of frames of the video.
             (Some(total), Some(_)) if stated.is_list => total,
             (None, Some(_)) if stated.is_list => usize::MAX,
             (Some(total), None) if total != stated.n_frames => {
@@ -207,7 +208,7 @@ impl VideoReader<'_> {
         if let Some(indices) = &video.frames_indices {
             check(indices.len())?;
             if !indices.is_sorted_by(|before, after| before < after) {
-                return Err(field("frames_indices", "not in order", "indices that ascend"));
+                return Err(field("frames_indices", "not in order", "indices in ascending order"));
             }
             match indices.last() {
                 None => return Err(VideoError::NoFrames { video: video.to_string() }),
@@ -222,7 +223,7 @@ impl VideoReader<'_> {
             }
             return Ok(SampledVideo { frames_indices: indices.clone(), fps, is_fps_assumed, duration });
         }
-        // The reference needs a duration here.
+        // The reference requires a duration. Here, a missing duration is computed.
         let seconds = duration.unwrap_or(n_frames as f64 / fps);
         let sampling = VideoSampling {
             fps: self.options.target_fps.unwrap_or(self.sampling.fps),
@@ -241,7 +242,7 @@ fn field(field: &'static str, found: impl ToString, expected: impl Into<String>)
     VideoError::Field { field, found: found.to_string(), expected: expected.into() }
 }
 
-/// The folder that a source names.
+/// Returns the path of a source that is a folder.
 fn folder_of(source: &ImageSource) -> Option<PathBuf> {
     match source {
         ImageSource::Path(path) if path.is_dir() => Some(path.clone()),

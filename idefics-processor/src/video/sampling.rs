@@ -19,7 +19,7 @@ pub struct SampledVideo {
     pub frames_indices: Vec<usize>,
     /// Frames per second of the video.
     pub fps: f64,
-    /// Whether nothing states the rate, so that [`Self::DEFAULT_FPS`] was taken.
+    /// Whether the rate is stated nowhere, so that `fps` is [`Self::DEFAULT_FPS`].
     pub is_fps_assumed: bool,
     /// Length of the video in seconds, if known.
     pub duration: Option<f64>,
@@ -31,24 +31,27 @@ impl SampledVideo {
     /// Source: `SmolVLMProcessor.replace_video_token`.
     pub const DEFAULT_FPS: f64 = 24.0;
 
-    /// Time of each frame, in seconds.
+    /// Returns the time of each frame, in seconds.
     pub fn timestamps(&self) -> impl DoubleEndedIterator<Item = f64> {
         self.frames_indices.iter().map(|&index| index as f64 / self.fps)
     }
 }
 
-/// Seconds that are skipped at both ends of a video from which only a part of the frames can be taken.
+/// Seconds that are skipped at each end of a long video.
 const SKIP_SECONDS: f64 = 1.0;
 
 impl VideoSampling {
-    /// Number of frames that [`Self::frames_indices`] returns, without computing them.
+    /// Returns the number of indices that [`Self::frames_indices`] returns, without computing the indices.
     pub fn count(&self, n_frames: usize, fps: f64, duration: f64) -> usize {
         let Plan { start, end, count } = self.plan(n_frames, fps, duration);
         count.min(end - start + 1)
     }
 
-    /// The indices of the frames to show, ascending, of a video of `n_frames` frames (at least 1) with `fps` frames per
-    /// second and `duration` seconds: evenly spaced, with the first and the last frame.
+    /// Returns the ascending indices of the frames to show, for a video of `n_frames` frames (at least 1) with `fps`
+    /// frames per second and `duration` seconds.
+    ///
+    /// The frames are evenly spaced, from the first frame to the last. At each end of a long video, one second is
+    /// skipped.
     pub fn frames_indices(&self, n_frames: usize, fps: f64, duration: f64) -> Vec<usize> {
         let Plan { start, end, count } = self.plan(n_frames, fps, duration);
         if count > end - start {
@@ -57,7 +60,7 @@ impl VideoSampling {
         if count == 1 {
             return vec![start];
         }
-        // `numpy.linspace` with its roundings; the last value is exact.
+        // Rounds like `numpy.linspace`, whose last value is exact.
         let step = (end - start) as f64 / (count - 1) as f64;
         let value = |at: usize| (at as f64 * step + start as f64).floor() as usize;
         let mut indices: Vec<usize> = (0..count - 1).map(value).chain([end]).collect();
@@ -66,7 +69,7 @@ impl VideoSampling {
     }
 
     fn plan(&self, n_frames: usize, fps: f64, duration: f64) -> Plan {
-        // A float that is too large for a `usize` becomes the largest one, and NaN becomes 0.
+        // The cast turns a float that is too large into the largest `usize`, and NaN into 0.
         let count = ((self.fps * duration).round_ties_even() as usize).min(self.num_frames).max(1);
         let last = n_frames.saturating_sub(1);
         let (mut start, mut end) = (0, last);
@@ -81,7 +84,7 @@ impl VideoSampling {
     }
 }
 
-/// Frames are taken from `start` to `end`, at most `count` of them.
+/// The frames to choose from, `start` to `end` (both included), and the maximum number of frames, `count`.
 struct Plan {
     start: usize,
     end: usize,
@@ -94,7 +97,8 @@ mod tests {
 
     use super::*;
 
-    /// Frames, rate, `num_frames`, and the number of indices with some of them; recorded from the reference.
+    /// A case recorded from the reference: (number of frames, frames per second), `num_frames`, the number of indices,
+    /// and some pairs of position and index.
     type Row = ((usize, f64), usize, usize, &'static [(usize, usize)]);
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where a video comes from.
+//! The source of a video: a file, a folder, or a list of pictures.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,20 +11,21 @@ use crate::video::{container, folder};
 /// A video of a sample.
 ///
 /// In JSON, `{"frames": ["0.png", "1.png"], "fps": 10.0, "total_num_frames": 2, "duration": 0.2}`, or a file or folder
-/// as `{"path": "clip.mp4"}`. Everything except the frames is optional. A string is a path, a list is `frames`.
+/// as `{"path": "clip.mp4"}`. Everything except the frames is optional. A string instead of an object is the path, and
+/// a list is the frames.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct VideoSource {
     /// The frames.
     pub frames: VideoFrames,
-    /// Frames per second. `None`: what the file states.
+    /// Frames per second. `None` takes the rate that the file states.
     pub fps: Option<f64>,
-    /// Number of frames. `None`: as many as there are.
+    /// Number of frames of the video. `None` takes the number of frames that are found.
     pub total_num_frames: Option<usize>,
-    /// Length in seconds. `None`: what the file states.
+    /// Length in seconds. `None` takes the length that the file states.
     pub duration: Option<f64>,
-    /// Indices of the frames to show. `None`: frames are sampled. [`VideoFrames::Pictures`] must then have one picture
-    /// per index.
+    /// Indices of the frames to show, in ascending order. [`VideoFrames::Pictures`] must have one picture per index.
+    /// With `None`, frames are sampled.
     pub frames_indices: Option<Vec<usize>>,
 }
 
@@ -39,12 +40,12 @@ pub enum VideoFrames {
 }
 
 impl VideoSource {
-    /// A video of these frames.
+    /// Creates a video of these frames, without further information.
     pub fn new(frames: VideoFrames) -> Self {
         Self { frames, fps: None, total_num_frames: None, duration: None, frames_indices: None }
     }
 
-    /// The local files and folders that the video is read from, with the frames of folders.
+    /// Returns the local files and folders that the video is read from, including the frames in a folder.
     pub fn files(&self) -> Vec<PathBuf> {
         let pictures = match &self.frames {
             VideoFrames::Pictures(pictures) => pictures.as_slice(),
@@ -61,7 +62,7 @@ impl VideoSource {
         files
     }
 
-    /// Whether the frames are pictures without a stated rate.
+    /// Returns whether the frames are pictures without a stated rate.
     pub fn lacks_fps(&self) -> bool {
         let is_pictures = match &self.frames {
             VideoFrames::Pictures(_) => true,
@@ -70,7 +71,7 @@ impl VideoSource {
         is_pictures && self.fps.is_none()
     }
 
-    /// Makes relative paths relative to `folder`.
+    /// Resolves relative paths against `folder`.
     pub fn resolve(&mut self, folder: &Path) {
         match &mut self.frames {
             VideoFrames::Pictures(pictures) => pictures.iter_mut().for_each(|picture| picture.resolve(folder)),
@@ -79,7 +80,7 @@ impl VideoSource {
     }
 }
 
-/// The kind of a source.
+/// The kind of medium that a source contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MediumKind {
@@ -139,7 +140,7 @@ impl From<PathBuf> for VideoSource {
 
 impl From<ImageSource> for VideoSource {
     fn from(file: ImageSource) -> Self {
-        // A path that could be base64 is a path here.
+        // A string that could be base64 or a path is taken as a path here.
         let file = match file {
             ImageSource::Base64 { text, folder } => ImageSource::Path(folder.join(text)),
             file => file,

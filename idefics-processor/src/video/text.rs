@@ -1,4 +1,4 @@
-//! The part of the prompt that stands for a video.
+//! The part of the prompt that represents a video.
 //!
 //! Source: `SmolVLMProcessor.replace_video_token`, and the English numerals of num2words.
 
@@ -6,18 +6,19 @@ use std::fmt::Write;
 
 use crate::video::SampledVideo;
 
-/// Stands for a whole video in unexpanded text. It need not be a token.
+/// The placeholder of a whole video in unexpanded text. It need not be a token of the tokenizer.
 pub(crate) const VIDEO_TOKEN: &str = "<video>";
 
-/// What a placeholder stands for.
+/// The kind of a placeholder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Medium {
     Image,
     Video,
 }
 
-/// Splits a text at its placeholders: the text before each one with what it stands for, and the rest. `video` is the
-/// placeholder of videos in families that read them.
+/// Splits a text at its placeholders. Returns the text before each placeholder with the placeholder's kind, and the
+/// text after the last placeholder. `image` and `video` are the placeholders; `video` is `None` in families without
+/// videos.
 pub(crate) fn split_media<'t>(text: &'t str, image: &str, video: Option<&str>) -> (Vec<(&'t str, Medium)>, &'t str) {
     let (mut parts, mut rest) = (Vec::new(), text);
     let mut next = (rest.find(image), video.and_then(|video| rest.find(video)));
@@ -30,7 +31,8 @@ pub(crate) fn split_media<'t>(text: &'t str, image: &str, video: Option<&str>) -
         };
         parts.push((&rest[..at], medium));
         rest = &rest[at + length..];
-        // The other placeholder is still ahead; only the one that was found is searched for again.
+        // The next placeholder of the other kind is already known. Only the kind that was just found is searched for
+        // again.
         let behind = |found: Option<usize>| found.map(|found| found - at - length);
         next = match medium {
             Medium::Image => (rest.find(image), behind(next.1)),
@@ -39,9 +41,9 @@ pub(crate) fn split_media<'t>(text: &'t str, image: &str, video: Option<&str>) -
     }
 }
 
-/// Writes the text of a video. `frame` stands for each frame.
+/// Writes the text of a video. `frame` is the text that represents one frame.
 pub(crate) fn write_video(text: &mut String, video: &SampledVideo, frame: &str) {
-    const WRITES: &str = "a string takes any text";
+    const WRITES: &str = "writing to a string succeeds";
     let count = number_words(video.frames_indices.len());
     let duration = video.duration.or(video.timestamps().next_back()).unwrap_or(0.0);
     let length = length(duration as u64);
@@ -54,7 +56,7 @@ pub(crate) fn write_video(text: &mut String, video: &SampledVideo, frame: &str) 
     text.push_str("\n\n");
 }
 
-/// Seconds as Python prints a `timedelta`: `0:00:09`, `1 day, 0:00:00`.
+/// Formats seconds as Python prints a `timedelta`: `0:00:09`, `1 day, 0:00:00`.
 fn length(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let time = format!("{}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
@@ -89,7 +91,7 @@ const SMALL: [&str; 20] = [
 ];
 const TENS: [&str; 10] = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 
-/// A number in English words: `sixty-four`, `five hundred and twelve`, `one thousand and one`.
+/// Returns a number in English words: `sixty-four`, `five hundred and twelve`, `one thousand and one`.
 fn number_words(number: usize) -> String {
     match number {
         0..20 => SMALL[number].to_owned(),
@@ -138,7 +140,8 @@ mod tests {
         }
     }
 
-    /// All numbers below a thousand, a line each, as num2words 0.5.14 writes them: their FNV-1a hash.
+    /// Compares the FNV-1a hash of all numbers below a thousand, one per line, with that of the output of num2words
+    /// 0.5.14.
     #[test]
     fn all_numbers_equal_those_of_num2words() {
         let lines: String = (0..1000).map(|number| number_words(number) + "\n").collect();

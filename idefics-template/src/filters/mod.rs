@@ -79,7 +79,7 @@ pub(crate) fn exists(name: &str) -> bool {
 }
 
 impl Vm<'_> {
-    /// `value|name(args)`.
+    /// Evaluates `value|name(args)`.
     #[inline(never)]
     pub(crate) fn call_filter(&mut self, name: &str, value: Value, args: Args) -> Result<Value> {
         self.budget.step()?;
@@ -90,7 +90,7 @@ impl Vm<'_> {
                 let [name] = args.bind("attr", ["name"], 1)?;
                 let name = name.unwrap_or(Value::None);
                 let name = name.as_str().ok_or_else(|| Error::type_error("attribute name must be string"))?;
-                // Unlike `value.name`, the filter does not fall back to the items of a dict.
+                // The filter `attr` does not fall back to the items of a dict, although `value.name` does.
                 match &value {
                     Value::Dict(_) if !crate::attr::has_method(&value, name) => {
                         Ok(Value::undefined(format!("'dict object' has no attribute '{name}'")))
@@ -178,18 +178,18 @@ impl Vm<'_> {
         lazy(value, LazyStep::Select { attribute, test, rejects })
     }
 
-    /// The name of the filter or test passed as an argument to a filter like `map` or `select`.
+    /// Returns the name of the filter or test that is passed as an argument to a filter like `map` or `select`.
     fn named(&self, name: &Value, exists: fn(&str) -> bool, kind: &str, value: &Value) -> Result<Arc<str>> {
         match name {
             Value::Str(text) if exists(&text.text) || !value.is_true() => Ok(text.text.clone()),
             Value::Str(text) => Err(Error::value(format!("No {kind} named '{}'.", text.text))),
-            // For an empty sequence the filter or test is never called.
+            // For an empty sequence the filter or test is never called, so any name is accepted.
             _ if !value.is_true() => Ok("".into()),
             _ => Err(Error::type_error(format!("the name of a {kind} must be a string"))),
         }
     }
 
-    /// Creates a generator. An error is deferred until the generator is read, unless a limit was exceeded.
+    /// Creates a generator. Errors are deferred until the generator is read, except exceeded limits.
     fn generator(&mut self, iter: Result<Iter>, function: &'static str) -> Result<Value> {
         match iter {
             Err(error) if error.kind() != ErrorKind::Limit => self.iterator(Iter::Fails(error), function),
@@ -197,7 +197,7 @@ impl Vm<'_> {
         }
     }
 
-    /// The value of a filter as text.
+    /// Converts the value of a filter to text.
     fn filter_text(&mut self, value: &Value) -> Result<Text> {
         self.soft(value)
     }

@@ -12,7 +12,7 @@ use crate::unicode::{decimal, is_space};
 use crate::value::Value;
 use crate::vm::Vm;
 
-/// The result of the filter; `None` if there is no number filter of this name.
+/// Calls a number filter. Returns `None` if there is no number filter of this name.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: &Args) -> Result<Option<Value>> {
     let args = || args.clone();
     Ok(Some(match name {
@@ -44,7 +44,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: &Args) -> Resul
     }))
 }
 
-/// Converts to a float; `None` where Python raises `TypeError` or `ValueError`.
+/// Converts a value to a float. Returns `None` where Python raises `TypeError` or `ValueError`.
 fn float(value: &Value) -> Result<Option<f64>> {
     match value.defined()? {
         Value::Str(text) => Ok(parse_float(&text.text)),
@@ -78,7 +78,7 @@ fn ascii_digits(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Removes `_` between digits; `None` if a `_` is not between two digits.
+/// Removes `_` between digits. Returns `None` if a `_` is not between two digits.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     for (index, byte) in bytes.iter().enumerate() {
@@ -129,7 +129,7 @@ fn parse_int(text: &str, base: u32) -> Option<Value> {
     Some(Value::int(if negative { -number } else { number }))
 }
 
-/// Source: `do_int`.
+/// Evaluates the filter `int`. Source: `do_int`.
 fn int(value: &Value, base: Option<Value>) -> Result<Option<Value>> {
     let value = value.defined()?;
     let caught = |result: Result<Value>| match result {
@@ -156,7 +156,7 @@ fn int(value: &Value, base: Option<Value>) -> Result<Option<Value>> {
     }
 }
 
-/// Source: `do_round`.
+/// Evaluates the filter `round`. Source: `do_round`.
 fn round(value: &Value, precision: Option<Value>, method: Option<Value>) -> Result<Value> {
     let method = method.unwrap_or_else(|| Value::str("common"));
     let precision = precision.unwrap_or(Value::Int(0));
@@ -187,7 +187,7 @@ fn round_half_even(number: f64) -> f64 {
     number.round_ties_even()
 }
 
-/// Python's `round` of a float: correctly rounded in decimal, half to even.
+/// Rounds a float as Python's `round` does: correctly in decimal, with ties to the even digit.
 fn round_float(number: f64, precision: i64) -> Result<f64> {
     if !number.is_finite() || number == 0.0 {
         return Ok(number);
@@ -201,7 +201,7 @@ fn round_float(number: f64, precision: i64) -> Result<f64> {
     let rounded = match usize::try_from(precision) {
         Ok(precision) => fixed(number.abs(), precision, false).parse::<f64>(),
         Err(_) => {
-            // Rounds the exact decimal digits before the decimal point.
+            // Rounds the exact decimal digits of the integer part.
             let digits = fixed(number.abs().trunc(), 0, false);
             let fraction = number.abs().fract() != 0.0;
             round_digits(&digits, precision.unsigned_abs() as usize, fraction).parse::<f64>()
@@ -214,7 +214,7 @@ fn round_float(number: f64, precision: i64) -> Result<f64> {
     }
 }
 
-/// Rounds the last `places` digits to zeros, half to even. `more` is set if non-zero digits follow.
+/// Rounds the last `places` digits to zeros, with ties to the even digit. `more` is set if non-zero digits follow.
 fn round_digits(digits: &str, places: usize, more: bool) -> String {
     let digits = format!("{}{digits}", "0".repeat((places + 1).saturating_sub(digits.len())));
     let (head, tail) = digits.split_at(digits.len() - places);
@@ -257,7 +257,7 @@ fn round_int(number: &num_bigint::BigInt, precision: i64) -> Result<Value> {
     Ok(Value::int(if number.is_negative() { -rounded } else { rounded }))
 }
 
-/// Source: `do_filesizeformat`.
+/// Evaluates the filter `filesizeformat`. Source: `do_filesizeformat`.
 fn file_size(value: &Value, binary: bool) -> Result<String> {
     let bytes = match value.defined()? {
         Value::Str(text) => parse_float(&text.text).ok_or_else(|| Error::value("could not convert string to float"))?,

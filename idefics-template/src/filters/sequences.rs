@@ -15,7 +15,7 @@ use crate::repr::to_str;
 use crate::value::{Dict, Seq, Value, View};
 use crate::vm::Vm;
 
-/// The result of the filter. Returns the arguments as the inner error if there is no sequence filter of this name.
+/// Calls a sequence filter. If there is no sequence filter of this name, returns the arguments as the inner error.
 pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Result<Value, Args>> {
     Ok(Ok(match name {
         "batch" => {
@@ -27,7 +27,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
         "first" => {
             args.none("first")?;
             let first = Iter::new(value)?.next(vm)?;
-            // A generator continues after the items that were read already.
+            // If the value is an iterator that was partly read, the first item is the next unread one.
             first.unwrap_or_else(|| Value::undefined("No first item, sequence was empty."))
         }
         "last" => {
@@ -147,7 +147,7 @@ fn iter_over(items: Vec<Value>) -> Iter {
     Iter::seq(Rc::new(Seq::unchecked(items)))
 }
 
-/// Source: `sync_do_unique`.
+/// Evaluates the filter `unique`. Source: `sync_do_unique`.
 fn unique(vm: &mut Vm, value: &Value, keep_case: bool, attribute: Option<Value>) -> Result<Iter> {
     let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
     let mut iter = Iter::new(value)?;
@@ -165,7 +165,7 @@ fn unique(vm: &mut Vm, value: &Value, keep_case: bool, attribute: Option<Value>)
     Ok(iter_over(items))
 }
 
-/// Converts strings to lower case; other values are unchanged.
+/// Converts strings to lower case. Other values are unchanged.
 fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
     match &value {
         Value::Str(text) => {
@@ -180,7 +180,7 @@ fn ignore_case(vm: &mut Vm, value: Value) -> Result<Value> {
 fn multi_attribute(vm: &mut Vm, attribute: Option<Value>) -> Result<Vec<Vec<Value>>> {
     match attribute {
         Some(Value::Str(text)) => {
-            // Each path is a list with at least one string.
+            // Each path becomes a list with at least one string.
             vm.budget
                 .build(text.text.split(',').count().saturating_mul(size_of::<Vec<Value>>() + size_of::<Value>()))?;
             text.text.split(',').map(|part| vm.attribute_parts(&Value::str(part))).collect()
@@ -204,7 +204,7 @@ fn keyed(
     Ok(keyed)
 }
 
-/// Python's `sorted` on `(key, item)` pairs: stable in both directions.
+/// Sorts `(key, item)` pairs as Python's `sorted` does. Items with equal keys keep their order, also if `reverse`.
 fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let weight: usize = keyed.iter().map(|(key, _)| key.weight()).fold(0, usize::saturating_add);
     vm.budget.scan(weight.saturating_mul(usize::BITS as usize - keyed.len().leading_zeros() as usize) / 4)?;
@@ -231,8 +231,8 @@ fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<
 fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let count = count.unwrap_or(Value::None);
     let items = Iter::new(value)?.collect(vm)?;
-    // Python compares the length of the batch with the count. A negative count, or one that is not a number, is never
-    // reached.
+    // Python compares the length of the batch with the count. The length never reaches a negative count, or one that is
+    // not a number.
     let size = match &count {
         Value::Float(number) if number.fract() == 0.0 => Some(*number as i64),
         count => count.as_index(),
@@ -260,7 +260,7 @@ fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) 
     Ok(iter_over(batches))
 }
 
-/// Source: `sync_do_slice`.
+/// Evaluates the filter `slice`. Source: `sync_do_slice`.
 fn slice(vm: &mut Vm, value: &Value, slices: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let items = Iter::new(value)?.collect(vm)?;
     let slices = slices.unwrap_or(Value::None).index()?;
@@ -311,7 +311,7 @@ fn dict_sort(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     Value::list(items, &mut vm.budget)
 }
 
-/// Source: `sync_do_groupby`.
+/// Evaluates the filter `groupby`. Source: `sync_do_groupby`.
 fn group_by(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [attribute, default, case_sensitive] = args.bind("groupby", ["attribute", "default", "case_sensitive"], 1)?;
     let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
@@ -346,7 +346,7 @@ fn group_by(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     Value::list(result, &mut vm.budget)
 }
 
-/// Source: `_min_or_max`.
+/// Evaluates the filters `min` and `max`. Source: `_min_or_max`.
 fn min_or_max(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
     let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;
@@ -372,7 +372,7 @@ fn min_or_max(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result<Valu
     })
 }
 
-/// Source: `sync_do_join`.
+/// Evaluates the filter `join`. Source: `sync_do_join`.
 fn join(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [separator, attribute] = args.bind("join", ["d", "attribute"], 0)?;
     let parts = vm.attribute_parts(&attribute.unwrap_or(Value::None))?;

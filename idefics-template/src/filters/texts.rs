@@ -101,7 +101,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
     }
 }
 
-/// Capitalises every word. Source: `do_title`.
+/// Capitalises every word, as the filter `title` does. Source: `do_title`.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut first = true;
@@ -122,7 +122,7 @@ fn title(text: &str) -> String {
     titled + &word.to_lowercase()
 }
 
-/// Source: `do_replace`.
+/// Evaluates the filter `replace`. Source: `do_replace`.
 fn replace(vm: &mut Vm, value: &Value, old: &Value, new: &Value, count: Option<Value>) -> Result<Value> {
     let count = match count {
         None | Some(Value::None) => -1,
@@ -138,7 +138,7 @@ fn replace(vm: &mut Vm, value: &Value, old: &Value, new: &Value, count: Option<V
     methods::replace(vm, &text, &old, &new, count)
 }
 
-/// Source: `do_indent`.
+/// Evaluates the filter `indent`. Source: `do_indent`.
 fn indent(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [width, first, blank] = args.bind("indent", ["width", "first", "blank"], 0)?;
     let width = width.unwrap_or(Value::Int(4));
@@ -147,7 +147,7 @@ fn indent(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     };
     let lines = text.text.matches('\n').count() + 2;
     let indention = match &width {
-        // Treated as escaped if the text is.
+        // The indentation counts as escaped if the text does.
         Value::Str(width) => width.text.to_string(),
         width => {
             let width = usize::try_from(width.index()?).unwrap_or(0);
@@ -175,7 +175,7 @@ fn indent(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     Ok(Value::text(indented, text.safe))
 }
 
-/// Source: `do_truncate`.
+/// Evaluates the filter `truncate`. Source: `do_truncate`.
 fn truncate(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [length, killwords, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
     let length = length.unwrap_or(Value::Int(255)).index()?;
@@ -204,7 +204,7 @@ fn truncate(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     crate::ops::binary(vm, crate::ast::BinaryOp::Add, &kept, &end)
 }
 
-/// Source: `do_wordwrap`.
+/// Evaluates the filter `wordwrap`. Source: `do_wordwrap`.
 fn word_wrap(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let params = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
     let [width, break_long, wrapstring, hyphens] = args.bind("wordwrap", params, 0)?;
@@ -240,7 +240,7 @@ fn word_wrap(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     vm.string(wrapped)
 }
 
-/// Source: `url_quote`.
+/// Percent-encodes a text for a URL. Source: `url_quote`.
 fn quote(text: &str, query: bool, out: &mut String) {
     for byte in text.bytes() {
         match byte {
@@ -252,7 +252,7 @@ fn quote(text: &str, query: bool, out: &mut String) {
     }
 }
 
-/// Source: `do_urlencode`.
+/// Evaluates the filter `urlencode`. Source: `do_urlencode`.
 fn url_encode(vm: &mut Vm, value: &Value) -> Result<Value> {
     let mut out = String::new();
     let pairs = match value {
@@ -287,7 +287,7 @@ fn url_encode(vm: &mut Vm, value: &Value) -> Result<Value> {
     vm.string(out)
 }
 
-/// Source: `do_xmlattr`.
+/// Evaluates the filter `xmlattr`. Source: `do_xmlattr`.
 fn xml_attributes(vm: &mut Vm, value: &Value, args: Args) -> Result<Value> {
     let [autospace] = args.bind("xmlattr", ["autospace"], 0)?;
     let dict = match value.defined()? {

@@ -4,7 +4,7 @@ use crate::unicode::to_title;
 
 pub(crate) fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
-    // The whole text is lowered at once, because a final sigma depends on the characters before it.
+    // The whole text is converted at once, because the form of a final sigma depends on the characters before it.
     let lower = text.to_lowercase();
     to_title(first).chain(lower.chars().skip(first.to_lowercase().count())).collect()
 }
@@ -24,7 +24,7 @@ pub(super) fn title(text: &str) -> String {
     titled
 }
 
-/// The lower case form of sigma between two texts: `ς` at the end of a word, otherwise `σ`.
+/// Returns the lower case form of a sigma between two texts: `ς` at the end of a word, otherwise `σ`.
 fn sigma(before: &str, after: &str) -> char {
     let ends = before.chars().next_back().is_some_and(is_cased) && !after.chars().next().is_some_and(is_cased);
     if ends { 'ς' } else { 'σ' }

@@ -6,7 +6,7 @@ use crate::methods::case::{is_cased, is_title};
 use crate::unicode::{is_alpha, is_decimal, is_digit, is_identifier, is_numeric, is_printable, is_space};
 use crate::value::Text;
 
-/// The result of the method; `None` if it is not a predicate.
+/// Calls a string predicate. Returns `None` if `name` is not a predicate.
 pub(super) fn call(text: &Text, name: &str, args: &Args) -> Result<Option<bool>> {
     if !name.starts_with("is") {
         return Ok(None);

@@ -21,7 +21,7 @@ use crate::value::{Dict, Seq, Value, View};
 use crate::vm::Vm;
 
 impl Vm<'_> {
-    /// Calls `value.name(args)`. The caller has checked that `has_method` accepts the name.
+    /// Calls `value.name(args)`. The caller must have checked with `has_method` that the method exists.
     #[inline(never)]
     pub(crate) fn call_method(&mut self, value: &Value, name: &str, args: Args) -> Result<Value> {
         self.budget.step()?;
@@ -153,7 +153,7 @@ fn number(vm: &mut Vm, value: &Value, name: &str, args: Args) -> Result<Value> {
     })
 }
 
-/// A finite float as a fraction in lowest terms.
+/// Converts a finite float to a fraction in lowest terms.
 fn ratio(number: f64) -> (num_bigint::BigInt, num_bigint::BigInt) {
     use num_bigint::BigInt;
     let mut mantissa = number;
@@ -166,7 +166,7 @@ fn ratio(number: f64) -> (num_bigint::BigInt, num_bigint::BigInt) {
     (numerator, BigInt::from(1) << shift)
 }
 
-/// `float.hex`.
+/// Formats a float in hexadecimal, as Python's `float.hex` does.
 fn float_hex(number: f64) -> String {
     if let Some(text) = crate::digits::non_finite(number) {
         return text.to_owned();
@@ -200,7 +200,9 @@ fn object_method(vm: &mut Vm, object: &Rc<Object>, name: &str, args: Args) -> Re
             if let Some((name, _)) = args.named.first() {
                 return Err(Error::type_error(format!("changed() got an unexpected keyword argument '{name}'")));
             }
-            let mut state = state.try_borrow_mut().map_err(|_| Error::value("the loop is already advancing"))?;
+            let mut state = state
+                .try_borrow_mut()
+                .map_err(|_| Error::value("the loop cannot be used while it computes its next item"))?;
             vm.budget.scan(args.positional.iter().map(Value::weight).fold(0, usize::saturating_add) / 8)?;
             let same = state.last_changed.as_ref().is_some_and(|last| {
                 last.len() == args.positional.len()
@@ -215,7 +217,10 @@ fn object_method(vm: &mut Vm, object: &Rc<Object>, name: &str, args: Args) -> Re
             if !args.named.is_empty() || args.positional.is_empty() {
                 return Err(Error::type_error("no items for cycling given"));
             }
-            let yielded = state.try_borrow().map_err(|_| Error::value("the loop is already advancing"))?.yielded;
+            let yielded = state
+                .try_borrow()
+                .map_err(|_| Error::value("the loop cannot be used while it computes its next item"))?
+                .yielded;
             let index = yielded.saturating_sub(1) % args.positional.len();
             Ok(args.positional.get(index).cloned().unwrap_or(Value::None))
         }

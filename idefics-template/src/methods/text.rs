@@ -1,6 +1,6 @@
 //! String methods.
 //!
-//! Methods of escaped text (`markupsafe.Markup`) return escaped text, and escape arguments that become part of it.
+//! Methods of escaped text (`markupsafe.Markup`) return escaped text. They escape arguments that become part of it.
 
 use std::sync::Arc;
 
@@ -123,7 +123,7 @@ pub(super) fn required_string(value: Option<Value>, name: &str) -> Result<Text> 
     string(&value.unwrap_or(Value::None), name)
 }
 
-/// The text of an argument, escaped if `target` is escaped and the argument is not.
+/// Returns the text of an argument. Escapes it if `target` is escaped and the argument is not.
 fn part(vm: &mut Vm, target: &Text, part: &Text) -> Result<Arc<str>> {
     match target.safe && !part.safe {
         true => Ok(escape(&part.text, &mut vm.budget)?.into()),
@@ -131,7 +131,7 @@ fn part(vm: &mut Vm, target: &Text, part: &Text) -> Result<Arc<str>> {
     }
 }
 
-/// `strip`, `lstrip` and `rstrip`.
+/// Evaluates `strip`, `lstrip` and `rstrip`: removes `chars`, by default white space, from the `left` and `right` end.
 pub(crate) fn strip(vm: &mut Vm, text: &Text, chars: Option<Value>, left: bool, right: bool) -> Result<Value> {
     let chars: Option<Vec<char>> = match chars {
         None | Some(Value::None) => None,
@@ -159,7 +159,7 @@ pub(crate) fn strip(vm: &mut Vm, text: &Text, chars: Option<Value>, left: bool, 
     Ok(Value::text(stripped, text.safe))
 }
 
-/// `replace`, at most `count` times; a negative count means no limit.
+/// Replaces `old` by `new` at most `count` times. A negative count means no limit.
 pub(crate) fn replace(vm: &mut Vm, text: &Text, old: &Text, new: &Text, count: i64) -> Result<Value> {
     let new = part(vm, text, new)?;
     vm.budget.scan(text.text.len())?;
@@ -184,7 +184,7 @@ fn fill_char(vm: &mut Vm, text: &Text, fill: Option<Value>) -> Result<char> {
     }
 }
 
-/// Number of padding characters needed to reach `width`.
+/// Returns the number of padding characters needed to reach `width`.
 fn missing(vm: &mut Vm, text: &Text, width: &Value, fill: char) -> Result<usize> {
     let width = usize::try_from(width.index()?).unwrap_or(0);
     let missing = width.saturating_sub(text.chars());

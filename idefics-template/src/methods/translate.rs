@@ -7,7 +7,7 @@ use crate::methods::text::string;
 use crate::value::{Text, Value};
 use crate::vm::Vm;
 
-/// `str.maketrans`.
+/// Evaluates `str.maketrans`: builds the table for `str.translate`.
 pub(super) fn make_translation(vm: &mut Vm, args: Args) -> Result<Value> {
     let [from, to, remove] = args.bind("maketrans", ["/x", "/y", "/z"], 1)?;
     let code = |character: char| Key(Value::Int(i64::from(u32::from(character))));

@@ -19,7 +19,7 @@ const SIZE: (u32, u32) = (900, 380);
 /// Maximum number of characters in a line of the README.
 const LINE: usize = 120;
 
-/// Points (number of pictures seen, value).
+/// A curve of points (number of pictures seen, value).
 type Curve = Vec<(f64, f64)>;
 
 /// The contents of `metrics.jsonl` as curves over the number of pictures that the decoder was trained on.
@@ -40,7 +40,7 @@ pub(super) fn write(args: &Args, folder: &Path, scores: &[Score], n_parameters: 
     Ok(write_atomically(&folder.join("README.md"), |file| file.write_all(text.as_bytes()))?)
 }
 
-/// The text of `README.md`.
+/// Returns the text of `README.md`.
 fn readme(args: &Args, n_parameters: usize, minutes: f64, scores: &[Score]) -> String {
     let training = format!(
         "{n_parameters} parameters in bfloat16, trained from scratch by `cargo xtask train-demo` in {minutes:.0} minutes \
@@ -95,7 +95,7 @@ impl History {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let mut history = Self::default();
         let mut losses = Vec::new();
-        // A step that was repeated after a killed run counts once, with its last result.
+        // If a killed run repeated a step after its restart, the last result counts.
         let mut steps: BTreeMap<(String, u64), Value> = BTreeMap::new();
         for line in text.lines() {
             let line: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
@@ -184,8 +184,8 @@ mod tests {
         args: Args,
     }
 
-    /// The built-in model was trained with the default options. The figures of its run are recorded only in its README, so
-    /// the test reads them there.
+    /// The built-in model was trained with the default options. Only its README records the figures of that run, so the
+    /// test reads them there.
     #[test]
     fn committed_readme_is_what_a_run_writes() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../idefics-demo/model");

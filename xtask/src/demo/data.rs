@@ -1,4 +1,4 @@
-//! Training data of connector and decoder. It depends only on the seed of the run and the step.
+//! Training data of connector and decoder. The data depend only on the step and the seed of the run.
 
 use std::io::Cursor;
 
@@ -19,11 +19,12 @@ pub(super) const PICTURES: usize = 8;
 /// Maximum number of questions about an image or a pair of images.
 const QUESTIONS: usize = 6;
 
-/// The kind of all rows of a micro-batch, so that their lengths are similar. A row is about one or two images.
+/// The kind of text in a micro-batch. All rows have the same kind, so that their lengths are similar. A row is about
+/// one or two images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Independent questions about one image. No question is in the context of another, so that only the image helps
-    /// to answer it.
+    /// Independent questions about one image. No question is in the context of another question, so that only the image
+    /// helps to answer it.
     Questions,
     /// Independent questions about two images.
     TwoPictures,
@@ -36,9 +37,9 @@ enum Kind {
     Classification,
 }
 
-/// Weights of the kinds in the first steps: captions, which describe most of an image in few tokens.
+/// Probability weights of the kinds in the first steps. Captions describe most of an image in few tokens.
 const CAPTIONS: [(Kind, u32); 3] = [(Kind::Caption, 2), (Kind::PromptedCaption, 1), (Kind::InDetail, 3)];
-/// Weights of the kinds in later steps.
+/// Probability weights of the kinds in later steps.
 const MIX: [(Kind, u32); 7] = [
     (Kind::Questions, 10),
     (Kind::TwoPictures, 5),
@@ -50,7 +51,7 @@ const MIX: [(Kind, u32); 7] = [
 ];
 
 impl Kind {
-    /// The examples of one row. They share one image or pair of images.
+    /// Creates the examples of one row. They share one image or pair of images.
     fn examples(self, rng: &mut impl Rng, width: u32, height: u32) -> Vec<Example> {
         let mut scene = || Scene::random(rng, width, height);
         match self {
@@ -75,10 +76,10 @@ impl Kind {
     }
 }
 
-/// Splits a chat into one chat per question, with the same images. Captions are left out: they are long and have
-/// batches of their own.
+/// Splits a chat into one chat per question, with the same images. Leaves out captions, because they are long and have
+/// micro-batches of their own.
 fn split_exchanges(chat: Example) -> Vec<Example> {
-    let Form::Chat(exchanges) = chat.form else { unreachable!("it is a chat") };
+    let Form::Chat(exchanges) = chat.form else { unreachable!("only chats are split") };
     let asked = exchanges.into_iter().filter(|exchange| exchange.task != Task::Caption);
     asked.map(|exchange| Example { scenes: chat.scenes.clone(), form: Form::Chat(vec![exchange]) }).collect()
 }
@@ -93,7 +94,7 @@ fn pick(rng: &mut impl Rng, options: &[(Kind, u32)]) -> Kind {
         }
         None => true,
     });
-    chosen.expect("the weights sum up to the range").0
+    chosen.expect("the number is below the sum of the weights").0
 }
 
 /// Turns scenes and texts into model inputs.
@@ -109,7 +110,8 @@ impl<'a> Data<'a> {
         Ok(Self { processor, answer_begins })
     }
 
-    /// Micro-batch `index` of the run: images of one size, with captions only or with all kinds of text.
+    /// Creates micro-batch `index` of the run. Its images have one size. Its texts are only captions, or all kinds of
+    /// text.
     pub(super) fn micro_batch(&self, seed: u64, index: u64, captions_only: bool) -> Result<TrainingBatch> {
         let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
         let (width, height) = idefics_demo::random_size(rng);
@@ -122,13 +124,13 @@ impl<'a> Data<'a> {
         for examples in rows_of_examples {
             let (texts, pictures) = self.texts(&examples)?;
             rows.push(texts);
-            images.extend(pictures.into_iter().next().unwrap_or_default()); // the same for all examples of a row
+            images.extend(pictures.into_iter().next().unwrap_or_default()); // examples of a row have the same images
         }
         let pad_token_id = self.processor.tokenizer().pad_token_id_or_fallback();
         Ok(TrainingBatch::branching(&rows, images, LabelRecipe::IgnoreImageTokens, pad_token_id)?)
     }
 
-    /// Token ids of the examples with their answers as labels, and the images of each example.
+    /// Returns the token ids of the examples with their answers as labels, and the images of each example.
     pub(super) fn texts(&self, examples: &[Example]) -> Result<(Vec<LabelledText>, Vec<Vec<ImageTile>>)> {
         let samples = examples.iter().map(|example| sample(example, true)).collect::<Result<Vec<_>>>()?;
         let processed = self.processor.process(&samples, &ProcessOptions::default())?;
@@ -142,7 +144,7 @@ impl<'a> Data<'a> {
         Ok((texts.collect::<Result<_>>()?, processed.images))
     }
 
-    /// Labels for a chat: the tokens of every answer including its end token, and -100 elsewhere.
+    /// Returns the labels for a chat: the tokens of every answer including its end token, and -100 elsewhere.
     fn chat_labels(&self, ids: &[u32]) -> Vec<i64> {
         let end = special_id(END_OF_UTTERANCE);
         let mut labels = vec![-100; ids.len()];
@@ -164,8 +166,8 @@ impl<'a> Data<'a> {
         labels
     }
 
-    /// Labels for a continuation: the tokens of the answer at the end of the text and the end token, and -100
-    /// elsewhere.
+    /// Returns the labels for a continuation: the tokens of the answer at the end of the text and the end token, and
+    /// -100 elsewhere.
     fn continuation_labels(&self, ids: &[u32], answer: &str) -> Result<Vec<i64>> {
         let n_answer = self.processor.tokenizer().encode(answer, false)?.len() + 1;
         ensure!(n_answer < ids.len(), "the answer is longer than the text");
@@ -174,7 +176,7 @@ impl<'a> Data<'a> {
     }
 }
 
-/// The sample for an example: with its answers, or as a prompt for the first answer.
+/// Creates the sample for an example: with its answers, or as a prompt for the first answer.
 pub(super) fn sample(example: &Example, with_answers: bool) -> Result<Sample> {
     let images = example.scenes.iter().map(picture).collect::<Result<Vec<_>>>()?;
     Ok(match &example.form {
@@ -194,7 +196,7 @@ fn messages(images: Vec<ImageSource>, exchanges: &[Exchange], with_answers: bool
     let mut images = images.into_iter().map(Content::image).collect::<Vec<_>>();
     let mut messages = Vec::new();
     for Exchange { question, answer, .. } in exchanges {
-        let mut content = std::mem::take(&mut images); // before the first question
+        let mut content = std::mem::take(&mut images); // images come before the first question
         content.push(Content::text(question));
         messages.push(Message::new("user", content));
         if with_answers {
@@ -204,7 +206,7 @@ fn messages(images: Vec<ImageSource>, exchanges: &[Exchange], with_answers: bool
     messages
 }
 
-/// The rendered scene as an image file in memory.
+/// Renders a scene to an image file in memory.
 fn picture(scene: &Scene) -> Result<ImageSource> {
     ensure!(scene.width.max(scene.height) as usize <= SIDES.0, "the scene is so large that it would be resized");
     let mut bytes = Cursor::new(Vec::new());

@@ -15,7 +15,7 @@ use super::data::sample;
 
 /// Batch size.
 const BATCH: usize = 32;
-/// Maximum length of an answer; longer than any right answer.
+/// Maximum length of an answer in tokens. All right answers are shorter.
 const MAX_NEW_TOKENS: usize = 48;
 
 /// Measure the accuracy of the built-in model on scenes that were not used in training.
@@ -130,7 +130,7 @@ fn print(args: &Args, score: &Score, indent: &str) {
     }
 }
 
-/// The score of a group, and of each task in it.
+/// Returns the score of a group, and of each task in it.
 fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Result<(Score, Vec<Score>)> {
     let mut examples = examples(group.tasks, args.seed, args.count);
     if args.shuffle {
@@ -154,7 +154,7 @@ fn score(model: &Idefics, group: Group, args: &Args, bar: &ProgressBar) -> Resul
     Ok((Score { task: group.name, right, count: examples.len() }, by_task))
 }
 
-/// `count` examples that cycle through the tasks, each with the index of its task.
+/// Creates `count` examples that cycle through the tasks, each with the index of its task.
 pub(super) fn examples(tasks: &[Task], seed: u64, count: usize) -> Vec<(usize, Example)> {
     let example = |index: usize| {
         let task_idx = index % tasks.len();
@@ -166,7 +166,7 @@ pub(super) fn examples(tasks: &[Task], seed: u64, count: usize) -> Vec<(usize, E
     (0..count).map(example).collect()
 }
 
-/// Replaces the images of each example by those of another one.
+/// Replaces the images of each example by those of another example.
 fn shuffle_pictures(examples: &mut [(usize, Example)], seed: u64) {
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.shuffle(&mut idefics_demo::rng(Purpose::Evaluation, seed, u64::MAX));
@@ -177,7 +177,7 @@ fn shuffle_pictures(examples: &mut [(usize, Example)], seed: u64) {
     }
 }
 
-/// The model's answers, in the order of the examples.
+/// Returns the model's answers, in the order of the examples.
 pub(super) fn answers(model: &Idefics, examples: &[&Example]) -> Result<Vec<String>> {
     let samples = examples.iter().map(|example| sample(example, false)).collect::<Result<Vec<_>>>()?;
     let options = GenerationConfig { max_new_tokens: Some(MAX_NEW_TOKENS), ..GenerationConfig::default() };
@@ -199,7 +199,7 @@ fn right_answer(example: &Example) -> &str {
     }
 }
 
-/// Scores of a model folder on `count` examples of each group.
+/// Measures the scores of a model folder on `count` examples of each group.
 pub(super) fn scores(folder: &Path, device: &burn::tensor::Device, seed: u64, count: usize) -> Result<Vec<Score>> {
     let model =
         Idefics::from_folder(folder, device, burn::tensor::DType::F32, |_| ()).context("cannot load the model")?;

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::tokenizer::{END_OF_UTTERANCE, SPECIAL_TOKENS, special_id};
 
-/// Longest and shortest side of processed images in pixels: larger images are shrunk and smaller ones enlarged.
+/// Maximum of the longest side and minimum of the shortest side of processed images, in pixels. Larger images are
+/// shrunk and smaller ones enlarged.
 pub(super) const SIDES: (usize, usize) = (128, 64);
 /// Side of a patch, in pixels.
 pub(super) const PATCH: usize = 8;
@@ -19,7 +20,7 @@ pub(super) const N_LATENTS: usize = 16;
 /// The chat template of the public chat checkpoints.
 const CHAT_TEMPLATE: &str = "{% for message in messages %}{{message['role'].capitalize()}}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
 
-/// The contents of `config.json`.
+/// Returns the contents of `config.json`.
 pub(super) fn config(vocab_size: usize) -> Value {
     let width = 128;
     json!({
@@ -120,7 +121,7 @@ pub(super) fn write(folder: &Path, vocab_size: usize) -> Result<()> {
             "model_max_length": 2048
         }),
     )?;
-    // Written last: its presence means that the folder is complete.
+    // This file is written last. If it exists, the folder is complete.
     write_json(folder, "config.json", &config(vocab_size))
 }
 

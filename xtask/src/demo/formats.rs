@@ -97,7 +97,7 @@ fn compare(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Accumulated differences between a model and the exact (f32) one.
+/// Accumulated differences between a model and the exact model in f32.
 #[derive(Default)]
 struct Difference {
     examples: usize,
@@ -151,7 +151,7 @@ impl Difference {
     }
 }
 
-/// Log-probabilities at the positions that predict a token of the answer, `[positions, vocab_size]`.
+/// Computes the log-probabilities at the positions that predict a token of the answer, `[positions, vocab_size]`.
 fn predictions(model: &Idefics, batch: &TrainingBatch, device: &Device) -> Result<Tensor<2>> {
     let logits = model.model().forward(&batch.prompts, &batch.images, LogitsToKeep::All)?;
     let [rows, seq, vocab_size] = logits.dims();

@@ -1,8 +1,8 @@
-//! Weight initialisation for a narrow model. The layers' default, N(0, 0.02²), suits widths of thousands.
+//! Weight initialisation for a narrow model. The default of the layers, N(0, 0.02²), suits widths of thousands.
 //!
 //! In the vision tower, query and key matrices start equal (mimetic initialisation,
-//! <https://arxiv.org/abs/2305.09828>) and position embeddings are sinusoidal, so that patches attend to similar and
-//! nearby patches. Without this, the tower recognises no shapes during the first 10,000 images.
+//! <https://arxiv.org/abs/2305.09828>). Position embeddings are sinusoidal. As a result, patches attend to similar and
+//! nearby patches. Otherwise the tower recognises no shapes during the first 10,000 images.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
@@ -65,8 +65,8 @@ impl ParameterMapper for Draw {
     }
 }
 
-/// Sinusoidal position embeddings of a square patch grid in row-major order, `[side², d]`: sines and cosines of
-/// column and row.
+/// Computes sinusoidal position embeddings of a square patch grid in row-major order, `[side², d]`: sines and cosines
+/// of column and row.
 fn waves(shape: &[usize]) -> TensorData {
     let &[positions, d] = shape else { unreachable!("position embeddings have two dimensions") };
     let side = positions.isqrt();

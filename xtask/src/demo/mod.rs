@@ -13,7 +13,7 @@ pub(crate) mod train;
 
 use std::process::ExitCode;
 
-/// Prints an error as one line and returns the exit code, with the same codes as the program `idefics`.
+/// Prints an error, if there is one, as one line. Returns the exit code that the program `idefics` would return.
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     eprintln!("error: {}", one_line(&error));
@@ -29,7 +29,7 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
     })
 }
 
-/// The error and its causes, without causes that are already part of the message.
+/// Joins the error and its causes to one line. Leaves out causes that the line already contains.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

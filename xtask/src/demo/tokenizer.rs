@@ -21,7 +21,7 @@ const VOCAB_SIZE: usize = 640;
 /// Number of texts to train on.
 const N_TEXTS: usize = 20_000;
 
-/// The id of one of [`SPECIAL_TOKENS`].
+/// Returns the id of one of [`SPECIAL_TOKENS`].
 pub(super) fn special_id(token: &str) -> u32 {
     SPECIAL_TOKENS.iter().position(|special| *special == token).expect("`token` is a special token") as u32
 }
@@ -40,7 +40,7 @@ pub(super) fn train(folder: &Path, seed: u64) -> Result<usize> {
     tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(false)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     let texts = idefics_demo::corpus(seed, N_TEXTS).map(|text| {
-        // Remove special tokens, so that no merges are learned from their text.
+        // Special tokens are removed, so that no merges are learned from their text.
         SPECIAL_TOKENS.iter().fold(text, |text, special| text.replace(special, "\n"))
     });
     tokenizer.train(&mut trainer, texts).map_err(|error| anyhow!("cannot train the tokenizer: {error}"))?;

@@ -1,5 +1,5 @@
-//! Pre-trains the vision tower to classify the content of each patch. It takes the place of the pretrained SigLIP
-//! tower of the public models, so that connector and decoder start from useful features.
+//! Pre-trains the vision tower to classify the content of each patch. The public models have a pretrained SigLIP tower
+//! instead. With a pre-trained tower, connector and decoder start from useful features.
 
 use anyhow::Result;
 use burn::module::Module;
@@ -21,9 +21,10 @@ const COVERED_WEIGHT: f64 = 1.0;
 const SHAPE_WEIGHT: f64 = 0.3;
 /// Weight of each of the losses of column, row and size grade, relative to the class loss.
 const GRADE_WEIGHT: f64 = 0.5;
-/// Number of classes of column, row and size grade: ten, and one for background.
+/// Number of classes of column, row and size grade: ten grades, and one class for background.
 const N_GRADES: usize = 11;
-/// Factor on the centre of a shape in the loss, as if images were this many patches wide and high.
+/// Factor for the centre of a shape in the loss. The centre is a fraction of the image, the other targets are in
+/// patches.
 const CENTRE_SCALE: f32 = 8.0;
 /// Maximum number of shapes in a scene.
 const MAX_SHAPES: usize = 3;
@@ -34,30 +35,30 @@ const SHEET: u32 = 96;
 #[derive(Module, Debug)]
 pub(super) struct PatchClassifier {
     pub(super) vision_model: VisionTransformer,
-    /// Kind and colour of the patch's shape.
+    /// Predicts kind and colour of the shape in the patch.
     class: Linear,
-    /// Which pixels of the patch the shape covers. Teaches the tower to separate form from colour.
+    /// Predicts which pixels of the patch the shape covers. Teaches the tower to separate form from colour.
     covered: Linear,
-    /// Offset of the shape's centre from the patch, radius, and centre in the image. Teaches the tower to look beyond
-    /// the patch.
+    /// Predicts the offset of the shape's centre from the patch, the radius, and the centre in the image. Teaches the
+    /// tower to look beyond the patch.
     shape: Linear,
-    /// Index of the shape from the left. Teaches the tower to look beyond the shape.
+    /// Predicts the index of the shape, counted from the left. Teaches the tower to look beyond the shape.
     number: Linear,
-    /// Tenth of the image, from the left, that contains the shape's centre. Questions ask about column, row and size;
-    /// as classes, they are as easy for the decoder to read as kind and colour.
+    /// Predicts the tenth of the image, from the left, that contains the shape's centre. Questions ask about column,
+    /// row and size. The decoder can read them as easily as kind and colour, because they are classes too.
     column: Linear,
-    /// Tenth of the image, from the top, that contains the shape's centre.
+    /// Predicts the tenth of the image, from the top, that contains the shape's centre.
     row: Linear,
-    /// Size grade of the shape.
+    /// Predicts the size grade of the shape.
     grade: Linear,
 }
 
 /// Images of one size, with labels for each patch.
 pub(super) struct PatchBatch {
-    /// `[n_images, 3, height, width]`.
+    /// Pixel values, `[n_images, 3, height, width]`.
     pixel_values: TensorData,
     layout: PatchLayout,
-    /// `[n_images · patches]`.
+    /// Class of each patch, `[n_images · patches]`: background, or a combination of kind and colour.
     classes: Vec<i32>,
     /// `[n_images · patches, patch²]`: 1 where the shape covers the pixel, else 0.
     covered: Vec<f32>,
@@ -91,7 +92,7 @@ impl PatchClassifier {
         })
     }
 
-    /// Gradients of the weighted sum of all losses, summed over all patches.
+    /// Computes the gradients of the weighted sum of all losses, summed over all patches.
     pub(super) fn training_gradients(&self, batch: &PatchBatch) -> Result<LossGradients, BatchError> {
         let layout = &batch.layout;
         let n_patches = layout.n_images() * layout.shared().patches();
@@ -112,7 +113,7 @@ impl PatchClassifier {
         };
         let class_loss = cross_entropy(&self.class, &batch.classes);
 
-        // −log σ(±x): positive sign for covered pixels, negative for others.
+        // The loss is −log σ(±x), with a positive sign for covered pixels and a negative sign for all others.
         let sign = upload(&batch.covered) * 2.0 - 1.0;
         let pixels = batch.covered.len() / n_patches;
         let covered_loss = -log_sigmoid(self.covered.forward(features.clone()) * sign).sum() / pixels as f64;
@@ -133,7 +134,8 @@ impl PatchClassifier {
     }
 }
 
-/// Micro-batch `index` of the run: sheets full of shapes, on which the tower learns forms faster, or scenes.
+/// Creates micro-batch `index` of the run: scenes or, if `sheets`, sheets full of shapes. From sheets, the tower learns
+/// forms faster.
 pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: bool) -> Result<PatchBatch> {
     let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
     let scenes: Vec<Scene> = if sheets {
@@ -165,13 +167,13 @@ pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: 
     })
 }
 
-/// Regression targets of a shape, scaled to similar magnitudes; zeros for background.
+/// Returns the regression targets of a shape, scaled to similar magnitudes, or zeros for background.
 fn shape_targets(shape: Option<PatchShape>) -> [f32; 5] {
     let Some(PatchShape { offset: [right, down], radius, centre: [x, y], .. }) = shape else { return [0.0; 5] };
     [right, down, radius, CENTRE_SCALE * x, CENTRE_SCALE * y]
 }
 
-/// The image as the processor would prepare it: not resized, with values `x / 127.5 − 1`.
+/// Renders a scene as the processor would prepare it: not resized, with values `x / 127.5 − 1`.
 fn tile(scene: &Scene) -> ImageTile {
     let picture = scene.render();
     let (width, height) = (scene.width as usize, scene.height as usize);

@@ -41,10 +41,10 @@ pub(crate) struct Args {
     /// Number of steps that train connector and decoder, with the tower frozen.
     #[arg(long, default_value_t = 9000)]
     pub(super) steps: u64,
-    /// Number of the first --steps that use only captions.
+    /// How many of the first --steps use only captions.
     #[arg(long, default_value_t = 1500)]
     caption_steps: u64,
-    /// Numbers of steps of further rounds. Each round restarts the schedule at two thirds of the previous learning
+    /// Numbers of steps of further rounds. Each round restarts the learning-rate schedule at two thirds of the previous
     /// rate.
     #[arg(long, value_delimiter = ',', default_value = "4000,3000")]
     pub(super) more_steps: Vec<u64>,
@@ -76,7 +76,7 @@ impl Args {
         PICTURES * self.workers.get()
     }
 
-    /// Checks that a resumed run has the same options as before. The options of a new run are saved.
+    /// Checks that a resumed run has the same options as before. Saves the options of a new run.
     fn check_unchanged(&self) -> Result<()> {
         let ours = json!({
             "seed": self.seed,
@@ -105,7 +105,7 @@ impl Args {
         Ok(())
     }
 
-    /// The rounds that train connector and decoder.
+    /// Returns the rounds that train connector and decoder.
     pub(super) fn rounds(&self) -> Vec<Round> {
         let mut first_step = 0;
         let all = std::iter::once(self.steps).chain(self.more_steps.iter().copied());
@@ -121,9 +121,9 @@ impl Args {
 
 /// A round of training of connector and decoder, with its own cosine schedule.
 pub(super) struct Round {
-    /// Name in the metrics, and of its folder.
+    /// Name of the round in the metrics, and name of its folder.
     pub(super) name: String,
-    /// Index of its first step in the training data.
+    /// Index of the first step of the round in the training data.
     pub(super) first_step: u64,
     pub(super) steps: u64,
 }
@@ -159,7 +159,7 @@ fn train(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A model with a pre-trained vision tower and otherwise random weights.
+/// Returns a model with a pre-trained vision tower and otherwise random weights.
 fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let vision_config = &config.vision_config;
@@ -182,7 +182,8 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
     Ok(model)
 }
 
-/// Trains connector and decoder in all rounds, with the tower frozen. Each round improves on the ones before.
+/// Trains connector and decoder in all rounds, with the tower frozen. Each round continues from the weights of the
+/// previous one.
 fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let processor = Processor::from_folder(model_folder)?;
@@ -218,7 +219,7 @@ fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path
 pub(super) const EVAL_SEED: u64 = 1;
 /// Seed of the scenes for evaluations during training.
 const QUICK_EVAL_SEED: u64 = 2;
-/// First random stream of the tower's training data, beyond all streams of the rounds.
+/// First random stream of the tower's training data. The rounds use only lower streams.
 const TOWER_STREAM: u64 = 1 << 40;
 
 /// State that all parts of the training share.
@@ -236,7 +237,7 @@ struct Run {
     learning_rate: f64,
     /// Name prefixes of the tensors that are not trained.
     frozen: &'static [&'static str],
-    /// Index of its first step in the training data.
+    /// Index of the first step of this part in the training data.
     first_step: u64,
 }
 
@@ -316,7 +317,7 @@ impl Metrics {
             let mut file = File::options().create(true).read(true).append(true).open(path)?;
             let mut text = Vec::new();
             file.read_to_end(&mut text)?;
-            // Cut off an incomplete line of a killed run.
+            // Cuts off an incomplete line that a killed run left.
             let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
             file.set_len(whole as u64)?;
             Ok(file)
@@ -332,7 +333,7 @@ impl Metrics {
         if let Some(scores) = scores {
             line["percent_right"] = scores;
         }
-        let line = format!("{line}\n"); // one write per line
+        let line = format!("{line}\n"); // a line is written in one call
         self.file.write_all(line.as_bytes()).with_context(|| self.path.display().to_string())
     }
 }

@@ -12,11 +12,11 @@ use super::case::Case;
 use super::committed_cases;
 use super::stages::{floats, process_options};
 
-/// Measure the error of logits with int8 and q4 weights and with f32 and int8 activations, relative to f32 weights
-/// and activations, on every committed case with unquantised weights.
+/// Measure the error of logits with int8 and q4 weights, each with f32 and with int8 activations.
 ///
-/// The error is the sum of squared differences divided by the sum of squared logits, over all real tokens. A choice
-/// is changed if the most likely next token differs.
+/// The exact logits are those with f32 weights and activations. Every committed case with unquantised weights is
+/// measured. The error is the sum of squared differences divided by the sum of squared exact logits, over all real
+/// tokens. A token counts as changed if its most likely next token differs.
 #[derive(clap::Args)]
 #[command(after_help = "Example: cargo xtask compare-activations --json")]
 pub(crate) struct Args {
@@ -45,7 +45,7 @@ fn compare(args: &Args) -> Result<()> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let case = Case::read(&folder)?;
         if !case.runs_model() || is_quantized(&case)? {
-            continue; // processor-only cases and quantised checkpoints
+            continue; // skips processor-only cases and quantised checkpoints
         }
         let exact = logits(&case, PLAIN, &device)?;
         for format in [PackedFormat::Int8, PackedFormat::Q4] {
@@ -75,10 +75,10 @@ fn is_quantized(case: &Case) -> Result<bool> {
     Ok(config.get("quantization_config").is_some_and(|config| !config.is_null()))
 }
 
-/// Unquantised f32 weights.
+/// Options for unquantised f32 weights.
 const PLAIN: WeightOptions = WeightOptions { dtype: Some(DType::F32), ..WeightOptions::DEFAULT };
 
-/// The logits at every real (unpadded) token of the case's samples, `[tokens][vocab_size]`.
+/// Computes the logits at every real (unpadded) token of the case's samples, `[tokens][vocab_size]`.
 fn logits(case: &Case, weights: WeightOptions, device: &Device) -> Result<Vec<Vec<f32>>> {
     let weights = WeightOptions { pickles: case.weights(DType::F32)?.pickles, ..weights };
     let model = Idefics::from_folder(&case.checkpoint, device, weights, |_| ())?;
@@ -90,7 +90,7 @@ fn logits(case: &Case, weights: WeightOptions, device: &Device) -> Result<Vec<Ve
     Ok(rows.flat_map(|(row, &padding)| row.chunks(vocab_size).skip(padding).map(<[f32]>::to_vec)).collect())
 }
 
-/// The relative squared error, and the number of positions where the most likely token differs.
+/// Returns the relative squared error, and the number of positions where the most likely token differs.
 fn error(exact: &[Vec<f32>], found: &[Vec<f32>]) -> (f64, usize) {
     let pairs = || exact.iter().flatten().zip(found.iter().flatten()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
     let squares: f64 = pairs().map(|(exact, _)| exact * exact).sum();

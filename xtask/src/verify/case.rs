@@ -40,13 +40,13 @@ pub(super) struct CaseFile {
     load: Load,
     #[serde(default)]
     tolerance: BTreeMap<String, f64>,
-    /// Settings of the training run behind the `train.` stages.
+    /// Settings of the training run whose results the `train.` stages compare.
     pub(super) train: Option<TrainSettings>,
     #[serde(default)]
     pub(super) texts: BTreeMap<String, Vec<String>>,
 }
 
-/// Versions that produced the case.
+/// Versions of the reference that produced the case.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Reference {
     pub(super) transformers: Option<String>,
@@ -55,11 +55,12 @@ pub(super) struct Reference {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ProcessorOptions {
     pub(super) do_image_splitting: Option<bool>,
-    /// How transparency was removed: `white`, or `drop` as the reference's file loader does (default).
+    /// How transparency was removed. `drop` is the default and what the reference's file loader does; `white` is the
+    /// alternative.
     pub(super) alpha: Option<AlphaName>,
-    /// IDEFICS v1 only.
+    /// Option of the processor of IDEFICS v1.
     pub(super) add_end_of_utterance_token: Option<bool>,
-    /// IDEFICS v1 only.
+    /// Option of the processor of IDEFICS v1.
     #[serde(default)]
     pub(super) add_eos_token: bool,
 }
@@ -120,15 +121,15 @@ impl Expected {
 }
 
 impl Case {
-    /// Options for loading the weights; those that are not quantised are stored in `dtype`. Pickles are allowed,
-    /// because some cases use the layout of old repositories.
+    /// Returns the options for loading the weights. Weights that are not quantised are stored in `dtype`. Pickles are
+    /// allowed, because some cases use the layout of old repositories.
     pub(super) fn weights(&self, dtype: DType) -> Result<WeightOptions> {
         let Load { quantize, double_quant } = &self.file.load;
         let quantize = quantize.as_deref().map_or(Ok(WeightFormat::None), str::parse)?;
         Ok(WeightOptions { quantize, double_quant: *double_quant, pickles: PicklePolicy::Allowed, ..dtype.into() })
     }
 
-    /// Whether the case has expectations beyond the processor.
+    /// Whether the case expects results of the model, and not only of the processor.
     pub(super) fn runs_model(&self) -> bool {
         !self.file.generate.is_empty() || self.expected.keys().any(|name| !name.starts_with("processor."))
     }
@@ -202,12 +203,12 @@ impl Case {
         Ok(())
     }
 
-    /// The expected tensor with this name, if the case has it.
+    /// Returns the expected tensor with this name, if the case has it.
     pub(super) fn expected(&self, name: &str) -> Option<&Expected> {
         self.expected.get(name)
     }
 
-    /// The tolerance of a stage in f32, as a maximum absolute difference.
+    /// Returns the tolerance of a stage in f32, as a maximum absolute difference.
     pub(super) fn tolerance(&self, stage: &str) -> f64 {
         let default = match stage {
             "processor.pixel_values" => 1e-6,

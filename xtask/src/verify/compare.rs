@@ -1,12 +1,12 @@
 //! Compares tensors.
 
-/// The result of comparing one stage.
+/// The result of comparing one stage. `ours` is what this project computes, `expected` what the reference computed.
 #[derive(Debug, Clone)]
 pub(super) struct Comparison {
     pub(super) shape: Vec<usize>,
-    /// Largest |ours − expected|; for integers, the number of elements that differ.
+    /// Largest |ours − expected|. For integers, the number of elements that differ.
     pub(super) max: f64,
-    /// Mean |ours − expected| over the compared elements; for integers, the fraction that differs.
+    /// Mean |ours − expected| over the compared elements. For integers, the fraction of elements that differ.
     pub(super) mean: f64,
     pub(super) tolerance: f64,
     /// A problem other than the differences, such as a wrong shape. The stage then fails.
@@ -18,7 +18,7 @@ pub(super) struct Comparison {
 impl Comparison {
     /// Whether the stage agrees.
     pub(super) fn passed(&self) -> bool {
-        // The comparison is false for NaN.
+        // The comparison with NaN is false, so the stage then fails.
         self.remark.is_none() && self.max <= self.tolerance
     }
 
@@ -33,7 +33,7 @@ impl Comparison {
         let (mut max, mut sum, mut count) = (0.0f64, 0.0, 0u64);
         for index in (0..ours.len()).filter(|&index| compared(index)) {
             let difference = (f64::from(ours[index]) - f64::from(expected[index])).abs();
-            // Not only `f64::max`: it ignores NaN.
+            // `f64::max` ignores NaN, but a NaN must be kept.
             max = if difference.is_nan() { f64::NAN } else { max.max(difference) };
             sum += difference;
             count += 1;
@@ -62,13 +62,13 @@ impl Comparison {
         Self { shape: Vec::new(), max: ours, mean: ours, tolerance, remark: None, note: None }
     }
 
-    /// A comparison that failed because the shapes differ.
+    /// Creates a comparison that fails because the shapes differ.
     pub(super) fn shape(ours: &[usize], expected: &[usize]) -> Self {
         let remark = format!("shape {ours:?}; expected {expected:?}");
         Self { shape: ours.to_vec(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(remark), note: None }
     }
 
-    /// A comparison that failed for another reason.
+    /// Creates a comparison that fails for another reason.
     pub(super) fn failed(reason: String) -> Self {
         Self { shape: Vec::new(), max: f64::NAN, mean: f64::NAN, tolerance: 0.0, remark: Some(reason), note: None }
     }

@@ -11,15 +11,15 @@ use super::compare::Comparison;
 use super::margins::{NMSE, nmse};
 use super::stages::{Stages, floats};
 
-/// The loss of logits, `[batch, seq, vocab_size]`, and labels.
+/// A function that computes the loss from logits, `[batch, seq, vocab_size]`, and labels.
 type LossFunction<'a> = dyn Fn(Tensor<3>, &[i64]) -> Result<Tensor<1>, BatchError> + 'a;
 
 impl Stages<'_> {
-    /// The expected ids or mask, or ours if the case has none.
+    /// Returns the ids or the mask that the case expects, or `ours` (what this project computes) if the case has none.
     fn ids_or_ours(&self, name: &str, shape: [usize; 2], ours: &[i64]) -> Result<([usize; 2], Vec<i64>)> {
         match self.case.expected(name) {
             None => {
-                ensure!(ours.len() == shape[0] * shape[1], "the case needs `{name}`: ours has a different shape");
+                ensure!(ours.len() == shape[0] * shape[1], "the case needs `{name}`, because ours has another shape");
                 Ok((shape, ours.to_vec()))
             }
             Some(expected) => {
@@ -31,11 +31,12 @@ impl Stages<'_> {
         }
     }
 
-    /// The expected prompts, or ours if the case has none, and for each slot whether it is a real token.
+    /// Returns the expected prompts, or ours if the case has none. Also returns for each slot whether it is a real
+    /// token.
     pub(super) fn prompts(&self, tokens: &TokenBatch) -> Result<(Prompts, Vec<bool>)> {
         let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
         let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
-        ensure!(mask_shape == shape, "`processor.attention_mask` has shape {mask_shape:?}, the ids {shape:?}");
+        ensure!(mask_shape == shape, "`processor.attention_mask` has shape {mask_shape:?}, but the ids have {shape:?}");
         let ids = ids.iter().map(|&id| u32::try_from(id)).collect::<Result<Vec<_>, _>>()?;
         let real: Vec<bool> = mask.iter().map(|&mask| mask != 0).collect();
         Ok((Prompts::from_padded(ids, &real, shape[1])?, real))
@@ -100,10 +101,10 @@ impl Stages<'_> {
             }
         }
         if let Some(labels) = self.case.expected("labels") {
-            ensure!(labels.shape == shape, "`labels` has shape {:?}, the ids {shape:?}", labels.shape);
+            ensure!(labels.shape == shape, "`labels` has shape {:?}, but the ids have {shape:?}", labels.shape);
             let logits = self.with_expected_padding(logits, real)?;
             let loss = floats(loss(logits, labels.ints()?)?);
-            let expected = self.case.expected("loss").context("`loss` is needed")?.floats()?;
+            let expected = self.case.expected("loss").context("the case has `labels`, so it needs `loss`")?.floats()?;
             ensure!(expected.len() == 1, "`loss` has {} values; expected 1", expected.len());
             let tolerance = self.model_tolerance("loss", expected);
             self.report.stage("loss", &Comparison::floats(&[], &loss, expected, tolerance, |_| true));
@@ -111,11 +112,11 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Our logits, with the padded slots replaced by the expected ones.
+    /// Returns our logits, with the padded slots replaced by the expected ones.
     ///
-    /// The reference's loss includes the prediction of a row's first token, which is made at the last padded slot.
-    /// The result at a padded slot depends on the attention kernel (eager attention averages all values, SDPA returns
-    /// 0) and is not compared anywhere else.
+    /// The reference's loss includes the prediction of a row's first token, which is made at the last padded slot. The
+    /// result at a padded slot depends on the attention kernel: eager attention averages all values, SDPA returns 0. It
+    /// is not compared anywhere else.
     fn with_expected_padding(&self, logits: Tensor<3>, real: &[bool]) -> Result<Tensor<3>> {
         let Some(expected) = self.case.expected("logits") else { return Ok(logits) };
         let (dims, device) = (logits.dims(), logits.device());

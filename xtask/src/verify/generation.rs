@@ -15,7 +15,7 @@ use super::margins::{Ties, margin};
 use super::stages::{Stages, process_options};
 
 impl Stages<'_> {
-    /// Compares every run under `generate` in `case.json`: sequences, sequence scores, filtered scores before
+    /// Compares every run under `generate` in `case.json`: sequences, sequence scores, the filtered scores before
     /// sampling, and texts.
     pub(super) fn generation(
         &mut self,
@@ -34,7 +34,8 @@ impl Stages<'_> {
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
         #[allow(unsafe_code, reason = "the contract is about the program's threads")]
-        // SAFETY: only this thread uses devices.
+        // SAFETY: while the lease exists, no other thread uses a GPU. Tests in other threads use the CPU, where no step
+        // is captured.
         let lease = &unsafe { DeviceLease::for_this_thread() };
         for (name, options) in &self.case.file.generate {
             let options = &options.over(&folder_options);
@@ -82,11 +83,11 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Compares the sequences of a run. Returns for each whether its text must equal the reference.
+    /// Compares the sequences of a run. Returns for each sequence whether its text must equal that of the reference.
     ///
-    /// In f32 all sequences must be equal. In 16-bit floats, a sequence may differ from a position where the two best
-    /// tokens are tied within the error of 16 bits. Beams with scores may differ anywhere: their scores are compared
-    /// instead.
+    /// In f32, all sequences must be equal. In 16-bit floats, a sequence may differ after a tie, a position where the
+    /// scores of the two best tokens are equal within the error of 16 bits. Beams that have scores may differ anywhere,
+    /// because their scores are compared instead.
     fn sequences(&mut self, run: &Run<'_>, generation: &Generation<'_>) -> Result<Vec<bool>> {
         let stage = format!("generate.{}.sequences", run.name);
         let sequences = generation.sequences();
@@ -144,7 +145,8 @@ impl Stages<'_> {
         Ok(excused.into_iter().map(|is_excused| !is_excused).collect())
     }
 
-    /// Compares filtered scores. The same elements must be -inf, except near the threshold in 16-bit floats.
+    /// Compares filtered scores. The same elements must be -inf. In 16-bit floats, elements near the threshold may
+    /// differ.
     fn filtered(&mut self, stage: &str, shape: &[usize], ours: &[f32]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let values = expected.floats()?;
@@ -193,7 +195,7 @@ impl<'r> Run<'r> {
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 
-    /// The ties of the run, found by repeating it in f32 on the CPU, where it reproduces the reference.
+    /// Finds the ties of the run. Repeats it in f32 on the CPU, where it reproduces the reference.
     fn ties(&self, case: &Case) -> Result<Ties> {
         let (_, device) = DeviceChoice::Cpu.open()?;
         let model = load_model(&case.checkpoint, &device, case.weights(DType::F32)?, |_| ())?;
@@ -206,8 +208,8 @@ impl<'r> Run<'r> {
     }
 }
 
-/// Compares filtered scores in 16-bit floats. A score may be -inf on one side only if it is close to the lowest or
-/// highest score that the reference kept.
+/// Compares filtered scores in 16-bit floats. An element may be -inf on one side and a number on the other, if that
+/// number is close to the lowest or highest score that the reference kept.
 fn filtered_16_bits(shape: &[usize], ours: &[f32], expected: &[f32]) -> Comparison {
     let margin = margin(expected);
     let kept = || expected.iter().copied().filter(|score| score.is_finite()).map(f64::from);
@@ -219,7 +221,7 @@ fn filtered_16_bits(shape: &[usize], ours: &[f32], expected: &[f32]) -> Comparis
         (is_ours, _) => {
             let score = f64::from(if is_ours { expected } else { ours });
             let [lowest, highest] = borders.map(|border| (score - border).abs());
-            if highest < lowest { highest } else { lowest } // keeps NaN
+            if highest < lowest { highest } else { lowest } // unlike `f64::min`, keeps NaN
         }
     };
     let larger = |all: f64, one: f64| if all.is_nan() || one <= all { all } else { one };

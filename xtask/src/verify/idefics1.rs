@@ -10,7 +10,8 @@ use idefics_train::{LabelRecipe, Trainable, TrainingBatch};
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
-    /// Compares the image attention mask, `[batch, seq, n_images]`. Without an image, the reference has one slot.
+    /// Compares the image attention mask, `[batch, seq, n_images]`. If no row has an image, the reference has one empty
+    /// slot.
     pub(super) fn image_attention_mask(
         &mut self,
         processor: &Processor,
@@ -51,9 +52,9 @@ impl Stages<'_> {
         self.generation(&model, processor, processed)
     }
 
-    /// The real images in the expected processor tensors, the number of images of each row, and for each image slot
-    /// of the batch whether it holds an image. These are ours if the case has no such tensors. An all-zero slot is
-    /// padding.
+    /// Returns the real images in the expected processor tensors, the number of images of each row, and for each image
+    /// slot of the batch whether it holds an image. An all-zero slot is padding. If the case has no such tensors,
+    /// returns our own images.
     fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>, Vec<bool>)> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             let n_images: Vec<usize> = processed.images.iter().map(Vec::len).collect();
@@ -73,14 +74,14 @@ impl Stages<'_> {
         Ok((images, n_images, is_real))
     }
 
-    /// Compares image features, `[images, n_vectors, width]`. If the expected tensor covers all slots, only those
+    /// Compares image features, `[images, n_vectors, width]`. If the expected tensor covers all image slots, only slots
     /// with an image are compared.
     fn image_features(&mut self, stage: &str, ours: Option<Tensor<3>>, is_real: &[bool]) -> Result<()> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let n_real = is_real.iter().filter(|real| **real).count();
         let has_all_slots = expected.shape.first() == Some(&is_real.len()) && n_real < is_real.len();
         let Some(ours) = ours else {
-            ensure!(has_all_slots, "`{stage}` without an image");
+            ensure!(has_all_slots, "the case expects `{stage}`, but has no image");
             return Ok(());
         };
         if !has_all_slots {
@@ -101,7 +102,7 @@ impl Stages<'_> {
         self.floats(stage, &[is_real.len(), n_vectors, width], &placed, tolerance, |index| is_real[index / per_image])
     }
 
-    /// The prompts with the image attention mask of the case, or with ours if the case has none.
+    /// Adds the image attention mask of the case to the prompts, or ours if the case has none.
     fn with_image_mask(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
         let Some(mask) = self.case.expected("processor.image_attention_mask") else {
             let tokenizer = processor.tokenizer();
@@ -110,8 +111,11 @@ impl Stages<'_> {
         let &[batch, seq, slots] = mask.shape.as_slice() else {
             bail!("`processor.image_attention_mask` has shape {:?}; expected [batch, seq, n_images]", mask.shape);
         };
-        ensure!((batch, seq) == (prompts.batch(), prompts.seq()), "`processor.image_attention_mask`: shape");
-        // If no row has an image, the reference still has one slot.
+        ensure!(
+            (batch, seq) == (prompts.batch(), prompts.seq()),
+            "`processor.image_attention_mask` must have as many rows and slots as the ids"
+        );
+        // If no row has an image, the reference still has one image slot.
         let max_images = n_images.iter().copied().max().unwrap_or(0);
         let seen = mask.ints()?.chunks(slots).flat_map(|images| &images[..max_images.min(slots)]);
         let seen = seen.map(|&seen| seen != 0).collect();

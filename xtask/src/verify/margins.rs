@@ -1,4 +1,4 @@
-//! Tolerances for 16-bit floats: a normalised mean square error for logits, and ties, where tokens may differ.
+//! Tolerances for 16-bit floats: a normalised mean square error for logits, and ties at which tokens may differ.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use idefics_generate::logits::{LogitsProcessor, Row};
 /// Maximum mean square error of logits, relative to their mean square.
 pub(super) const NMSE: f64 = 1e-3;
 
-/// Σ (ours − expected)² / Σ expected² over the elements for which `compared(flat index)` holds.
+/// Computes Σ (ours − expected)² / Σ expected² over the elements for which `compared(flat index)` holds.
 pub(super) fn nmse(ours: &[f32], expected: &[f32], compared: impl Fn(usize) -> bool) -> f64 {
     let (mut error_sum, mut expected_sum) = (0.0f64, 0.0f64);
     for index in (0..ours.len()).filter(|&index| compared(index)) {
@@ -18,15 +18,15 @@ pub(super) fn nmse(ours: &[f32], expected: &[f32], compared: impl Fn(usize) -> b
     error_sum / expected_sum
 }
 
-/// Largest difference of two scores whose order an error of [`NMSE`] can swap: twice the root mean square error of
-/// one.
+/// Returns the largest difference of two scores whose order an error of [`NMSE`] can swap. This is twice the root mean
+/// square error of a score.
 pub(super) fn margin(scores: &[f32]) -> f64 {
     let squares = scores.iter().filter(|score| score.is_finite()).map(|score| f64::from(*score).powi(2));
     let (sum, count) = squares.fold((0.0, 0), |(sum, count), square| (sum + square, count + 1));
     2.0 * (NMSE * sum / f64::from(count.max(1))).sqrt()
 }
 
-/// Whether the two best tokens were tied, by sample and number of tokens generated before. Recorded during greedy
+/// Whether the two best tokens were tied, keyed by (sample, number of tokens generated before). Recorded during greedy
 /// search.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ties(Arc<Mutex<HashMap<(usize, usize), bool>>>);
@@ -39,7 +39,7 @@ impl Ties {
     }
 }
 
-/// Records ties and leaves the scores unchanged.
+/// A logits processor that records ties and leaves the scores unchanged.
 impl LogitsProcessor for Ties {
     fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
         let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);

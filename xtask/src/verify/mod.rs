@@ -35,11 +35,11 @@ pub(crate) struct Args {
     /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`.
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
-    /// f32, bf16 or f16. The tolerances of a case are for f32; those of bf16 and f16 are relative to the largest
-    /// value.
+    /// Dtype of the weights: f32, bf16 or f16. The tolerances of a case apply to f32. Those of bf16 and f16 are
+    /// relative to the largest value of a stage.
     #[arg(long, default_value = "f32")]
     dtype: Precision,
-    /// Print one JSON object per stage, and one with the counts.
+    /// Print one JSON object per stage, and a last one with the counts.
     #[arg(long)]
     json: bool,
 }
@@ -75,7 +75,7 @@ fn verify(cases: &[PathBuf], args: &Args) -> Result<Report> {
     Ok(report)
 }
 
-/// The case folders in `xtask/cases`, or in the folder named by `IDEFICS_CASES`, sorted by name.
+/// Returns the case folders in `xtask/cases`, or in the folder named by `IDEFICS_CASES`, sorted by name.
 fn committed_cases() -> Result<Vec<PathBuf>> {
     let elsewhere = std::env::var_os("IDEFICS_CASES").map(PathBuf::from);
     let folder = elsewhere.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("cases"));

@@ -1,7 +1,7 @@
 //! Runs the stages of a case with the production code and compares the results.
 //!
 //! Model stages start from the *expected* processor tensors, so that processor and model are compared independently.
-//! Generation starts from the raw samples.
+//! Generation stages start from the raw samples.
 
 use std::path::Path;
 
@@ -115,7 +115,8 @@ impl Stages<'_> {
         self.ints("processor.pixel_attention_mask", &images.pixel_attention_mask_shape(), &images.pixel_attention_mask)
     }
 
-    /// The expected pixels of samples without images: none, or one black image per row, as in IDEFICS v1.
+    /// Compares the pixels of samples without images. The case expects none, or one black image per row as in IDEFICS
+    /// v1.
     fn no_images(&mut self, tokens: &TokenBatch) -> Result<()> {
         let Some(expected) = self.case.expected("processor.pixel_values") else { return Ok(()) };
         let shape = [&[tokens.batch, 1][..], expected.shape.get(2..).unwrap_or_default()].concat();
@@ -123,7 +124,7 @@ impl Stages<'_> {
         self.floats("processor.pixel_values", &shape, &black, 0.0, |_| true)
     }
 
-    /// Rows and columns of each picture, `[batch, pictures]`, -1 where a row has fewer pictures.
+    /// Compares the rows and columns of tiles of each picture, `[batch, pictures]`, -1 where a row has fewer pictures.
     fn grids(&mut self, processed: &ProcessedInputs) -> Result<()> {
         let pictures = processed.grids.iter().map(Vec::len).max().unwrap_or(0);
         let shape = [processed.grids.len(), pictures];
@@ -139,7 +140,7 @@ impl Stages<'_> {
         self.ints("processor.cols", &shape, &sides(|grid| grid.cols))
     }
 
-    /// The frames of each video that are shown, `[videos, frames]`, -1 where a video has fewer.
+    /// Compares the indices of the frames that are shown of each video, `[videos, frames]`, -1 where a video has fewer.
     fn frames(&mut self, processed: &ProcessedInputs) -> Result<()> {
         let videos: Vec<&[usize]> =
             processed.videos.iter().flatten().map(|video| video.frames_indices.as_slice()).collect();
@@ -184,7 +185,7 @@ impl Stages<'_> {
         let Some(expected) = self.case.expected(stage) else { return Ok(()) };
         let comparison = match (shape == expected.shape, &expected.values) {
             (true, Values::Int(expected)) => Comparison::ints(shape, ours, expected),
-            (true, Values::Float(_)) => Comparison::failed("the case has floats; expected I64".to_owned()),
+            (true, Values::Float(_)) => Comparison::failed("the case has floats; expected integers (I64)".to_owned()),
             (false, _) => Comparison::shape(shape, &expected.shape),
         };
         self.report.stage(stage, &comparison);
@@ -196,8 +197,8 @@ impl Stages<'_> {
         matches!(self.dtype, DType::BF16 | DType::F16)
     }
 
-    /// The tolerance of a stage in the model's precision: that of the case in f32; in 16-bit floats at least a
-    /// fraction of the largest value.
+    /// Returns the tolerance of a stage in the model's precision: that of the case in f32, and in 16-bit floats at
+    /// least a fraction of the largest value.
     pub(super) fn model_tolerance(&self, stage: &str, expected: &[f32]) -> f64 {
         let largest = || expected.iter().fold(0.0f64, |largest, &value| largest.max(f64::from(value.abs())));
         let tolerance = self.case.tolerance(stage);

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::compare::Comparison;
 use super::stages::{Stages, floats};
 
-/// `train` in `case.json`: the settings of the training run.
+/// The settings of the training run, `train` in `case.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct TrainSettings {
     optimizer: Optimizer,
@@ -45,8 +45,7 @@ enum Labels {
 }
 
 impl TrainSettings {
-    /// The rule that decides which labels count. The labels in the test case already follow the same rule, so both must
-    /// agree.
+    /// Returns the rule that decides which labels count. The labels in the case follow the same rule.
     fn recipe(&self) -> LabelRecipe {
         match self.labels {
             Labels::Transformers5 => LabelRecipe::Transformers5,
@@ -70,13 +69,14 @@ impl TrainSettings {
 }
 
 impl Stages<'_> {
-    /// The rule for which labels of the case count: that of its training run, or that of the reference.
+    /// Returns the rule for which labels of the case count: that of its training run or, without one, that of the
+    /// reference.
     pub(super) fn recipe(&self) -> LabelRecipe {
         self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe)
     }
 
-    /// Compares the gradients and the training run of a case that has them. `tied` has pairs (tensor, source), and
-    /// `load` loads the model of a folder in f32.
+    /// Compares the gradients and the training run of a case that has them. `tied` has pairs (tensor, source). `load`
+    /// loads the model of a folder in f32.
     pub(super) fn training<M: Trainable + Sync>(
         &mut self,
         device: &Device,

@@ -11,7 +11,7 @@ use super::compare::Comparison;
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
-    /// The real images in the expected processor tensors, or ours if the case has none.
+    /// Returns the real images in the expected processor tensors, or ours if the case has none.
     pub(super) fn images(&self, processed: &ProcessedInputs) -> Result<Vec<ImageTile>> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             return Ok(processed.images.iter().flatten().cloned().collect());
@@ -21,7 +21,10 @@ impl Stages<'_> {
         };
         let pixel_attention_mask = match self.case.expected("processor.pixel_attention_mask") {
             Some(mask) => {
-                ensure!(mask.shape == [batch, n_images, height, width], "`processor.pixel_attention_mask`: shape");
+                ensure!(
+                    mask.shape == [batch, n_images, height, width],
+                    "`processor.pixel_attention_mask` must have the images and sizes of `processor.pixel_values`"
+                );
                 mask.ints()?.to_vec()
             }
             None => vec![1; batch * n_images * height * width],
@@ -31,7 +34,8 @@ impl Stages<'_> {
         Ok(images.tiles()?.into_iter().flatten().collect())
     }
 
-    /// The features that `vision_features` computes of a batch, `[n_images, patches, hidden]`, and the image vectors.
+    /// Compares the image vectors, and the features that `vision_features` computes for a batch,
+    /// `[n_images, patches, hidden]`.
     pub(super) fn vision(
         &mut self,
         model: &dyn Model,
@@ -48,7 +52,7 @@ impl Stages<'_> {
         match &image_hidden_states {
             Some(states) => self.image_vectors(states.clone())?,
             None => {
-                ensure!(self.case.expected("image_hidden_states").is_none(), "`image_hidden_states` without an image");
+                ensure!(self.case.expected("image_hidden_states").is_none(), "`image_hidden_states` needs an image");
             }
         }
         Ok(image_hidden_states)
@@ -62,7 +66,7 @@ impl Stages<'_> {
         self.tensor("image_hidden_states", &states, |_| true)
     }
 
-    /// Compares the features of real patches. The reference pads all images to one patch grid; ours contain only real
+    /// Compares the features of real patches. The reference pads all images to one patch grid. Ours contain only real
     /// patches, which are copied to their positions in that grid.
     fn compare_features(
         &self,

@@ -13,12 +13,12 @@ use crate::output::warn_about;
 /// The result of answering a group.
 pub(super) struct Answered {
     pub(super) rows: Vec<Done>,
-    /// Whether a signal stopped it before all rows were answered.
+    /// Whether a signal stopped the work before all rows were answered.
     pub(super) is_interrupted: bool,
 }
 
-/// Answers the rows of a group that are not done: as one batch, or one by one if the batch cannot start because a row
-/// is invalid.
+/// Answers the rows of a group that are not done yet. They run as one batch, or one by one if the batch cannot start
+/// because a row is invalid.
 pub(super) fn answer(
     global: &Global,
     args: &BatchArgs,
@@ -75,7 +75,7 @@ pub(super) fn answer(
     Ok(answered)
 }
 
-/// All answers to a row, or the first error among them.
+/// Returns all answers to a row, or the first error among them.
 fn collect_answers(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
     answers.into_iter().collect::<Result<_, _>>().map_err(Failure::sample)
 }
@@ -86,8 +86,8 @@ fn line(row: &InputRow, values: Map<String, Value>) -> String {
     row.name.line(own.chain(values.iter().map(|(key, value)| (key.as_str(), value.to_string()))))
 }
 
-/// The answers as JSON without `timings`, which apply to the whole group and differ between runs. Several answers are
-/// put into a list under `answers`.
+/// Converts the answers to a row to JSON. `timings` is left out, because it applies to the whole group and differs
+/// between runs. Several answers become a list under `answers`.
 fn answers_json(answers: &[Answer]) -> Result<Map<String, Value>, Failure> {
     let mut objects = Vec::with_capacity(answers.len());
     for answer in answers {

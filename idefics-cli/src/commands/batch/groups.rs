@@ -7,13 +7,13 @@ use idefics_generate::processor::Sample;
 use super::rows::{InputRow, Name};
 use crate::failure::Failure;
 
-/// Tokens to assume per image when estimating the length of a row: about the number of Idefics2.
+/// Number of tokens that are assumed per image when the length of a row is estimated. Idefics2 has about as many.
 const TOKENS_PER_IMAGE: usize = 64;
 
-/// Number of tokens above which a row counts as long. Padding to less than this costs little.
+/// Number of tokens above which a row counts as long. Padding rows up to this length costs little.
 const LONG_ROW: usize = 4096;
 
-/// A long row is grouped with rows that have at least 1/`MAX_LENGTH_RATIO` of its length.
+/// A long row is grouped only with rows that have at least 1/`MAX_LENGTH_RATIO` of its length.
 const MAX_LENGTH_RATIO: usize = 4;
 
 /// Rows to answer as one batch.
@@ -21,7 +21,7 @@ pub(super) struct Group {
     pub(super) rows: Vec<GroupRow>,
     /// The samples of the rows that still need an answer, in the order of the rows.
     pub(super) samples: Vec<Sample>,
-    /// The error that ended reading, if any. Such a group has no rows and is the last.
+    /// The error that stopped the reading of rows, if any. A group with an error has no rows and is the last group.
     pub(super) failure: Option<Failure>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct GroupRow {
 }
 
 impl Group {
-    /// Whether earlier runs answered all rows, so that no model is needed.
+    /// Returns whether earlier runs answered all rows, so that no model is needed.
     pub(super) fn is_done(&self) -> bool {
         self.rows.iter().all(|row| row.is_done)
     }
@@ -45,9 +45,9 @@ impl AsRef<[Sample]> for Group {
     }
 }
 
-/// Reads a window of rows at a time and groups rows of similar length, the longest first. Long rows are kept apart
-/// from short ones, to limit padding, and come after them, so that the short ones are answered and saved should a
-/// long row run out of memory. The grouping depends on the input only, not on which rows are done.
+/// Groups rows of similar length, the longest first, within a window of rows that is read at once. To limit padding,
+/// long rows are kept apart from short rows. Groups of long rows come last: if one of them runs out of memory, the
+/// short rows have already been answered and saved. The grouping depends only on the input, not on which rows are done.
 pub(super) struct Groups<'k, R> {
     rows: R,
     /// Digests of the rows that earlier runs answered, by name.
@@ -60,7 +60,7 @@ pub(super) struct Groups<'k, R> {
 }
 
 impl<'k, R: Iterator<Item = Result<InputRow, Failure>>> Groups<'k, R> {
-    /// Makes groups of up to `size` rows from windows of `window` rows.
+    /// Groups `rows` into groups of up to `size` rows, reading `window` rows at a time.
     pub(super) fn new(rows: R, done: &'k HashMap<Name, String>, size: usize, window: usize) -> Self {
         Self { rows, done, window, size, ready: VecDeque::new() }
     }

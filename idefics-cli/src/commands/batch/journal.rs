@@ -1,7 +1,7 @@
 //! The journal of a batch, from which an interrupted run is resumed.
 //!
 //! The journal `OUT.part` has one line per row, in the order in which rows were answered. If a row has several lines,
-//! the last one counts:
+//! the last one is valid:
 //! ```text
 //! CHECKSUM run DIGEST
 //! CHECKSUM DIGEST {"id": 1, "text": "…"}
@@ -51,7 +51,7 @@ pub(super) struct Journal {
     n_new: usize,
 }
 
-/// Position of a row's line in the journal in bytes, without checksum and line ending.
+/// Place of a row's line in the journal, without checksum and line ending. Offset and length are in bytes.
 #[derive(Debug, Clone)]
 struct Place {
     offset: u64,
@@ -77,13 +77,13 @@ impl Journal {
     /// that all rows depend on. With `restart`, earlier answers are discarded.
     ///
     /// # Errors
-    /// If another run holds the lock, or if journal or output were written by a different run or another program.
+    /// If another run holds the lock, or if the journal or the output is from a different run or another program.
     pub(super) fn open(output: &Path, run: &str, restart: bool) -> Result<Self, Failure> {
         let part = with_suffix(output, ".part");
         let lock = open(&with_suffix(output, ".lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
-                Failure::file_system(format!("{}: another run is writing this output", output.display()))
+                Failure::file_system(format!("{}: another run is writing this output; wait for it", output.display()))
             }
             TryLockError::Error(error) => Failure::io(output, &error),
         })?;
@@ -140,7 +140,7 @@ impl Journal {
                     let message = "is not a journal of this program; move it away, or give --restart to replace it";
                     return Err(Failure::file_system(format!("{}: {message}", self.part.display())));
                 }
-                // An interrupted run left an incomplete line.
+                // This is the incomplete last line of an interrupted run.
                 _ if !line.ends_with(b"\n") => break,
                 (Some(_), Some((subject, rest))) => {
                     if let Some((name, is_error)) = Name::from_line(rest) {
@@ -148,7 +148,7 @@ impl Journal {
                         self.old.insert(name, place);
                     }
                 }
-                // Skip a damaged line; the lines after it are valid.
+                // This line is damaged and is skipped. The lines after it are valid.
                 _ => {}
             }
             len += line.len() as u64;
@@ -158,7 +158,7 @@ impl Journal {
         Ok(run.filter(|_| self.len > 0))
     }
 
-    /// The lines of the finished output and the digests of their inputs.
+    /// Reads the lines of the finished output and the digests of their inputs.
     ///
     /// # Errors
     /// If the output was not written by a run with the same digest, or was changed since.
@@ -190,8 +190,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Digests of the inputs of rows that earlier runs answered, by name. Failed rows are not included: they are
-    /// tried again.
+    /// Returns the digests of the inputs of rows that earlier runs answered, by name. Failed rows are left out, so that
+    /// they are tried again.
     pub(super) fn done(&self) -> HashMap<Name, String> {
         let answered = self.old.iter().filter(|(_, place)| !place.is_error);
         answered.map(|(name, place)| (name.clone(), place.input.clone())).collect()
@@ -285,7 +285,7 @@ impl Journal {
 }
 
 impl Place {
-    /// The place of a line of `len` bytes at `offset`, without its checksum (9 bytes with the space) and line ending.
+    /// Returns the place of a line of `len` bytes at `offset`, without its checksum (and space, 9 bytes) and line end.
     fn from_line(offset: u64, len: usize) -> Self {
         Self { offset: offset + 9, len: len - 10, input: String::new(), is_error: false }
     }
@@ -320,7 +320,7 @@ fn with_suffix(output: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The text after the checksum of a complete line, if the checksum matches.
+/// Returns the text after the checksum of a complete line, if the checksum matches.
 fn payload(line: &[u8]) -> Option<&str> {
     let line = str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
     let (checksum, text) = line.split_once(' ')?;
@@ -342,7 +342,7 @@ mod tests {
         Done { line: text, is_error: true, ..row(line) }
     }
 
-    /// Line numbers of the rows that are done.
+    /// Returns the line numbers of the rows that are done.
     fn lines(journal: &Journal) -> Vec<usize> {
         let done = journal.done();
         let mut lines: Vec<usize> = (1..10).filter(|&line| done.contains_key(&Name::Line(line))).collect();
@@ -443,7 +443,7 @@ mod tests {
         drop(journal);
         assert!(Journal::open(&output, "run", false).is_err());
 
-        // It does not claim the output of another program either.
+        // An empty journal does not claim the output of another program either.
         let output = folder.path().join("theirs.jsonl");
         drop(open_run(&output));
         std::fs::write(&output, "theirs").unwrap();

@@ -23,10 +23,10 @@ use groups::{Group, Groups};
 use output::{Done, Output, Target};
 use rows::{Name, Rows, hex};
 
-/// Number of bytes at both ends of each model file that identify the model.
+/// Number of bytes at each end of a model file that enter the digest of the model.
 const DIGEST_BYTES: u64 = 64 << 10;
 
-/// Number of groups to read from a file at a time, to find rows of similar length among them.
+/// Number of groups whose rows are read from a file at a time, so that rows of similar length can be grouped.
 const GROUPS_READ: usize = 32;
 
 /// Answers every line of the input, except those that earlier runs answered.
@@ -43,16 +43,16 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     }
     let folder = model::folder(global)?;
     let run = run_digest(global, args, folder.path())?;
-    args.generation.options().validate_with_folder(folder.path())?; // before creating any file
+    args.generation.options().validate_with_folder(folder.path())?; // rejects options before any file is created
 
     let is_file = input.is_file();
-    // With a pipe at either end, run each group as soon as it is read.
+    // If the input or the output is a pipe, each group runs as soon as it has been read.
     let n_groups = if is_file && target.file().is_some() { GROUPS_READ } else { 1 };
     let size = args.batch_size.get();
     let (output, done) = Output::open(target, &run, args.restart)?;
     let mut groups = Groups::new(rows, &done, size, size.saturating_mul(n_groups));
     let mut batch = Batch { output, done: &done, n_missing: done.len(), bar: progress_bar() };
-    // Skip groups that earlier runs answered: if all are done, no model is loaded.
+    // Groups that earlier runs answered are skipped. If all are answered, no model is loaded.
     let first = loop {
         match groups.next() {
             Some(group) if group.is_done() => batch.save(group, &[])?,
@@ -102,7 +102,7 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Saves the rows of a group: those that earlier runs answered and those `answered` now.
+    /// Saves the rows of a group: those that earlier runs answered, and those that were `answered` now.
     fn save(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
         for row in &group.rows {
             self.n_missing -= usize::from(self.done.contains_key(&row.row.name));
@@ -118,7 +118,7 @@ impl Batch<'_> {
     }
 }
 
-/// Digest of everything that all rows depend on: the model, the options and the program's version.
+/// Computes the digest of everything that all rows depend on: the model, the options and the program's version.
 fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String, Failure> {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
@@ -147,7 +147,7 @@ fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String
     Ok(hex(digest))
 }
 
-/// A progress bar with the number and rate of rows, shown on standard error if that is a terminal.
+/// Returns a progress bar with the number and rate of rows, shown on standard error if that is a terminal.
 fn progress_bar() -> ProgressBar {
     let style =
         ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}, {elapsed}").expect("the template is valid");

@@ -65,7 +65,7 @@ impl Output {
         }
     }
 
-    /// Uses the answer of an earlier run for a row.
+    /// Takes over the answer of an earlier run for a row.
     pub(super) fn reuse(&mut self, index: usize, name: &Name) {
         if let Self::File(journal) = self {
             journal.reuse(index, name);
@@ -81,7 +81,7 @@ impl Output {
     }
 }
 
-/// The target of `--output`.
+/// The target that `--output` names.
 pub(super) enum Target {
     Stream(Stream),
     File(PathBuf),
@@ -93,7 +93,7 @@ impl Target {
     pub(super) fn open(output: &Path) -> Result<Self, Failure> {
         let mut path = output.to_owned();
         for _ in 0..MAX_LINKS {
-            // These links lead to the open standard output, which may be a file that other processes write as well.
+            // These names mean the open standard output, which may be a file that other processes write to as well.
             if [STANDARD, "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path.as_os_str() == *name) {
                 return Ok(Self::Stream(Stream::new("standard output".to_owned(), Box::new(io::stdout()))));
             }
@@ -119,7 +119,7 @@ impl Target {
         }
     }
 
-    /// The path, if the target is a file.
+    /// Returns the path, if the target is a file.
     pub(super) fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
@@ -133,7 +133,7 @@ pub(super) struct Stream {
     /// Name for error messages.
     name: String,
     writer: Box<dyn Write>,
-    /// Answered rows that wait for earlier ones, by position in the input.
+    /// Answered rows that wait for earlier rows, by position in the input.
     waiting: BTreeMap<usize, String>,
     summary: Summary,
 }

@@ -16,10 +16,11 @@ use crate::input::{self, Input};
 /// Maximum length of a line, in bytes.
 const MAX_LINE: usize = 64 << 20;
 
-/// Keys of samples. They are not copied to the output, even if an invalid sample leaves them unread.
+/// Keys that belong to samples. They are not copied to the output, even if the sample is invalid and they have not been
+/// read.
 const SAMPLE_KEYS: [&str; 6] = ["text", "images", "videos", "messages", "add_generation_prompt", "prompt"];
 
-/// Keys that output rows have themselves. User keys with these names are dropped.
+/// Keys that the program writes to output rows. User keys with these names are dropped.
 const ROW_KEYS: [&str; 13] = [
     "id",
     "line",
@@ -36,7 +37,8 @@ const ROW_KEYS: [&str; 13] = [
     "error",
 ];
 
-/// Frames to assume per video when estimating the length of a row: the most that SmolVLM2 samples.
+/// Number of frames that are assumed per video when the length of a row is estimated. SmolVLM2 samples at most this
+/// many.
 const FRAMES_PER_VIDEO: usize = 64;
 
 /// Identifies a row across runs. The output line starts with it: `{"id": …` or `{"line": …`.
@@ -50,7 +52,7 @@ pub(super) enum Name {
 }
 
 impl Name {
-    /// The name for an id; `None` if the id is neither a string nor a number.
+    /// Returns the name for an id, or `None` if the id is neither a string nor a number.
     fn from_id(id: &RawValue) -> Option<Self> {
         match id.get().as_bytes().first()? {
             b'"' => serde_json::from_str::<Value>(id.get()).ok().map(|id| Self::Id(id.to_string())),
@@ -59,7 +61,7 @@ impl Name {
         }
     }
 
-    /// Parses the name of an output line, and whether the row failed. `None` if the line has no name.
+    /// Parses the name of an output line. Also returns whether the row failed. Returns `None` if the line has no name.
     pub(super) fn from_line(line: &str) -> Option<(Self, bool)> {
         #[derive(Deserialize)]
         struct Line<'l> {
@@ -94,7 +96,7 @@ pub(super) struct InputRow {
     pub(super) name: Name,
     /// Digest of the line, and of the size and modification time of the image and video files that it names.
     pub(super) digest: String,
-    /// The user's own keys, which are copied to the output, with the JSON of their values as written: numbers may
+    /// The user's own keys, which are copied to the output. Their values are kept as JSON text, because numbers may
     /// have more digits than any number type can hold.
     pub(super) own: Vec<(String, String)>,
     /// The sample, or an error message if the line is invalid.
@@ -102,16 +104,16 @@ pub(super) struct InputRow {
 }
 
 impl InputRow {
-    /// Estimated number of tokens of the sample, for grouping: one per four bytes of text, and `tokens_per_image` per
-    /// image or frame of a video.
+    /// Estimates the number of tokens of the sample, for grouping. It assumes one token per four bytes of text, and
+    /// `tokens_per_image` tokens per image or video frame.
     pub(super) fn length(&self, tokens_per_image: usize) -> usize {
         let Ok(sample) = &self.sample else { return 0 };
         sample.text_bytes() / 4 + tokens_per_image * (sample.images().len() + FRAMES_PER_VIDEO * sample.videos().len())
     }
 }
 
-/// Reads rows one by one. A line that is not a sample or repeats an earlier id becomes a row with an error. A
-/// repeated id is replaced by the line number as the name of the row.
+/// Reads rows one by one. A line that is not a sample, or that repeats an earlier id, becomes a row with an error. The
+/// name of a row with a repeated id is its line number.
 pub(super) struct Rows<'i, R> {
     input: &'i Input,
     reader: R,
@@ -126,7 +128,7 @@ pub(super) struct Rows<'i, R> {
 }
 
 impl<'i, R: BufRead> Rows<'i, R> {
-    /// Reads the rows of `input` from `reader`.
+    /// Creates a reader of the rows of `input`, whose text comes from `reader`.
     pub(super) fn new(input: &'i Input, reader: R) -> Self {
         let (ids, dropped) = (HashMap::new(), HashSet::new());
         Self { input, reader, line: Vec::new(), n_lines: 0, n_rows: 0, ids, dropped, is_over: false }
@@ -162,7 +164,7 @@ impl<'i, R: BufRead> Rows<'i, R> {
             }
             for (key, _) in row.own.iter().filter(|(key, _)| ROW_KEYS.contains(&key.as_str())) {
                 if self.dropped.insert(key.clone()) {
-                    say!("warning: `{key}` of the samples is dropped: output rows have their own `{key}`");
+                    say!("warning: `{key}` of the samples is dropped, because output rows have their own `{key}`");
                 }
             }
             row.own.retain(|(key, _)| !ROW_KEYS.contains(&key.as_str()));
@@ -192,8 +194,8 @@ impl<'i, R: BufRead> Rows<'i, R> {
             let keys = std::mem::take(object).into_iter().map(|(key, _)| key);
             own = keys
                 .filter(|key| !SAMPLE_KEYS.contains(&key.as_str()))
-                // Many programs treat a carriage return as a line ending. It can only occur between JSON tokens here:
-                // in strings it is escaped.
+                // Many programs treat a carriage return as a line ending. Here it can only occur between JSON tokens,
+                // because strings contain it in escaped form.
                 .filter_map(|key| written.get(&key).map(|json| json.get().replace('\r', " ")).map(|json| (key, json)))
                 .collect();
             // Tools that export tables write null for a missing id.
@@ -237,7 +239,7 @@ fn shorten(id: &str) -> String {
     }
 }
 
-/// The first 16 bytes of a digest as hexadecimal digits.
+/// Returns the first 16 bytes of a digest as hexadecimal digits.
 pub(super) fn hex(digest: Sha256) -> String {
     digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,7 +12,7 @@ use crate::{input, signals, terminal};
 /// Maximum length of a line from a pipe, in bytes.
 const MAX_LINE: usize = 1 << 20;
 
-/// Reads lines from a terminal, with line editing, or from a pipe.
+/// Reads lines from a terminal with line editing, or from a pipe.
 pub(super) struct Lines {
     editor: DefaultEditor,
     history: Option<PathBuf>,
@@ -21,8 +21,8 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Starts to read standard input. At a terminal, Ctrl-C stops answers from now on. With a pipe, SIGINT ends the
-    /// program, as the process that feeds the pipe expects.
+    /// Starts to read standard input. At a terminal, Ctrl-C then stops only the current answer. With a pipe, SIGINT
+    /// ends the program, because the process that writes to the pipe expects that.
     pub(super) fn open() -> Result<Self, Failure> {
         let is_terminal = io::stdin().is_terminal();
         if is_terminal {
@@ -37,8 +37,8 @@ impl Lines {
         Ok(Self { editor, history, is_terminal, is_first: true })
     }
 
-    /// The next non-empty line, without surrounding space; `None` at the end of the input. The line is added to the
-    /// history before it is returned, so that it survives if the program is killed.
+    /// Returns the next non-empty line without surrounding space, or `None` at the end of the input. The line is added
+    /// to the history before it is returned, so that it is kept even if the program is killed.
     pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
             let line = match self.is_terminal {
@@ -70,7 +70,7 @@ impl Lines {
                 Err(ReadlineError::Eof) => return Ok(None),
                 Err(_) if signals::is_ending() => return Err(Failure::interrupted()),
                 Err(ReadlineError::Interrupted) => {} // discard the line
-                Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => say!("error: not UTF-8"),
+                Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => say!("error: invalid UTF-8"),
                 Err(error) => return Err(failed(error)),
             }
         }
@@ -99,7 +99,7 @@ fn failed(error: ReadlineError) -> Failure {
     }
 }
 
-/// Path of the history file, in the user's state folder; `None` if there is no such folder.
+/// Returns the path of the history file in the user's state folder, or `None` if there is no such folder.
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").filter(|state| !state.is_empty()).map(PathBuf::from);
     let folder = state.or_else(|| Some(std::env::home_dir()?.join(".local/state")))?.join("idefics");

@@ -87,14 +87,14 @@ impl Chat<'_> {
         let end = command.iter().position(u8::is_ascii_whitespace).unwrap_or(command.len());
         let (name, typed) = (&command[..end], command[end..].trim_ascii());
         match (name, typed) {
-            (b"image", b"") => return Err(Failure::usage("/image needs a path".to_owned())),
+            (b"image", b"") => return Err(Failure::usage("/image needs a path; type /image PATH".to_owned())),
             (b"image", typed) => {
                 let name = path::parse(typed);
                 let named = name.display().to_string();
                 let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
                 self.images.push(Media::of(image, self.model, &self.global.image_limits()));
-                say!("{} with the next question", count(self.images.len(), "image"));
+                say!("{} will be shown with the next question", count(self.images.len(), "image"));
             }
             (b"undo", _) => {
                 let messages = self.conversation.messages_mut();
@@ -110,7 +110,7 @@ impl Chat<'_> {
                 self.reset();
                 say!("started a new conversation");
             }
-            (b"save", b"") => return Err(Failure::usage("/save needs a path".to_owned())),
+            (b"save", b"") => return Err(Failure::usage("/save needs a path; type /save PATH".to_owned())),
             (b"save", typed) => self.save(Path::new(&path::parse(typed)))?,
             (b"help" | b"?", _) => say!("{HELP}"),
             _ => {
@@ -154,7 +154,7 @@ impl Chat<'_> {
         });
         signals::end_answer();
         let answer = match answer {
-            // Interrupted before the first token, while an image was read.
+            // A signal interrupted the reading of an image, before the first token.
             Err(error) if error.kind() == ErrorKind::Cancelled && !signals::is_ending() => {
                 say!("[stopped]");
                 return Ok(());
@@ -162,7 +162,7 @@ impl Chat<'_> {
             answer => answer.map_err(Failure::sample)?,
         };
         chunks.finish()?;
-        self.images.clear(); // kept after an error, for another attempt
+        self.images.clear(); // after an error, they are kept for another attempt
         match is_json {
             true => writeln!(stdout, "{}", serde_json::to_string(&answer).map_err(io::Error::from)?)?,
             false if answer.finish_reason == FinishReason::Cancelled => writeln!(stdout, " [stopped]")?,
@@ -190,7 +190,7 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A message in the JSON form of prompt files.
+/// Converts a message to the JSON form of prompt files.
 ///
 /// # Errors
 /// If an image path is not UTF-8.
@@ -202,7 +202,7 @@ fn message_json(message: &Message) -> Result<Value, Failure> {
             _ => Vec::new(),
         };
         if let Some(path) = paths.iter().find(|path| path.to_str().is_none()) {
-            let reason = "a name that is not UTF-8 cannot be written as JSON; rename the file to save";
+            let reason = "a file name that is not UTF-8 cannot be saved as JSON; rename the file";
             return Err(Failure::input(format!("{}: {reason}", path.display())));
         }
     }

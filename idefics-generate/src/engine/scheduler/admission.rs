@@ -1,4 +1,4 @@
-//! Ends requests that are over a time limit, and starts waiting requests.
+//! Ends requests that have reached a time limit, and starts waiting requests.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::policy::Micros;
 use super::sequence::{Answer, SeqId, Sequence, Tenant};
 
 impl Scheduler {
-    /// Ends the requests whose deadline or time in the queue is over.
+    /// Ends the requests whose deadline has passed, or that have been in the queue for too long.
     pub(super) fn end_late(&mut self, now: Micros) {
         let late = |sequence: &Sequence| {
             let ending = if sequence.ask.deadline.is_some_and(|deadline| deadline <= now) {
@@ -25,7 +25,7 @@ impl Scheduler {
         late.into_iter().for_each(|(id, ending)| self.end(id, ending));
     }
 
-    /// The next time at which a request reaches a time limit.
+    /// Returns the time at which the next request reaches a time limit. `None` if no request has one.
     pub(super) fn next_limit(&self) -> Option<Micros> {
         let queued = self.sequences.values().filter(|sequence| sequence.is_queued());
         let deadlines = self.sequences.values().filter_map(|sequence| sequence.ask.deadline);
@@ -36,8 +36,8 @@ impl Scheduler {
         sequence.submitted.saturating_add(self.policy.queue_timeout)
     }
 
-    /// Starts waiting requests: the first one again and again, as long as it fits. Then starts others that fit, as long
-    /// as the first may be passed.
+    /// Starts waiting requests in their order, until the first one does not fit. Then starts others that fit, until no
+    /// more may start before the first.
     pub(super) fn admit(&mut self, now: Micros) {
         let mut order;
         let first = loop {
@@ -57,7 +57,7 @@ impl Scheduler {
         }
     }
 
-    /// Waiting requests in the order of their turns. Tenants whose requests take more than their share of the pages
+    /// Returns the waiting requests in the order of their turns. Tenants that use more than their share of the pages
     /// come last.
     fn waiting_order(&self) -> Vec<SeqId> {
         let share = self.policy.tenant_share * f64::from(self.layout.pages);
@@ -68,8 +68,8 @@ impl Scheduler {
         self.queue.order(|tenant| owned.get(&tenant).is_some_and(|pages| *pages as f64 > share))
     }
 
-    /// Reserves the pages of a waiting request's worst case, except those of chunks that the prefix cache has. `None`
-    /// if the request does not fit.
+    /// Reserves the pages of a waiting request's worst case. Chunks in the prefix cache are shared instead. Returns the
+    /// shared pages and the reservation, or `None` if the request does not fit.
     fn reserve(&mut self, id: SeqId) -> Option<(Vec<PageId>, Reservation)> {
         let sequence = self.sequences.get(&id)?;
         if sequence.ask.slabs > self.memory.slabs {
@@ -95,7 +95,8 @@ impl Scheduler {
         true
     }
 
-    /// Begins a prompt. Chunks that other requests have computed since its admission replace reserved pages.
+    /// Begins to compute a prompt. Pages of chunks that other requests have computed since the admission replace
+    /// reserved pages.
     pub(super) fn begin(&mut self, id: SeqId) {
         let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| !sequence.begun) else { return };
         sequence.begun = true;

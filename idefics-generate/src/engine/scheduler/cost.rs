@@ -5,29 +5,29 @@ use std::collections::BTreeMap;
 /// Weight of the newest time in a moving average.
 const NEWEST: f64 = 0.25;
 
-/// What is measured: a decode step, or one layer of a slice.
+/// A unit of work whose time is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
     /// A decode step.
     Step {
-        /// Rows of the step.
+        /// Number of rows of the step.
         rows: u32,
     },
     /// One layer of a chunk.
     ChunkLayer {
-        /// Tokens of the chunk.
+        /// Number of tokens of the chunk.
         tokens: u32,
     },
     /// One layer of a picture.
     VisionLayer {
-        /// Patches of the picture.
+        /// Number of patches of the picture.
         patches: u32,
     },
     /// A step of a solo job.
     SoloStep,
 }
 
-/// Moving averages of times, in microseconds.
+/// Moving averages of the time of each unit of work, in microseconds.
 #[derive(Debug, Default)]
 pub struct CostModel {
     steps: BTreeMap<u32, f64>,
@@ -53,11 +53,12 @@ impl CostModel {
         times.entry(size).and_modify(|old| *old = average(*old)).or_insert(newest);
     }
 
-    /// The expected time of one unit of `cost`. `None` if nothing comparable has run.
+    /// Returns the expected time of one unit of `cost` in microseconds. `None` if nothing comparable has run.
     ///
-    /// A decode step takes the time of the next larger number of rows that has run, or else of the next smaller one.
-    /// The time of a layer is in proportion to that of the next larger size. Smaller sizes are not used, because their
-    /// time may be mostly that of reading the weights.
+    /// For a decode step, this is the time of the smallest step that has run with at least this number of rows. If
+    /// there is none, it is the time of the largest step that has run. For a layer, it is the time of the next larger
+    /// size that has run, scaled in proportion to the size. Times of smaller sizes are not used, because they may be
+    /// mostly the time to read the weights.
     pub fn expect(&self, cost: Cost) -> Option<f64> {
         match cost {
             Cost::Step { rows } => {
@@ -71,8 +72,8 @@ impl CostModel {
     }
 }
 
-/// The class of a size. Sizes of a class share an average. There are eight classes for each doubling, so there are
-/// never many.
+/// Rounds a size down to its class. Sizes of the same class share an average. Each doubling of the size has only eight
+/// classes.
 fn class(size: u32) -> u32 {
     let bits = u32::BITS - size.leading_zeros();
     let dropped = bits.saturating_sub(4);
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_that_have_not_run_are_estimated_from_larger_ones() {
+    fn times_of_unknown_sizes_are_estimated_from_larger_sizes() {
         let mut costs = CostModel::default();
         assert_eq!(costs.expect(Cost::ChunkLayer { tokens: 256 }), None);
         costs.note(Cost::ChunkLayer { tokens: 256 }, 4, 40_000);
@@ -113,7 +114,7 @@ mod tests {
     #[test]
     fn there_are_few_classes_of_sizes() {
         let classes: std::collections::BTreeSet<u32> = (1..=65_536).map(class).collect();
-        assert!(classes.len() <= 8 * 17, "{} classes", classes.len());
+        assert!(classes.len() <= 8 * 17, "there are {} classes", classes.len());
         assert!((1..=65_536).all(|size| class(size) <= size && f64::from(size) < 1.13 * f64::from(class(size))));
     }
 }

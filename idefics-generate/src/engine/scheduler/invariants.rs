@@ -1,4 +1,4 @@
-//! The invariants that hold between any two calls.
+//! The invariants of the scheduler, which hold between any two calls.
 
 use super::Scheduler;
 use super::sequence::{Answer, Sequence, State};
@@ -9,10 +9,10 @@ impl Scheduler {
     /// 1. Free, idle and owned pages add up to all pages. The page that an answer writes next has no other owner.
     /// 2. Reserved pages are available: the sum of the reservations is at most the number of free and idle pages.
     /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables.
-    /// 4. Each submitted request has either ended once or is in one state. Rows, jobs and prompts with a turn have not
-    ///    ended.
-    /// 5. Chunks begin at multiples of the chunk length, and a prefix hit ends before the chunk of the last token. The
-    ///    chunks therefore depend on the prompt alone.
+    /// 4. Each submitted request either has ended exactly once or is in one state. The rows, solo jobs and prompts that
+    ///    have turns belong to requests that have not ended.
+    /// 5. Chunks begin at multiples of the chunk length, and the chunk of a prompt's last token never comes from the
+    ///    prefix cache. The boundaries of the chunks therefore depend on the prompt alone.
     /// 6. The queue is within its bounds, and at most [`Policy::max_passes`](super::Policy::max_passes) requests have
     ///    started before the first waiting one.
     ///
@@ -26,7 +26,7 @@ impl Scheduler {
         }
     }
 
-    /// The first invariant that does not hold, in words.
+    /// Describes the first invariant that does not hold. `None` if all hold.
     pub fn broken_invariant(&self) -> Option<String> {
         self.broken_memory()
             .or_else(|| self.sequences.values().find_map(|sequence| self.broken_sequence(sequence)))
@@ -34,28 +34,31 @@ impl Scheduler {
             .or_else(|| self.broken_queue())
     }
 
-    /// Invariants 1 and 2.
+    /// Checks invariants 1 and 2.
     fn broken_memory(&self) -> Option<String> {
         let mut owners = vec![0; self.layout.pages as usize];
         let answers = || self.sequences.values().flat_map(|sequence| &sequence.answers);
         answers().flat_map(|answer| &answer.table).for_each(|page| owners[page.index()] += 1);
         let reserved: u32 = answers().map(|answer| answer.reservation.pages()).sum();
         if reserved != self.memory.pages.counts().reserved {
-            return Some(format!("{reserved} pages are reserved: {:?}", self.memory.pages.counts()));
+            return Some(format!(
+                "the answers have reserved {reserved} pages, but the pool counts {:?}",
+                self.memory.pages.counts()
+            ));
         }
         let admitted = self.sequences.values().filter(|sequence| !sequence.is_queued());
         let slabs: u32 = admitted.map(|sequence| sequence.ask.slabs).sum();
         if slabs + self.memory.slabs != self.layout.slabs {
-            return Some(format!("{slabs} slabs are owned and {} are free", self.memory.slabs));
+            return Some(format!("{slabs} slabs are owned and {} are free, which is not the total", self.memory.slabs));
         }
         self.memory.pages.broken(&owners)
     }
 
-    /// Invariants 1, 3 and 5 for one sequence.
+    /// Checks invariants 1, 3 and 5 for one sequence.
     fn broken_sequence(&self, sequence: &Sequence) -> Option<String> {
         let id = sequence.id.0;
         if sequence.is_queued() {
-            return (!sequence.answers.is_empty()).then(|| format!("request {id} waits and owns pages"));
+            return (!sequence.answers.is_empty()).then(|| format!("request {id} is in the queue but owns pages"));
         }
         let (cached, chunk, tokens) = (sequence.cached, self.layout.chunk_tokens, sequence.prompt.tokens);
         let first = match sequence.state {
@@ -63,7 +66,7 @@ impl Scheduler {
             _ => cached,
         };
         if cached % chunk > 0 || first % chunk > 0 || cached >= tokens || first >= tokens {
-            return Some(format!("request {id} of {tokens} tokens: {cached} cached, chunk at {first}"));
+            return Some(format!("request {id} of {tokens} tokens has {cached} cached tokens and a chunk at {first}"));
         }
         let longest = u64::from(tokens) + u64::from(sequence.ask.max_tokens);
         let wrong = |answer: &&Answer| {
@@ -77,7 +80,7 @@ impl Scheduler {
                 || answer.ended.is_none() && self.writes_shared(sequence, answer)
         };
         let answer = sequence.answers.iter().find(wrong)?;
-        Some(format!("request {id} of {tokens} tokens in state {:?}: {answer:?}", sequence.state))
+        Some(format!("request {id} of {tokens} tokens in state {:?} has an invalid answer: {answer:?}", sequence.state))
     }
 
     /// Whether the answer may still wait for its copy of the prompt's partial page.
@@ -92,10 +95,15 @@ impl Scheduler {
         sequence.begun && pages.iter().any(|page| !self.memory.pages.is_writable(*page))
     }
 
-    /// Invariant 4.
+    /// Checks invariant 4.
     fn broken_turns(&self) -> Option<String> {
         if self.submitted != self.ended + self.sequences.len() as u64 {
-            return Some(format!("{} submitted, {} ended, {} live", self.submitted, self.ended, self.sequences.len()));
+            return Some(format!(
+                "{} requests were submitted, {} ended, {} are live",
+                self.submitted,
+                self.ended,
+                self.sequences.len()
+            ));
         }
         let decode = |sequence: &&Sequence| sequence.state == State::Decoding;
         let answers = self.sequences.values().filter(decode).flat_map(|sequence| &sequence.answers);
@@ -105,7 +113,10 @@ impl Scheduler {
             !decodes || self.answer(**row).is_none_or(|answer| answer.ended.is_some())
         });
         if rows != self.turns.rows().len() || lost.is_some() {
-            return Some(format!("{rows} rows decode, {} have turns, {lost:?} has ended", self.turns.rows().len()));
+            return Some(format!(
+                "{rows} rows decode and {} rows have turns; row with a turn that does not decode: {lost:?}",
+                self.turns.rows().len()
+            ));
         }
         let solo = |state: State| matches!(state, State::Solo { .. });
         let count =
@@ -113,21 +124,21 @@ impl Scheduler {
         let forks = self.turns.forks();
         if count(&solo) != self.turns.solo().len() || count(&|state| state == State::Forking) != forks.len() {
             return Some(format!(
-                "turns of solo jobs {:?} and forks {forks:?} are not those of the requests",
+                "the turns of solo jobs {:?} and forks {forks:?} do not match the states of the requests",
                 self.turns.solo()
             ));
         }
         let ended = self.turns.prompts().find(|id| !self.sequences.contains_key(id));
-        ended.map(|id| format!("the prompt of request {} has a turn, and the request has ended", id.0))
+        ended.map(|id| format!("the prompt of request {} has a turn, but the request has ended", id.0))
     }
 
-    /// Invariant 6.
+    /// Checks invariant 6.
     fn broken_queue(&self) -> Option<String> {
         let queued = || self.sequences.values().filter(|sequence| sequence.is_queued());
         let tokens: u64 = queued().map(|sequence| u64::from(sequence.prompt.tokens)).sum();
         if self.queue.len() != (queued().count(), tokens) || queued().count() > self.policy.max_queue {
             return Some(format!(
-                "{} requests of {tokens} tokens wait, counted {:?}",
+                "the queue has {} requests of {tokens} tokens, but counts {:?}",
                 queued().count(),
                 self.queue.len()
             ));
@@ -135,13 +146,11 @@ impl Scheduler {
         let lost = queued()
             .find(|sequence| self.queue.waits(sequence.id, sequence.ask.tenant) != (sequence.state == State::Waiting));
         if let Some(lost) = lost {
-            return Some(format!(
-                "request {} is in state {:?}, and in the wrong part of the queue",
-                lost.id.0, lost.state
-            ));
+            return Some(format!("request {} in state {:?} is in the wrong part of the queue", lost.id.0, lost.state));
         }
         let first = self.queue.known_first()?;
         let waits = self.sequences.get(&first.id).is_some_and(|sequence| sequence.state == State::Waiting);
-        (!waits || first.passed > self.policy.max_passes).then(|| format!("the first waiting request is {first:?}"))
+        (!waits || first.passed > self.policy.max_passes)
+            .then(|| format!("the first waiting request does not wait, or was passed too often: {first:?}"))
     }
 }

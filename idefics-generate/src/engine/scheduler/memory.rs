@@ -1,4 +1,4 @@
-//! The memory that a sequence takes and releases: pages, the prefix index and context slabs.
+//! The memory that sequences take and release: pages of the KV cache, the prefix index and context slabs.
 
 use super::pages::{PageId, PagePool, Reservation};
 use super::prefix::{ChunkKey, PrefixIndex};
@@ -25,7 +25,7 @@ impl Memory {
         Some(allocated.page)
     }
 
-    /// Extends `table` to `pages` pages. `false` if too few pages were reserved.
+    /// Extends `table` to `pages` pages. Returns false if too few pages were reserved.
     pub(super) fn extend(&mut self, table: &mut Vec<PageId>, reservation: &mut Reservation, pages: u64) -> bool {
         while (table.len() as u64) < pages {
             let Some(page) = self.allocate(reservation) else { return false };
@@ -46,7 +46,8 @@ impl Memory {
         keys.iter().for_each(|key| self.prefix.remove(key, &mut self.pages));
     }
 
-    /// Releases the pages of a table, the last first, so that the end of a prefix is evicted before its beginning.
+    /// Releases the pages and the reservation of an answer. The last page is released first, so that the end of a
+    /// prefix is evicted before its beginning.
     pub(super) fn release(&mut self, table: Vec<PageId>, reservation: Reservation) {
         table.into_iter().rev().for_each(|page| self.pages.release(page));
         self.pages.give_back(reservation);

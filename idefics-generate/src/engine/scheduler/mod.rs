@@ -14,52 +14,57 @@
 //!
 //! - **Page**: [`Layout::page_tokens`] slots of the KV cache, one slot for each token. The page table of an answer
 //!   lists its pages in order.
-//! - **Reserved** (or *promised*) **page**: a page that is set aside for an admitted request, but not yet chosen.
-//! - **Idle page**: a page that no request owns, but that the prefix cache still knows. It may be allocated again.
+//! - **Reserved page**: a page that is set aside for an admitted request. Which page it will be is not decided yet.
+//! - **Idle page**: a page that no request owns, but that still holds a chunk of the prefix cache. It may be allocated
+//!   again.
 //! - **Slab**: the space for the keys and values of one image for cross-attention (IDEFICS v1).
 //! - **Row**: one answer of a request in a decode step.
-//! - **Chunk**: the part of a prompt between two multiples of [`Layout::chunk_tokens`]. The last one may be shorter.
+//! - **Chunk**: the part of a prompt between two multiples of [`Layout::chunk_tokens`]. The last chunk may be shorter.
 //! - **Slice**: some layers of one chunk or one picture, run as one step.
-//! - **Cut**: the point before a chunk or a picture, where nothing is computed in part.
-//! - **Guest**: a prompt with one chunk and no picture left, which runs first at a cut of a longer prompt.
+//! - **Cut**: a point in the computation of a prompt at which no chunk or picture is half computed.
+//! - **Guest**: a short prompt that runs at a cut of a longer prompt. It has one chunk and no picture left.
 //! - **Solo job**: a job that is not batched: beams, ranking or prompt log-probabilities.
-//! - **Fork**: the copies of the last, partial page of a prompt, so that several answers can continue it.
+//! - **Fork**: a step that copies the last, partly filled page of a prompt, so that each answer can write to a copy of
+//!   its own.
 //! - **Credit**: the time in microseconds that slices and steps of solo jobs may take. Decode steps earn it.
 //! - **Suspects**: the rows of a decode step that failed, which run again in smaller groups.
 //!
 //! # Rules
 //!
-//! - **Memory.** A request starts when the pages of its worst case (the prompt and its longest answers) are reserved.
-//!   It never waits for a page later, and is never preempted.
+//! - **Memory.** A request starts when its worst case is reserved: the pages of the prompt and of answers of maximum
+//!   length. Later it never waits for a page, and is never preempted.
 //! - **Order.** Tenants take turns, and the requests of a tenant start in order of arrival. If the first waiting
-//!   request does not fit, at most [`Policy::max_passes`] others start before it, and none after
-//!   [`Policy::pass_window`].
+//!   request does not fit, at most [`Policy::max_passes`] others start before it. After [`Policy::pass_window`], no
+//!   other request starts before it.
 //! - **Prompts.** One prompt runs at a time, in order of arrival, in chunks. At each cut, one guest may run first.
 //! - **Credit.** Each decode step of `t` µs earns `t · (1 − s) / s` µs, where `s` is [`Policy::decode_share`]. A slice
 //!   or a step of a solo job runs when the credit covers its expected time, or when no row decodes. At most one of
 //!   them runs between two decode steps.
-//! - **Slices.** A slice has as many layers as fit into the longest of three times: [`Policy::slice_floor`], the time
-//!   of a decode step, and the credit that a decode step earns. It has at least one layer.
+//! - **Slices.** The time of a slice is limited to the longest of three times: [`Policy::slice_floor`], the time of a
+//!   decode step, and the credit that a decode step earns. A slice has at least one layer, and all further layers that
+//!   fit into this time.
 //! - **Rows.** If more rows decode than [`Policy::max_batch`], they take turns of [`Policy::turn_steps`] steps.
-//! - **Prefix cache.** Other requests find the chunks of a prompt as soon as its first token is chosen, or its solo job
-//!   has its result. The pages of these chunks stay after the request has ended, until they are needed. The least
-//!   recently used go first.
+//! - **Prefix cache.** Other requests can reuse the chunks of a prompt once its first token is chosen, or once its solo
+//!   job has its result. The pages of these chunks are kept after the request has ended, until other requests need the
+//!   pages. The least recently used pages are taken first.
 //! - **Faults.** A row that fails ends only its own request. A decode step that fails has no effect. Its rows run again
-//!   in halves, until each row that fails is alone.
+//!   in smaller groups, until each row that fails is alone in a step.
 //!
 //! # Reasons
 //!
 //! - A row of a decode step is an answer, not a request ([`RowId`]). The answers of a request decode side by side, and
-//!   each ends on its own. A fault of one answer ends the whole request, because no part of it can be delivered alone.
-//! - Tokens do not pass through the scheduler, so its decisions cannot depend on them.
-//! - A shared page is copied in a step of its own ([`StepPlan::Fork`]), before any further answer writes. A decode step
-//!   that fails therefore never leaves a copy half done.
-//! - A fault of a whole step is an [`Outcome`], not a [`Verdict`], because nothing of such a step counts.
-//! - The scheduler decides whether to encode an image when its prompt begins, after a second look into the prefix
-//!   cache. Requests that wait together thus share what the first of them computes.
-//! - A request in the queue has a time limit of its own, because its caller gets no status before it starts.
-//! - A tenant over its share of the pages only goes behind the other tenants. Pages are never kept free for a tenant
-//!   without requests.
+//!   each ends on its own. A fault of one answer ends the whole request, because a request cannot be answered in part.
+//! - The scheduler never sees tokens, so its decisions cannot depend on them.
+//! - A partly filled page that several answers share is copied in a separate step ([`StepPlan::Fork`]) before they
+//!   decode. A decode step that fails therefore never leaves a copy half done.
+//! - A fault of a whole step is an [`Outcome`], not a [`Verdict`] of a row, because all results of such a step are
+//!   discarded.
+//! - The scheduler looks into the prefix cache again when a prompt begins, and only then decides which images to
+//!   encode. Requests that were admitted together can therefore share what the first of them computes.
+//! - The time in the queue has a limit besides the deadline, because the caller gets no status before the request
+//!   starts.
+//! - If a tenant uses more than its share of the pages, its requests start after those of other tenants, but are not
+//!   blocked. Pages are never kept free for a tenant without requests.
 
 mod admission;
 mod cost;
@@ -91,7 +96,7 @@ use memory::Memory;
 use queue::Queue;
 use steps::Turns;
 
-/// How long an incident is counted.
+/// Time for which [`Scheduler::incidents`] counts an incident.
 const INCIDENT_WINDOW: Micros = 60 * SECOND;
 
 /// The scheduler; see the [module](self).
@@ -107,7 +112,7 @@ pub struct Scheduler {
     turns: Turns,
     /// The step that runs now.
     in_flight: Option<StepPlan>,
-    /// Groups of rows to run again after a failed step. The last group runs first.
+    /// Groups of rows that run again after a failed decode step. The last group runs first.
     suspects: Vec<Vec<RowId>>,
     notices: Vec<Notice>,
     draining: bool,
@@ -116,22 +121,22 @@ pub struct Scheduler {
     incidents: VecDeque<Micros>,
 }
 
-/// Requests by state, and pages.
+/// The number of requests in each state, and of pages in each condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Requests in preparation.
     pub preparing: usize,
-    /// Requests that wait for pages.
+    /// Requests that are prepared and wait for pages.
     pub waiting: usize,
     /// Prompt tokens of the requests in preparation or waiting.
     pub queued_tokens: u64,
     /// Requests whose prompt is being computed or waits for its turn.
     pub prompts: usize,
-    /// Rows that decode.
+    /// Rows that take part in decode steps.
     pub rows: usize,
-    /// Solo jobs.
+    /// Requests whose solo job runs.
     pub solo: usize,
-    /// Pages.
+    /// Pages by condition.
     pub pages: PageCounts,
 }
 
@@ -139,7 +144,7 @@ impl Scheduler {
     /// Creates a scheduler with an empty queue and free pages.
     ///
     /// # Errors
-    /// A size is 0, a chunk does not consist of whole pages, or a share is out of its range.
+    /// [`SettingError`] if a size is 0, a chunk does not consist of whole pages, or a share is out of its range.
     pub fn new(layout: Layout, policy: Policy) -> Result<Self, SettingError> {
         policy::check(&layout, &policy)?;
         Ok(Self {
@@ -160,11 +165,11 @@ impl Scheduler {
         })
     }
 
-    /// Takes a request into the queue. The caller prepares the prompt, and then calls [`prepared`](Self::prepared), or
-    /// [`end`](Self::end) with [`Ending::BadInput`] if it cannot be prepared.
+    /// Adds a request to the queue. The caller prepares the prompt, and then calls [`prepared`](Self::prepared). If the
+    /// prompt cannot be prepared, the caller calls [`end`](Self::end) with [`Ending::BadInput`].
     ///
     /// # Errors
-    /// The queue is full, the request would never fit into memory, or the server is shutting down.
+    /// [`Refusal`] if the queue is full, the request would never fit into memory, or the server is shutting down.
     pub fn submit(&mut self, ask: Ask, now: Micros) -> Result<SeqId, Refusal> {
         if self.draining {
             return Err(Refusal::Draining);
@@ -184,7 +189,7 @@ impl Scheduler {
     }
 
     /// Notes that the prompt of a request is prepared. The request waits for pages from now on. Does nothing if the
-    /// request is not in preparation. Ends the request if the prompt has no tokens, or never fits into memory.
+    /// request is not in preparation. Ends the request if the prompt has no tokens, or needs more pages than there are.
     pub fn prepared(&mut self, id: SeqId, prompt: PromptShape) {
         let Some(sequence) = self.sequences.get_mut(&id).filter(|sequence| sequence.state == State::Preparing) else {
             return;
@@ -244,9 +249,10 @@ impl Scheduler {
         self.note_incident(now);
     }
 
-    /// The next step. A second call before [`done`](Self::done) returns the same step.
+    /// Returns the next step. A second call before [`done`](Self::done) returns the same step.
     ///
-    /// Ends the requests that are over a time limit, then starts waiting requests that fit, and then chooses a step.
+    /// First ends the requests that have reached a time limit, then starts waiting requests that fit, and then chooses
+    /// a step.
     pub fn plan(&mut self, now: Micros) -> StepPlan {
         if let Some(step) = &self.in_flight {
             return step.clone();
@@ -261,32 +267,32 @@ impl Scheduler {
         step
     }
 
-    /// The notices since the last call, in order.
+    /// Returns the notices since the last call, in order.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
 
-    /// A request that has not ended.
+    /// Returns a request that has not ended.
     pub fn sequence(&self, id: SeqId) -> Option<&Sequence> {
         self.sequences.get(&id)
     }
 
-    /// An answer of a request that has been admitted and not ended.
+    /// Returns an answer of a request that has been admitted and has not ended.
     pub fn answer(&self, row: RowId) -> Option<&Answer> {
         self.sequences.get(&row.id)?.answers.get(row.answer as usize)
     }
 
-    /// The sizes that the scheduler was created with.
+    /// Returns the sizes that the scheduler was created with.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The rules that the scheduler was created with.
+    /// Returns the rules that the scheduler was created with.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// Requests by state, and pages.
+    /// Counts the requests in each state, and the pages in each condition.
     pub fn counts(&self) -> Counts {
         let of =
             |wanted: fn(&State) -> bool| self.sequences.values().filter(|sequence| wanted(&sequence.state)).count();
@@ -301,8 +307,8 @@ impl Scheduler {
         }
     }
 
-    /// Number of failed steps and losses of all pages within the last minute. A step of suspects that fails is not
-    /// counted again.
+    /// Returns the number of incidents within the last minute: failed steps, and losses of all pages. If suspects fail
+    /// again, their step is not counted.
     pub fn incidents(&mut self, now: Micros) -> usize {
         while self.incidents.front().is_some_and(|time| time + INCIDENT_WINDOW < now) {
             self.incidents.pop_front();

@@ -11,14 +11,14 @@ use super::{Micros, Scheduler};
 struct Verdicts(Vec<(RowId, Verdict)>);
 
 impl Verdicts {
-    /// The verdict of a row. A missing verdict is a failure.
+    /// Returns the verdict of a row. A missing verdict is a failure.
     fn of(&self, row: RowId) -> Verdict {
         let verdict = self.0.iter().find(|(other, _)| *other == row);
         verdict.map_or(Verdict::Failed(RowFault::Internal), |(_, verdict)| *verdict)
     }
 }
 
-/// The fault of a verdict with which the request cannot continue. A verdict of the wrong kind is an internal fault.
+/// Returns the fault that ends a request after this verdict. A verdict of the wrong kind is an internal fault.
 fn fault_of(verdict: Verdict) -> RowFault {
     match verdict {
         Verdict::Failed(fault) => fault,
@@ -79,8 +79,8 @@ impl Scheduler {
         }
     }
 
-    /// The rows of a failed decode step run again in halves; a single row fails its request. Any other step belongs to
-    /// one request, which fails.
+    /// Handles a step that failed. The rows of a decode step run again in two halves. If a decode step has only one
+    /// row, or for any other step, the request of the step fails.
     fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
         if !suspects {
             self.note_incident(now);
@@ -169,7 +169,7 @@ impl Scheduler {
         if prompt_complete {
             sequence.state = State::Solo { step: 0 };
             self.turns.add_solo(id);
-            // The job's tree may use any slot after the prompt.
+            // The solo job may write to any slot after the prompt.
             let all = u64::from(sequence.prompt.tokens) + u64::from(sequence.ask.max_tokens);
             self.extend(id.answer(0), all);
         }
@@ -196,8 +196,8 @@ impl Scheduler {
         self.memory.index(keys, &sequence.answers[0].table, pages_per_chunk);
     }
 
-    /// Completes a prompt whose answers have their first tokens. The answers that continue share the full pages of the
-    /// prompt, and divide the reserved pages among them.
+    /// Completes a prompt after the first token of each answer has been chosen. The answers that continue share the
+    /// full pages of the prompt, and the reserved pages are divided among them.
     fn first_tokens(&mut self, id: SeqId, verdicts: &Verdicts) {
         let Some(sequence) = self.sequences.get(&id) else { return };
         let count = sequence.ask.answers();
@@ -216,7 +216,8 @@ impl Scheduler {
         let whole = (tokens / self.layout.page_tokens) as usize;
         let longest = self.layout.worst_case(tokens, sequence.ask.max_tokens, 1) as u32;
         let mut reserved = prompt.reservation;
-        // The first answer that continues keeps the partial page. The others own only the full pages.
+        // The first answer that continues keeps the partly filled page. The others own only the full pages until the
+        // fork.
         let mut keeper = Some(prompt.table);
         let shared = keeper.iter().flatten().take(whole).copied().collect::<Vec<_>>();
         for end in &ends {

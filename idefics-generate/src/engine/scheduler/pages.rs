@@ -1,19 +1,19 @@
-//! The pages of the KV cache: which are owned, reserved, idle or free.
+//! The pages of the KV cache, each of which is free, idle or owned, and the reservations of pages.
 
 use std::collections::BTreeMap;
 
-/// The number of a page, an index into the tensors of the page store.
+/// The number of a page: its index in the tensors of the page store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageId(pub(super) u32);
 
 impl PageId {
-    /// The page's index in the page store.
+    /// Returns the page's index in the page store.
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Pages that a sequence may still allocate. They are reserved, but not yet chosen.
+/// A number of pages that a sequence may still allocate. Which pages it gets is decided when it allocates them.
 ///
 /// A reservation must be returned with [`PagePool::give_back`]. If it is dropped, its pages stay reserved for ever. The
 /// invariants detect this.
@@ -24,7 +24,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Number of pages that may still be allocated.
+    /// Returns the number of pages that may still be allocated.
     pub fn pages(&self) -> u32 {
         self.pages
     }
@@ -40,7 +40,7 @@ impl Reservation {
 /// Number of pages in each condition. Free, idle and owned pages add up to all pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageCounts {
-    /// Pages that hold nothing.
+    /// Pages without contents.
     pub free: u32,
     /// Pages that no sequence owns but the prefix index still knows.
     pub idle: u32,
@@ -63,23 +63,23 @@ pub struct Allocated {
 ///
 /// A page is *free*, *idle* (no owner, but kept for the prefix index, least recently used first) or *owned* by one or
 /// more tables. A page with more than one owner, or in the prefix index, is never written. A sequence that has to write
-/// to it first copies it to a page of its own.
+/// to such a page first copies it to a page of its own.
 #[derive(Debug)]
 pub struct PagePool {
     free: Vec<PageId>,
     refs: Vec<u32>,
     /// Whether the prefix index has the page.
     kept: Vec<bool>,
-    /// Idle pages by the time of their release.
+    /// Idle pages in the order of their release. The key is the number of the release, from 1.
     idle: BTreeMap<u64, PageId>,
-    /// The key of each idle page in `idle`.
+    /// For each page, its key in `idle`, if it is idle.
     released: Vec<u64>,
     releases: u64,
     reserved: u32,
 }
 
 impl PagePool {
-    /// A pool of `pages` free pages.
+    /// Creates a pool of `pages` free pages.
     pub fn new(pages: u32) -> Self {
         Self {
             free: (0..pages).rev().map(PageId).collect(),
@@ -92,29 +92,29 @@ impl PagePool {
         }
     }
 
-    /// All pages.
+    /// Returns the number of all pages.
     pub fn total(&self) -> u32 {
         self.refs.len() as u32
     }
 
-    /// Pages that may still be reserved.
+    /// Returns the number of pages that may still be reserved.
     pub fn available(&self) -> u32 {
         (self.free.len() + self.idle.len()) as u32 - self.reserved
     }
 
-    /// The number of pages in each condition.
+    /// Returns the number of pages in each condition.
     pub fn counts(&self) -> PageCounts {
         let (free, idle) = (self.free.len() as u32, self.idle.len() as u32);
         PageCounts { free, idle, owned: self.total() - free - idle, reserved: self.reserved }
     }
 
-    /// Reserves `pages` pages. `None` if too few are available.
+    /// Reserves `pages` pages. Returns `None` if too few are available.
     pub fn reserve(&mut self, pages: u32) -> Option<Reservation> {
         self.reserve_and_share(pages, &[])
     }
 
     /// Reserves `pages` pages, and makes the caller an owner of the pages `shared`. Does nothing and returns `None` if
-    /// too few pages are available. Each idle page in `shared` leaves one page fewer to reserve.
+    /// too few pages are available. Each idle page in `shared` reduces the number of available pages by one.
     pub fn reserve_and_share(&mut self, pages: u32, shared: &[PageId]) -> Option<Reservation> {
         let revived = shared.iter().filter(|page| self.refs[page.index()] == 0).count() as u64;
         if u64::from(pages) + revived > u64::from(self.available()) {
@@ -125,8 +125,8 @@ impl PagePool {
         Some(Reservation { pages })
     }
 
-    /// Makes the caller an owner of the pages `shared`, in exchange for as many reserved pages. Does nothing if fewer
-    /// pages are reserved.
+    /// Makes the caller an owner of the pages `shared`, which replace the same number of reserved pages. Does nothing
+    /// and returns false if fewer pages are reserved.
     pub fn share_instead(&mut self, reservation: &mut Reservation, shared: &[PageId]) -> bool {
         let pages = shared.len() as u32;
         if pages > reservation.pages {
@@ -138,13 +138,13 @@ impl PagePool {
         true
     }
 
-    /// Returns the pages that are left in a reservation.
+    /// Gives up the pages that are left in a reservation.
     pub fn give_back(&mut self, reservation: Reservation) {
         self.reserved -= reservation.pages;
     }
 
-    /// Allocates a reserved page: a free one, or else the idle one that was released longest ago. `None` if the
-    /// reservation is used up.
+    /// Allocates a reserved page: a free page, or if there is none, the idle page that was released first. Returns
+    /// `None` if the reservation is used up.
     pub fn allocate(&mut self, reservation: &mut Reservation) -> Option<Allocated> {
         if reservation.pages == 0 {
             return None;
@@ -170,10 +170,10 @@ impl PagePool {
         *refs += 1;
     }
 
-    /// Removes an owner. A page without owners becomes idle if the prefix index has it, else free.
+    /// Removes an owner. A page without owners becomes idle if the prefix index has it, and free otherwise.
     pub fn release(&mut self, page: PageId) {
         let refs = &mut self.refs[page.index()];
-        debug_assert!(*refs > 0, "page {} is released more often than it was taken", page.0);
+        debug_assert!(*refs > 0, "page {} is released, but has no owner", page.0);
         *refs = refs.saturating_sub(1);
         if *refs > 0 {
             return;
@@ -201,7 +201,7 @@ impl PagePool {
         }
     }
 
-    /// Number of owners of a page.
+    /// Returns the number of owners of a page.
     pub fn refs(&self, page: PageId) -> u32 {
         self.refs[page.index()]
     }
@@ -214,14 +214,14 @@ impl PagePool {
     /// Describes the first inconsistency of the lists. `owners` is the number of tables that own each page.
     pub(super) fn broken(&self, owners: &[u32]) -> Option<String> {
         if owners != self.refs {
-            return Some(format!("tables own pages {owners:?} times, the pool counts {:?}", self.refs));
+            return Some(format!("the tables own the pages {owners:?} times, but the pool counts {:?}", self.refs));
         }
         let mut listed = vec![false; self.refs.len()];
         for (page, idle) in
             self.free.iter().map(|page| (page, false)).chain(self.idle.values().map(|page| (page, true)))
         {
             if self.refs[page.index()] > 0 || self.kept[page.index()] != idle || listed[page.index()] {
-                return Some(format!("page {} is listed as {} wrongly", page.0, if idle { "idle" } else { "free" }));
+                return Some(format!("page {} is wrongly listed as {}", page.0, if idle { "idle" } else { "free" }));
             }
             listed[page.index()] = true;
         }
@@ -229,7 +229,11 @@ impl PagePool {
             return Some("a page without owners is neither free nor idle".to_owned());
         }
         if self.reserved as usize > self.free.len() + self.idle.len() {
-            return Some(format!("{} pages are promised: {:?}", self.reserved, self.counts()));
+            return Some(format!(
+                "{} pages are reserved, more than are free or idle: {:?}",
+                self.reserved,
+                self.counts()
+            ));
         }
         None
     }

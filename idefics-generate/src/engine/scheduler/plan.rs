@@ -1,4 +1,4 @@
-//! What the scheduler and its users exchange: steps, outcomes, endings and refusals.
+//! The types that the scheduler and its users exchange: steps, outcomes, notices and refusals.
 
 use std::ops::Range;
 
@@ -20,13 +20,14 @@ pub struct RowId {
 /// What the executor runs next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StepPlan {
-    /// Nothing runs until a request is submitted or prepared, or may time out.
+    /// There is nothing to run until a request is submitted or prepared, or reaches a time limit.
     Idle {
-        /// Time at which [`Scheduler::plan`](super::Scheduler::plan) must be called at the latest.
+        /// Time at which [`Scheduler::plan`](super::Scheduler::plan) must be called at the latest: the next time limit
+        /// of a request.
         until: Option<Micros>,
     },
-    /// One token for each row. Each row writes the slot at position `written` of its page table. The outcome has one
-    /// verdict for each row.
+    /// A decode step: one token for each row. Each row writes to the slot at position `Answer::written` of its page
+    /// table. The outcome has one verdict for each row.
     Decode(Vec<RowId>),
     /// Some layers of a picture or of a chunk of a prompt.
     Slice(Slice),
@@ -37,8 +38,8 @@ pub enum StepPlan {
         /// The pages to copy. The targets are newly allocated.
         copies: Vec<PageCopy>,
     },
-    /// A step of a solo job. It may write any slot after the prompt in the page table of answer 0. The outcome has one
-    /// verdict, for answer 0.
+    /// A step of a solo job. It may write to any slot after the prompt in the page table of answer 0. The outcome has
+    /// one verdict, for answer 0.
     Solo(SeqId),
 }
 
@@ -49,13 +50,13 @@ pub enum Slice {
     Vision {
         /// The request.
         id: SeqId,
-        /// The image, by its place in [`PromptShape::images`](super::PromptShape::images).
+        /// Index of the image in [`PromptShape::images`](super::PromptShape::images).
         image: u32,
         /// The layers.
         layers: Range<u32>,
     },
-    /// Layers of a chunk. The outcome has one verdict, for answer 0. After the last layer of the last chunk, it has one
-    /// verdict for each answer instead, for its first token (except for solo jobs).
+    /// Layers of a chunk. The outcome has one verdict, for answer 0. After the last layer of the last chunk, it has
+    /// instead one verdict for the first token of each answer, unless the request is a solo job.
     Chunk {
         /// The request.
         id: SeqId,
@@ -73,7 +74,7 @@ pub struct PageCopy {
     pub from: PageId,
     /// The target.
     pub to: PageId,
-    /// Number of slots that are written in the source, from the first.
+    /// Number of slots to copy, counted from the start of the page.
     pub slots: u32,
 }
 
@@ -82,11 +83,11 @@ pub struct PageCopy {
 pub enum Outcome {
     /// The step ran, with the verdicts that [`StepPlan`] describes. A missing verdict fails its request.
     Rows(Vec<(RowId, Verdict)>),
-    /// The step did not complete, and nothing of it counts.
+    /// The step did not complete. All its results are discarded.
     Failed(RowFault),
 }
 
-/// The result of a row.
+/// The result of a step for one row or one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// A token was chosen, and the answer continues (unless it has reached its maximum length).
@@ -95,16 +96,16 @@ pub enum Verdict {
     Ended(AnswerEnd),
     /// The layers, the copies or the step of a solo job are done.
     Done,
-    /// All vectors of the picture came from the cache of image vectors, so no further layers are needed.
+    /// All vectors of the picture were found in the cache of image vectors, so no further layers are needed.
     ImageReady,
-    /// The row cannot continue. Its request ends; other requests continue.
+    /// The row cannot continue. Its request ends, but other requests continue.
     Failed(RowFault),
 }
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AnswerEnd {
-    /// With an end token, a stop string, or the end of its grammar.
+    /// With an end token, a stop string, or the end of the grammar that constrains it.
     Stop,
     /// At its maximum length.
     Length,
@@ -113,14 +114,14 @@ pub enum AnswerEnd {
 /// Why a row or a step failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum RowFault {
-    /// Its logits are not finite.
+    /// The logits are not finite.
     #[error("the model computed a number that is not finite")]
     NonFinite,
-    /// Bias, forbidden words and grammar allow no token.
-    #[error("no token is allowed at this place of the answer")]
+    /// The logit bias, the forbidden words and the grammar together forbid every token.
+    #[error("no token is allowed at this position of the answer")]
     NoAllowedToken,
-    /// The grammar failed.
-    #[error("the grammar failed")]
+    /// The grammar that constrains the answer reported an error.
+    #[error("the grammar of the answer reported an error")]
     Grammar,
     /// The device reported an error.
     #[error("the device reported an error")]
@@ -139,13 +140,13 @@ pub enum RowFault {
 pub enum Ending {
     /// All its answers ended, or its solo job has its result.
     Finished,
-    /// Its caller no longer wants it.
+    /// Its caller cancelled it.
     Cancelled,
     /// Its client has not read its output for too long.
     SlowReader,
     /// Its deadline passed.
     Deadline,
-    /// It was in the queue for too long.
+    /// It was in the queue for too long; see [`Policy::queue_timeout`](super::Policy::queue_timeout).
     QueueTimeout,
     /// Its images or text could not be prepared.
     BadInput,
@@ -158,39 +159,39 @@ pub enum Ending {
     },
     /// The server is shutting down.
     Drained,
-    /// It failed.
+    /// A row or a step of it failed.
     Failed(RowFault),
 }
 
-/// An event that the caller of a request is told about.
+/// An event of a request, which its caller should be told about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// The request was admitted. All pages that it can need are owned or reserved.
+    /// The request was admitted. All pages that it can need are reserved or already its own.
     Admitted {
         /// The request.
         id: SeqId,
-        /// How long it was in the queue, preparation included.
+        /// Time that the request was in the queue, preparation included.
         queued: Micros,
     },
-    /// Its prompt begins to run.
+    /// The computation of the prompt begins.
     Begun {
         /// The request.
         id: SeqId,
         /// Tokens of the prompt whose keys and values came from the prefix cache.
         cached_tokens: u32,
     },
-    /// One of its answers ended.
+    /// An answer of the request ended.
     Answer {
         /// The answer.
         row: RowId,
-        /// How.
+        /// How the answer ended.
         end: AnswerEnd,
     },
     /// The request ended, and its pages are released. No further notice about it follows.
     Ended {
         /// The request.
         id: SeqId,
-        /// How.
+        /// How the request ended.
         ending: Ending,
     },
 }
@@ -198,21 +199,21 @@ pub enum Notice {
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The queue holds as many requests or prompt tokens as it may.
+    /// The queue has reached its limit of requests or prompt tokens.
     #[error("the queue is full; try again in {} s", retry_after.div_ceil(1_000_000))]
     QueueFull {
-        /// Time after which there will probably be room.
+        /// Estimated time until the queue has room.
         retry_after: Micros,
     },
-    /// The tenant fills its share of the queue.
-    #[error("this key has as many waiting requests as it may; try again in {} s", retry_after.div_ceil(1_000_000))]
+    /// The tenant has reached its share of the queue.
+    #[error("this key has reached its share of the queue; try again in {} s", retry_after.div_ceil(1_000_000))]
     TenantLimit {
-        /// Time after which there will probably be room.
+        /// Estimated time until the queue has room.
         retry_after: Micros,
     },
     /// The request needs more pages than the KV cache has.
     #[error(
-        "prompt and answers need {pages} pages of the KV cache, which has {total}; ask for fewer tokens or answers"
+        "prompt and answers need {pages} pages of the KV cache, but it has {total}; ask for fewer tokens or answers"
     )]
     NeverFits {
         /// Pages that it needs.
@@ -221,7 +222,7 @@ pub enum Refusal {
         total: u32,
     },
     /// The request needs more slabs than the context store has.
-    #[error("the images need {slabs} slabs of the context store, which has {total}; send fewer images")]
+    #[error("the images need {slabs} slabs of the context store, but it has {total}; send fewer images")]
     TooManyImages {
         /// Slabs that it needs.
         slabs: u32,

@@ -1,4 +1,4 @@
-//! Sizes of the machine's memory and of the model, and the rules that a server's options change.
+//! The sizes of the memory and of the model, and the rules of the scheduler that options can change.
 
 use thiserror::Error;
 
@@ -11,47 +11,47 @@ pub const SECOND: Micros = 1_000_000;
 /// Sizes of the model and of its memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// Pages of the KV cache.
+    /// Number of pages of the KV cache.
     pub pages: u32,
-    /// Tokens of a page.
+    /// Number of tokens in a page.
     pub page_tokens: u32,
-    /// Tokens of a chunk, a multiple of `page_tokens`. Prompts are always cut at its multiples, whatever else runs.
+    /// Number of tokens in a chunk, a multiple of `page_tokens`. Prompts are always cut at multiples of it, whatever
+    /// else runs.
     pub chunk_tokens: u32,
-    /// Layers of the decoder.
+    /// Number of layers of the decoder.
     pub text_layers: u32,
-    /// Layers that a picture goes through, those of the connector included.
+    /// Number of layers that encode a picture, those of the connector included.
     pub vision_layers: u32,
-    /// Slabs of the context store, which holds the keys and values of images for cross-attention (IDEFICS v1). 0 for
-    /// other models.
+    /// Number of slabs of the context store, which holds the keys and values of images for cross-attention (IDEFICS
+    /// v1); 0 for other models.
     pub slabs: u32,
 }
 
-/// The rules of the scheduler that an option may change. [`Policy::default`] holds the documented values.
+/// The rules of the scheduler that options can change. [`Policy::default`] returns the documented defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     /// Maximum number of rows of a decode step.
     pub max_batch: usize,
-    /// Number of decode steps of a turn. After a turn, other rows take theirs, if more than `max_batch` rows decode.
+    /// Number of decode steps of a turn. If more than `max_batch` rows decode, other rows have the next turn.
     pub turn_steps: u32,
-    /// Share of the time that decode steps keep while prompts or solo jobs also have to run; between 0 and 1, both
-    /// excluded.
+    /// Share of the time that decode steps get while prompts or solo jobs also have to run. Above 0 and below 1.
     pub decode_share: f64,
     /// Time that a slice may take even if a decode step is shorter.
     pub slice_floor: Micros,
     /// Maximum number of requests in the queue, in preparation or waiting.
     pub max_queue: usize,
-    /// Maximum number of prompt tokens in the queue. The limit does not apply to a request that would be alone in the
-    /// queue; otherwise, a long prompt could never be served.
+    /// Maximum number of prompt tokens in the queue. A request that would be alone in the queue may exceed the limit,
+    /// because a long prompt could otherwise never be served.
     pub max_queue_tokens: u64,
-    /// Share of the queue that one tenant may fill. It is also the share of the pages above which a tenant's requests
-    /// go behind those of other tenants. Above 0; 1 for a server with one tenant.
+    /// Share of the queue that one tenant may fill. If a tenant uses more than this share of the pages, its requests
+    /// start after those of other tenants. Above 0 and at most 1; 1 for a server with one tenant.
     pub tenant_share: f64,
     /// How long a request may stay in the queue, preparation included. After that, it ends with
     /// [`Ending::QueueTimeout`](super::Ending).
     pub queue_timeout: Micros,
-    /// Maximum number of requests that start before the first waiting request while that does not fit.
+    /// Maximum number of requests that may start before the first waiting request while the first does not fit.
     pub max_passes: u32,
-    /// How long other requests may start before the first waiting request, from the time when it became the first.
+    /// Time during which other requests may start before the first waiting request, from when it became the first.
     pub pass_window: Micros,
 }
 
@@ -76,13 +76,13 @@ impl Default for Policy {
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum SettingError {
     /// A number is zero.
-    #[error("{name} is 0; it must be at least 1")]
+    #[error("{name} is 0; expected at least 1")]
     Zero {
         /// The field of [`Layout`] or [`Policy`].
         name: &'static str,
     },
     /// Chunks do not consist of whole pages.
-    #[error("chunk_tokens is {chunk}, which is no multiple of page_tokens ({page})")]
+    #[error("chunk_tokens is {chunk}; expected a multiple of page_tokens ({page})")]
     ChunkOfPages {
         /// [`Layout::chunk_tokens`].
         chunk: u32,
@@ -90,7 +90,7 @@ pub enum SettingError {
         page: u32,
     },
     /// A share is out of its range.
-    #[error("{name} is {value}; it must be above 0 and {upper}")]
+    #[error("{name} is {value}; expected a number above 0 and {upper}")]
     Share {
         /// The field of [`Policy`].
         name: &'static str,
@@ -101,7 +101,7 @@ pub enum SettingError {
     },
 }
 
-/// Rejects values with which no scheduler can work.
+/// Rejects sizes and rules with which a scheduler cannot work.
 pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError> {
     let numbers = [
         ("pages", u64::from(layout.pages)),
@@ -131,12 +131,12 @@ pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError
 }
 
 impl Layout {
-    /// Number of pages for `tokens` tokens. The last page may be filled only in part.
+    /// Returns the number of pages for `tokens` tokens. The last page may be partly filled.
     pub(super) fn pages_for(&self, tokens: u64) -> u64 {
         tokens.div_ceil(u64::from(self.page_tokens))
     }
 
-    /// Maximum number of pages of a request. Its answers share the full pages of the prompt.
+    /// Returns the maximum number of pages that a request can need. Its answers share the full pages of the prompt.
     pub(super) fn worst_case(&self, prompt_tokens: u32, max_tokens: u32, answers: u32) -> u64 {
         let one = self.pages_for(u64::from(prompt_tokens) + u64::from(max_tokens));
         let own = one - u64::from(prompt_tokens / self.page_tokens);

@@ -1,4 +1,4 @@
-//! The prefix cache: which pages hold which chunks of prompts.
+//! The prefix cache, which knows which pages hold which chunks of prompts.
 
 use std::collections::HashMap;
 
@@ -6,12 +6,12 @@ use sha2::{Digest, Sha256};
 
 use super::pages::{PageId, PagePool};
 
-/// The key of a chunk. It depends on everything before the chunk too.
+/// The key of a chunk. It depends on the chunk and on everything before it in the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChunkKey([u8; 32]);
 
-/// The keys of all whole chunks of a prompt: SHA-256 of the salt, the key of the chunk before, the chunk's ids, and the
-/// keys of the images whose first token lies in it.
+/// Computes the keys of all whole chunks of a prompt. A key is the SHA-256 hash of the salt, the key of the previous
+/// chunk, the ids of the chunk, and the positions and keys of the images that begin in the chunk.
 ///
 /// - `salt`: a tenant's secret, so that response times do not reveal what other tenants asked;
 /// - `ids`: the tokens of the prompt;
@@ -40,7 +40,7 @@ pub fn chunk_keys(salt: &[u8], ids: &[u32], images: &[(u32, [u8; 32])], chunk_to
     chunks.zip(firsts).map(key).collect()
 }
 
-/// The pages of chunks whose keys and values are complete.
+/// The pages of all chunks whose keys and values are completely computed.
 ///
 /// A chunk is found only if all chunks before it are found. If an earlier chunk is evicted, later chunks stay until
 /// they are the least recently used. They are found again once the earlier chunk has been computed again.
@@ -51,7 +51,7 @@ pub struct PrefixIndex {
 }
 
 impl PrefixIndex {
-    /// The pages of the longest run of known chunks from the start.
+    /// Returns the pages of the longest run of known chunks from the start of the prompt.
     pub fn find(&self, keys: &[ChunkKey]) -> Vec<PageId> {
         keys.iter().map_while(|key| self.by_chunk.get(key)).flatten().copied().collect()
     }
@@ -84,7 +84,7 @@ impl PrefixIndex {
         }
     }
 
-    /// Number of chunks in the index.
+    /// Returns the number of chunks in the index.
     pub fn len(&self) -> usize {
         self.by_chunk.len()
     }

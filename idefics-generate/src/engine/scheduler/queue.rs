@@ -1,5 +1,5 @@
-//! The queue of requests in preparation or waiting: its bounds, the turns of tenants, and which requests may start
-//! before the first one.
+//! The queue of requests that are in preparation or wait: its limits, the turns of tenants, and which requests may
+//! start before the first one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -7,10 +7,10 @@ use super::policy::{Policy, SECOND};
 use super::sequence::{SeqId, Tenant};
 use super::{Micros, Refusal};
 
-/// Time over which the rate of started prompts is measured.
+/// Time over which the rate of started prompt tokens is measured.
 const MINUTE: Micros = 60 * SECOND;
 
-/// The waiting request that starts next, and the number of requests that have started before it.
+/// The first waiting request, which starts as soon as it fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct First {
     pub(super) id: SeqId,
@@ -21,13 +21,13 @@ pub(super) struct First {
 }
 
 impl First {
-    /// Whether another request may start before it.
+    /// Whether another request may start before this one.
     pub(super) fn may_be_passed(&self, now: Micros, policy: &Policy) -> bool {
         self.passed < policy.max_passes && now.saturating_sub(self.since) < policy.pass_window
     }
 }
 
-/// The requests of one tenant.
+/// The queued requests of one tenant.
 #[derive(Debug, Default)]
 struct Line {
     requests: usize,
@@ -50,7 +50,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Adds a request in preparation.
+    /// Adds a request in preparation, unless the queue or the tenant's share of it is full.
     pub(super) fn enter(&mut self, tenant: Tenant, tokens: u32, policy: &Policy, now: Micros) -> Result<(), Refusal> {
         let full = |requests: usize, queued: u64, share: f64| {
             let most = (policy.max_queue as f64 * share).ceil() as usize;
@@ -76,7 +76,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Notes that a request is prepared. It waits from now on, and its length is known.
+    /// Notes that a request is prepared and waits from now on. Replaces its announced number of prompt tokens by the
+    /// exact one.
     pub(super) fn prepared(&mut self, id: SeqId, tenant: Tenant, announced: u32, tokens: u32) {
         let Some(line) = self.lines.get_mut(&tenant) else { return };
         line.waiting.insert(id);
@@ -111,15 +112,15 @@ impl Queue {
         self.drop_old_starts(now);
     }
 
-    /// Notes that a request starts before the first one.
+    /// Notes that a request starts before the first waiting request.
     pub(super) fn passed(&mut self) {
         if let Some(first) = &mut self.first {
             first.passed += 1;
         }
     }
 
-    /// Waiting requests in the order in which they start. Tenants take turns, and the requests of a tenant are in order
-    /// of arrival. Tenants for which `gives_way` is true come after the others.
+    /// Returns the waiting requests in the order in which they start. Tenants take turns, and the requests of a tenant
+    /// are in order of arrival. Tenants for which `gives_way` returns true come after the others.
     pub(super) fn order(&self, gives_way: impl Fn(Tenant) -> bool) -> Vec<SeqId> {
         let mut order = Vec::new();
         for later in [false, true] {
@@ -137,8 +138,8 @@ impl Queue {
         order
     }
 
-    /// The first waiting request. It stays the first until it starts or ends. If there is none, the first of `order`
-    /// becomes the first waiting request.
+    /// Returns the first waiting request. It stays the first until it starts or ends. If there is none, the first
+    /// request of `order` becomes the first waiting request.
     pub(super) fn first(&mut self, order: &[SeqId], now: Micros) -> Option<First> {
         if self.first.is_none() {
             self.first = order.first().map(|id| First { id: *id, since: now, passed: 0 });
@@ -146,22 +147,23 @@ impl Queue {
         self.first
     }
 
-    /// The first waiting request at the last plan, if it still waits.
+    /// Returns the first waiting request of the last plan, if it still waits.
     pub(super) fn known_first(&self) -> Option<First> {
         self.first
     }
 
-    /// Number of requests in the queue, and of their prompt tokens.
+    /// Returns the number of requests in the queue and the sum of their prompt tokens.
     pub(super) fn len(&self) -> (usize, u64) {
         (self.requests, self.tokens)
     }
 
-    /// Whether `id` waits.
+    /// Whether the request `id` is prepared and waits for pages.
     pub(super) fn waits(&self, id: SeqId, tenant: Tenant) -> bool {
         self.lines.get(&tenant).is_some_and(|line| line.waiting.contains(&id))
     }
 
-    /// Estimated time until `tokens` prompt tokens have started, at the rate of the last minute; from 1 to 60 s.
+    /// Estimates the time until requests with `tokens` prompt tokens in total have started, at the rate of the last
+    /// minute. The result is between 1 and 60 s.
     fn retry_after(&mut self, tokens: u64, now: Micros) -> Micros {
         self.drop_old_starts(now);
         let started: u64 = self.starts.iter().map(|(_, tokens)| u64::from(*tokens)).sum();

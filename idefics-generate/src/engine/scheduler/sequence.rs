@@ -6,23 +6,23 @@ use super::plan::{AnswerEnd, RowId};
 use super::policy::Layout;
 use super::prefix::ChunkKey;
 
-/// The number of a request, in the order of submission. It is never used again.
+/// The number of a request, in the order of submission. Numbers are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub(super) u64);
 
 impl SeqId {
-    /// The number itself, for logs.
+    /// Returns the number itself, for logs.
     pub fn number(self) -> u64 {
         self.0
     }
 
-    /// The request's answer number `answer`.
+    /// Returns the row of the request's answer with the number `answer`.
     pub fn answer(self, answer: u32) -> RowId {
         RowId { id: self, answer }
     }
 }
 
-/// The owner of requests, as the number that the server gave to the holder of a key.
+/// The owner of requests, as a number that the server gives to the holder of an access key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tenant(pub u32);
 
@@ -31,30 +31,30 @@ pub struct Tenant(pub u32);
 pub enum Job {
     /// This number of answers. Each answer is a row of decode steps.
     Answers(u32),
-    /// A job that is not batched: beams, ranking or prompt log-probabilities. It runs a step at a time, on a tree of
-    /// tokens in the request's own pages.
+    /// A job that is not batched: beams, ranking or prompt log-probabilities. It runs one step at a time. Its tokens
+    /// form a tree in the request's own pages.
     Solo,
 }
 
-/// What is known of a request when it is submitted, before its images are decoded.
+/// The data of a request at submission, before its images are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
     /// The owner of the request.
     pub tenant: Tenant,
-    /// Tokens of the prompt, image tokens included.
+    /// Number of tokens of the prompt, image tokens included.
     pub prompt_tokens: u32,
     /// Maximum number of tokens of an answer, or of the tree of a solo job.
     pub max_tokens: u32,
     /// What runs after the prompt.
     pub job: Job,
-    /// Slabs of the context store, one for each image (IDEFICS v1); else 0.
+    /// Number of slabs of the context store: one for each image in IDEFICS v1, otherwise 0.
     pub slabs: u32,
     /// Time at which the request ends at the latest.
     pub deadline: Option<Micros>,
 }
 
 impl Ask {
-    /// Number of answers; 1 for a solo job.
+    /// Returns the number of answers; 1 for a solo job.
     pub fn answers(&self) -> u32 {
         match self.job {
             Job::Answers(answers) => answers.max(1),
@@ -66,18 +66,18 @@ impl Ask {
 /// An image of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageShape {
-    /// The position after the last token that reads the image's vectors. If the prefix cache has the keys and values up
-    /// to this position, the image is not encoded. `u32::MAX` if answers read the image too (cross-attention of IDEFICS
-    /// v1).
+    /// The position after the last token that needs the image's vectors. If the prefix cache has the keys and values up
+    /// to this position, the image is not encoded. `u32::MAX` if the answers need the image too, for the
+    /// cross-attention of IDEFICS v1.
     pub needed_until: u32,
-    /// Patches, the measure of its cost.
+    /// Number of patches, which determines the time to encode the image.
     pub patches: u32,
 }
 
-/// What preparation found out about a prompt.
+/// The sizes and keys of a prompt, which are known once it is prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PromptShape {
-    /// Tokens, image tokens included.
+    /// Number of tokens, image tokens included.
     pub tokens: u32,
     /// Images in the prompt's order.
     pub images: Vec<ImageShape>,
@@ -94,30 +94,30 @@ pub enum State {
     Waiting,
     /// Its images are being encoded.
     Encoding {
-        /// The image that is being encoded.
+        /// Index of the image that is being encoded.
         image: u32,
-        /// Number of its layers that are done.
+        /// Number of layers that are done for this image.
         layer: u32,
     },
     /// Its prompt is being computed.
     Prefilling {
         /// The position where the current chunk begins.
         first: u32,
-        /// Number of its layers that are done.
+        /// Number of layers that are done for this chunk.
         layer: u32,
     },
-    /// The last, partial page of its prompt is copied for each further answer.
+    /// It waits for the step that copies the last, partly filled page of its prompt for each further answer.
     Forking,
-    /// Its answers grow by one token a step.
+    /// Its answers grow by one token in each decode step.
     Decoding,
     /// Its solo job runs.
     Solo {
-        /// Steps that are done.
+        /// Number of steps that are done.
         step: u32,
     },
 }
 
-/// One answer of a request. While the prompt runs, there is only one.
+/// One answer of a request. While the prompt is being computed, the request has only one.
 #[derive(Debug, Default)]
 pub struct Answer {
     pub(super) table: Vec<PageId>,
@@ -128,22 +128,22 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The page table: position `p` lies in page `p / page_tokens` of the table.
+    /// Returns the page table. Entry `p / page_tokens` is the page of position `p`.
     pub fn table(&self) -> &[PageId] {
         &self.table
     }
 
-    /// Number of positions whose keys and values are written. The next token is written at this position.
+    /// Returns the number of positions whose keys and values are written. It is also the position that is written next.
     pub fn written(&self) -> u32 {
         self.written
     }
 
-    /// Number of tokens of the answer so far. The keys and values of the last one are not yet written.
+    /// Returns the number of tokens of the answer so far. The keys and values of the last token are not written yet.
     pub fn generated(&self) -> u32 {
         self.generated
     }
 
-    /// How the answer ended, if it has.
+    /// Returns how the answer ended. `None` if it has not ended.
     pub fn ended(&self) -> Option<AnswerEnd> {
         self.ended
     }
@@ -157,9 +157,9 @@ pub struct Sequence {
     pub(super) state: State,
     pub(super) prompt: PromptShape,
     pub(super) submitted: Micros,
-    /// Tokens whose keys and values came from the prefix cache.
+    /// Number of prompt tokens whose keys and values came from the prefix cache.
     pub(super) cached: u32,
-    /// Whether its prompt has begun to run.
+    /// Whether the computation of its prompt has begun.
     pub(super) begun: bool,
     pub(super) answers: Vec<Answer>,
 }
@@ -170,37 +170,37 @@ impl Sequence {
         Self { id, ask, state: State::Preparing, prompt, submitted, cached: 0, begun: false, answers: Vec::new() }
     }
 
-    /// Its number.
+    /// Returns the number of the request.
     pub fn id(&self) -> SeqId {
         self.id
     }
 
-    /// What was known at submission.
+    /// Returns the data of the request at submission.
     pub fn ask(&self) -> &Ask {
         &self.ask
     }
 
-    /// Its state.
+    /// Returns the state of the request.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Its prompt. Before it is prepared, only the announced length is known.
+    /// Returns the sizes of the prompt. Before the prompt is prepared, only its announced length is known.
     pub fn prompt(&self) -> &PromptShape {
         &self.prompt
     }
 
-    /// Tokens of the prompt whose keys and values came from the prefix cache.
+    /// Returns the number of prompt tokens whose keys and values came from the prefix cache.
     pub fn cached_tokens(&self) -> u32 {
         self.cached
     }
 
-    /// Its answers: none before admission, one until the prompt is computed, and then all.
+    /// Returns the answers: none before admission, one until the prompt is computed, and then all.
     pub fn answers(&self) -> &[Answer] {
         &self.answers
     }
 
-    /// Whether it is in the queue: in preparation or waiting.
+    /// Whether the request is in the queue: in preparation or waiting.
     pub(super) fn is_queued(&self) -> bool {
         matches!(self.state, State::Preparing | State::Waiting)
     }
@@ -219,13 +219,15 @@ impl Sequence {
         layout.worst_case(self.prompt.tokens, self.ask.max_tokens, self.ask.answers())
     }
 
-    /// Keys of the chunks that may come from the prefix cache. The chunk of the last token is always computed.
+    /// Returns the keys of the chunks that may come from the prefix cache. The chunk of the last token is always
+    /// computed.
     pub(super) fn sharable_keys(&self, layout: &Layout) -> &[ChunkKey] {
         let chunks = (self.prompt.tokens.saturating_sub(1) / layout.chunk_tokens) as usize;
         &self.prompt.keys[..chunks.min(self.prompt.keys.len())]
     }
 
-    /// The state in which its prompt continues when the images before `image` are done.
+    /// Returns the next state of the prompt when the images before `image` are done. An image is skipped if all tokens
+    /// that need it are cached.
     pub(super) fn next_image(&self, image: u32) -> State {
         let needed = |(index, shape): (usize, &ImageShape)| {
             (index >= image as usize && shape.needed_until > self.cached).then_some(index as u32)
@@ -236,7 +238,7 @@ impl Sequence {
         }
     }
 
-    /// Whether one chunk and no picture is left, so that the prompt may be a guest.
+    /// Whether only one chunk is left and no picture, so that the prompt may be a guest.
     pub(super) fn is_short(&self, layout: &Layout) -> bool {
         let State::Prefilling { first, .. } = self.state else { return false };
         self.prompt.tokens - first <= layout.chunk_tokens

@@ -1,7 +1,7 @@
 //! Runs the scheduler with a [stub executor](stub) in random [scenarios](scenario). Checks that requests do not affect
 //! each other's tokens, that each request ends once and in time, and that none starves.
 //!
-//! `SIMULATOR_SEEDS` sets the number of scenarios, `SIMULATOR_FIRST` the first seed.
+//! The environment variable `SIMULATOR_SEEDS` sets the number of scenarios, and `SIMULATOR_FIRST` the first seed.
 
 mod checks;
 mod scenario;
@@ -14,7 +14,7 @@ use checks::{Admissions, Fairness};
 use scenario::{Outside, Random, Request, Scenario};
 use stub::Stub;
 
-/// An event outside the scheduler.
+/// An event that comes from outside the scheduler.
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Arrival(usize),
@@ -33,11 +33,11 @@ struct Simulation {
     scheduler: Scheduler,
     stub: Stub,
     now: Micros,
-    /// Events in order of time. Events of the same time are in order of creation.
+    /// Events to come, in order of time. The key is the time and the number of the event, in order of creation.
     events: BTreeMap<(Micros, usize), Event>,
     made: usize,
     requests: HashMap<SeqId, Request>,
-    /// How events have ended requests.
+    /// The requests that an event has ended, and how.
     outside: HashMap<SeqId, Outside>,
     lost: Vec<SeqId>,
     ended: HashMap<SeqId, Ending>,
@@ -91,17 +91,17 @@ impl Simulation {
 
     fn run(mut self) -> Seen {
         for steps in 0.. {
-            assert!(steps < 50_000, "this never ends: {:?}", self.scheduler);
+            assert!(steps < 50_000, "the simulation runs for too many steps: {:?}", self.scheduler);
             self.happen(self.now);
             let step = self.scheduler.plan(self.now);
             self.scheduler.check_invariants();
-            assert_eq!(self.scheduler.plan(self.now), step, "a second call changes the plan");
+            assert_eq!(self.scheduler.plan(self.now), step, "a second call of `plan` returns another step");
             self.read_notices(true);
             self.check_limits();
             if let StepPlan::Idle { until } = step {
                 let next = self.events.keys().next().map(|(at, _)| *at);
                 let Some(next) = next.into_iter().chain(until).min() else { break };
-                assert!(next > self.now, "an idle plan that is over at once");
+                assert!(next > self.now, "an idle step must end at a later time");
                 self.now = next;
                 continue;
             }
@@ -128,7 +128,7 @@ impl Simulation {
         });
         self.now += took;
         if self.random.chance(4) {
-            // Some events happen while the step runs.
+            // In one step of four, some events happen while the step runs.
             let before = self.now - took / 2;
             self.happen(before);
             self.scheduler.check_invariants();
@@ -138,7 +138,8 @@ impl Simulation {
         self.read_notices(false);
     }
 
-    /// The time of a step, with some noise. The time of layers is in proportion to their tokens or patches.
+    /// Returns the simulated time of a step, with some noise. The time of layers is proportional to their tokens or
+    /// patches.
     fn cost(&mut self, step: &StepPlan) -> Micros {
         let micros = match step {
             StepPlan::Idle { .. } => 0,
@@ -199,7 +200,7 @@ impl Simulation {
         let drained = self.scenario.drains_at.is_some_and(|at| at < arrival.at);
         match self.scheduler.submit(arrival.request.ask(), now) {
             Ok(id) => {
-                assert!(!drained, "a request was taken after the drain");
+                assert!(!drained, "a request was accepted after the drain");
                 self.requests.insert(id, arrival.request);
                 self.add(arrival.at + arrival.preparation, Event::Prepared(id));
                 if let Some((at, outside)) = arrival.end {
@@ -246,17 +247,17 @@ impl Simulation {
         }
     }
 
-    /// Checks the tokens that an ended request has received, and the reason for its ending.
+    /// Checks the tokens that an ended request has received, and that it had a reason to end in this way.
     fn check_ended(&mut self, id: SeqId, ending: Ending) {
         let request = &self.requests[&id];
         let alone: Vec<_> = (0..request.answers).map(|answer| request.alone(answer)).collect();
         for (answer, (tokens, end)) in (0..).zip(&alone) {
             let got = self.stub.tokens.get(&id.answer(answer)).map_or(&[][..], Vec::as_slice);
-            assert!(tokens.starts_with(got), "answer {answer} of {id:?}: {got:?}, alone {tokens:?}; {request:?}");
+            assert!(tokens.starts_with(got), "answer {answer} of {id:?} is {got:?}; expected {tokens:?}; {request:?}");
             if ending == Ending::Finished {
-                assert_eq!(got.len(), tokens.len(), "answer {answer} of {id:?} is short: {request:?}");
+                assert_eq!(got.len(), tokens.len(), "answer {answer} of {id:?} is too short: {request:?}");
                 let told = self.answers.get(&id.answer(answer));
-                assert!(request.solo && told.is_none() || told == Some(end), "{id:?}: {told:?} for {end:?}");
+                assert!(request.solo && told.is_none() || told == Some(end), "{id:?} reported {told:?}, not {end:?}");
             }
         }
         let reason = match ending {
@@ -294,20 +295,20 @@ impl Simulation {
         self.note(format!("{ending:?}").split(' ').next().unwrap_or_default());
     }
 
-    /// Checks that all requests over a time limit have ended.
+    /// Checks that all requests that have reached a time limit have ended.
     fn check_limits(&self) {
         let requests = self.requests.keys().filter_map(|id| self.scheduler.sequence(*id));
         for sequence in requests {
             assert!(sequence.ask().deadline.is_none_or(|deadline| deadline > self.now));
             let limit = sequence.submitted + self.scenario.policy.queue_timeout;
-            assert!(!sequence.is_queued() || limit > self.now, "{:?} waits for too long", sequence.id());
+            assert!(!sequence.is_queued() || limit > self.now, "{:?} is in the queue for too long", sequence.id());
         }
     }
 
     fn check_end(&self) {
         assert_eq!(self.ended.len(), self.requests.len(), "not all requests have ended");
         let pages = self.scheduler.counts().pages;
-        assert_eq!((pages.owned, pages.reserved), (0, 0), "pages are not back: {pages:?}");
+        assert_eq!((pages.owned, pages.reserved), (0, 0), "pages were not released: {pages:?}");
         assert_eq!(pages.free + pages.idle, self.scenario.layout.pages);
         self.scheduler.check_invariants();
         assert_eq!(self.scheduler.broken_invariant(), None);
@@ -323,14 +324,14 @@ fn ending_of(outside: Outside) -> Ending {
 }
 
 #[test]
-fn random_requests_get_what_they_get_alone() {
+fn random_requests_get_the_same_tokens_as_alone() {
     let number = |name: &str, default| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
     let (first, seeds): (u64, u64) = (number("SIMULATOR_FIRST", 0), number("SIMULATOR_SEEDS", 300));
     let mut seen = Seen::new();
     for seed in first..first + seeds {
         let run = std::panic::catch_unwind(|| Simulation::new(seed).run());
         let run = run.unwrap_or_else(|cause| {
-            eprintln!("seed {seed}: run again with SIMULATOR_FIRST={seed} SIMULATOR_SEEDS=1");
+            eprintln!("seed {seed} failed; run it again with SIMULATOR_FIRST={seed} SIMULATOR_SEEDS=1");
             std::panic::resume_unwind(cause)
         });
         run.into_iter().for_each(|(what, times)| *seen.entry(what).or_default() += times);

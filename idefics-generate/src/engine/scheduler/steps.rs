@@ -8,8 +8,8 @@ use super::policy::Policy;
 use super::sequence::{SeqId, State};
 use super::{Micros, Scheduler};
 
-/// Maximum debt (negative credit), in microseconds. It limits how long a slice that took much longer than expected
-/// delays the next ones.
+/// Maximum debt (negative credit), in microseconds. A slice that takes much longer than expected delays the next
+/// slices. This maximum limits the delay.
 const DEBT: f64 = 1e6;
 
 /// The turns of rows, solo jobs, forks and prompts.
@@ -17,7 +17,7 @@ const DEBT: f64 = 1e6;
 pub(super) struct Turns {
     /// Rows that decode. The rows at the front, at most [`Policy::max_batch`], have their turn.
     rows: VecDeque<RowId>,
-    /// Number of decode steps in this turn.
+    /// Number of decode steps so far in this turn.
     steps: u32,
     /// Number of rows at the front that ran in the last step. Only these go to the back after the turn. A row that has
     /// taken the place of an ended row stays at the front.
@@ -30,7 +30,7 @@ pub(super) struct Turns {
     forks: VecDeque<SeqId>,
     /// The prompt that is being computed.
     prompt: Option<SeqId>,
-    /// The guest that runs before it.
+    /// The guest that runs before `prompt` continues.
     guest: Option<SeqId>,
     /// The prompt and its state at the last cut where a guest ran first. There is no second guest at the same cut.
     guest_at: Option<(SeqId, State)>,
@@ -53,7 +53,7 @@ impl Turns {
         &self.forks
     }
 
-    /// The prompt that is being computed, and the guest.
+    /// Returns the prompt that is being computed, and its guest.
     pub(super) fn prompts(&self) -> impl Iterator<Item = SeqId> {
         self.prompt.into_iter().chain(self.guest)
     }
@@ -92,7 +92,7 @@ impl Turns {
         self.guest = self.guest.filter(|guest| *guest != id);
     }
 
-    /// A decode step ran: of suspects if `suspects`, otherwise of the rows at the front.
+    /// Notes that a decode step ran. Its rows were suspects if `suspects` is true, and otherwise the rows at the front.
     pub(super) fn decoded(&mut self, rows: &[RowId], took: Micros, policy: &Policy, suspects: bool) {
         self.other_ran = false;
         self.credit += took as f64 * (1.0 - policy.decode_share) / policy.decode_share;
@@ -102,7 +102,7 @@ impl Turns {
         }
     }
 
-    /// A slice, a fork or a step of a solo job ran.
+    /// Notes that a slice, a fork or a step of a solo job ran. If rows decode, takes its time from the credit.
     pub(super) fn other_ran(&mut self, took: Micros) {
         self.other_ran = true;
         if !self.rows.is_empty() {
@@ -110,13 +110,13 @@ impl Turns {
         }
     }
 
-    /// A slice ran. A solo job is next.
+    /// Notes that a slice ran. A solo job is next.
     pub(super) fn slice_ran(&mut self, took: Micros) {
         self.other_ran(took);
         self.solo_first = true;
     }
 
-    /// A step of a solo job ran. A slice is next, and then another solo job.
+    /// Notes that a step of a solo job ran. A slice is next, and then another solo job.
     pub(super) fn solo_ran(&mut self, took: Micros, id: SeqId) {
         self.other_ran(took);
         self.solo_first = false;
@@ -125,7 +125,7 @@ impl Turns {
         }
     }
 
-    /// The rows of the next decode step.
+    /// Returns the rows of the next decode step, and starts the next turn if this one is over.
     fn batch(&mut self, max_batch: usize, turn_steps: u32) -> Vec<RowId> {
         if self.steps >= turn_steps {
             self.steps = 0;
@@ -138,7 +138,7 @@ impl Turns {
     }
 }
 
-/// A piece of work between decode steps.
+/// Work that runs between decode steps.
 #[derive(Debug, Clone, Copy)]
 enum Other {
     Fork(SeqId),
@@ -156,7 +156,8 @@ impl Scheduler {
         }
     }
 
-    /// `None` if a chosen request lacked a page that was reserved for it. That request has failed.
+    /// Chooses the next step, or returns `None` if a page that was reserved for the chosen request is not available.
+    /// That request has then failed.
     fn try_to_choose(&mut self) -> Option<StepPlan> {
         while let Some(mut rows) = self.suspects.pop() {
             rows.retain(|row| self.turns.rows.contains(row));
@@ -174,7 +175,8 @@ impl Scheduler {
             return self.decode(rows);
         };
         if !rows.is_empty() {
-            // Credit beyond what the next piece of work needs is not saved, so that later pieces cannot run in a burst.
+            // Credit that the next piece of work does not need is not saved, so that later pieces cannot run in a
+            // burst.
             self.turns.credit = self.turns.credit.min(cost.max(self.earning(rows.len() as u32)));
             if self.turns.other_ran || cost > self.turns.credit {
                 return self.decode(rows);
@@ -202,31 +204,31 @@ impl Scheduler {
         Some(StepPlan::Decode(rows))
     }
 
-    /// Extends the page table of an answer to `tokens` positions. If a reserved page is not available, the request
-    /// fails.
+    /// Extends the page table of an answer to `tokens` positions. If a reserved page is not available, ends the request
+    /// and returns false.
     pub(super) fn extend(&mut self, row: RowId, tokens: u64) -> bool {
         let pages = self.layout.pages_for(tokens);
         let answers = self.sequences.get_mut(&row.id).map(|sequence| &mut sequence.answers);
         let Some(answer) = answers.and_then(|answers| answers.get_mut(row.answer as usize)) else { return false };
         let extended = self.memory.extend(&mut answer.table, &mut answer.reservation, pages);
         if !extended {
-            debug_assert!(false, "{row:?} was promised too few pages");
+            debug_assert!(false, "too few pages are reserved for {row:?}");
             self.end(row.id, Ending::Failed(RowFault::Internal));
         }
         extended
     }
 
-    /// Expected time of a decode step; 0 if unknown.
+    /// Returns the expected time of a decode step in microseconds; 0 if it is unknown.
     fn step_time(&self, rows: u32) -> f64 {
         self.costs.expect(Cost::Step { rows: rows.max(1) }).unwrap_or(0.0)
     }
 
-    /// Credit that a decode step is expected to earn.
+    /// Returns the credit that a decode step is expected to earn, in microseconds.
     fn earning(&self, rows: u32) -> f64 {
         self.step_time(rows) * (1.0 - self.policy.decode_share) / self.policy.decode_share
     }
 
-    /// The next piece of work between decode steps, and its expected time.
+    /// Returns the next piece of work between decode steps, and its expected time in microseconds.
     fn other_work(&mut self, rows: u32) -> Option<(Other, f64)> {
         if let Some(id) = self.turns.forks.front() {
             return Some((Other::Fork(*id), 0.0));
@@ -245,7 +247,7 @@ impl Scheduler {
         solo.map(|id| (Other::Solo(id), self.costs.expect(Cost::SoloStep).unwrap_or(unknown)))
     }
 
-    /// The prompt that runs next: the current one, or a guest at one of its cuts.
+    /// Returns the prompt that runs next: the current prompt, or a guest if the current prompt is at a cut.
     fn next_prompt(&mut self) -> Option<SeqId> {
         let running = |id: Option<SeqId>| id.filter(|id| self.sequence(*id).is_some_and(|prompt| prompt.in_prompt()));
         if let Some(guest) = running(self.turns.guest) {
@@ -267,7 +269,7 @@ impl Scheduler {
         self.turns.guest.or(self.turns.prompt)
     }
 
-    /// The number of layers left of the current picture or chunk, and the cost of each.
+    /// Returns the [`Cost`] of a layer of the current picture or chunk, and the number of layers left.
     fn layers_left(&self, id: SeqId) -> Option<(Cost, u32)> {
         let sequence = self.sequence(id)?;
         match sequence.state {
@@ -297,7 +299,8 @@ impl Scheduler {
         }
     }
 
-    /// The copies of the last, partial page of a prompt. The first answer that has not ended keeps the page itself.
+    /// Plans the copies of the last, partly filled page of a prompt. The first answer that has not ended keeps the page
+    /// itself.
     fn fork(&mut self, id: SeqId) -> Option<StepPlan> {
         let sequence = self.sequence(id)?;
         let whole = (sequence.prompt.tokens / self.layout.page_tokens) as usize;

@@ -1,4 +1,4 @@
-//! Tests of single rules, with concrete numbers. The simulator tests what holds for all inputs.
+//! Tests of single rules, with concrete numbers. The simulator tests the properties that hold for all inputs.
 
 mod memory;
 
@@ -28,7 +28,7 @@ fn add(scheduler: &mut Scheduler, ask: Ask, now: Micros) -> SeqId {
     id
 }
 
-/// An outcome without faults. The last layers of a prompt give one token for each answer.
+/// Returns the outcome of a step without faults. After the last layers of a prompt, each answer gets a token.
 fn good(scheduler: &Scheduler, step: &StepPlan) -> Outcome {
     let verdicts = match step {
         StepPlan::Idle { .. } => Vec::new(),
@@ -89,8 +89,8 @@ fn sizes_that_cannot_work_are_refused() {
         change(&mut layout);
         Scheduler::new(layout, Policy::default()).unwrap_err().to_string()
     };
-    assert_eq!(layout(|layout| layout.pages = 0), "pages is 0; it must be at least 1");
-    assert_eq!(layout(|layout| layout.chunk_tokens = 6), "chunk_tokens is 6, which is no multiple of page_tokens (4)");
+    assert_eq!(layout(|layout| layout.pages = 0), "pages is 0; expected at least 1");
+    assert_eq!(layout(|layout| layout.chunk_tokens = 6), "chunk_tokens is 6; expected a multiple of page_tokens (4)");
     for share in [0.0, 1.0, f64::NAN] {
         let policy = Policy { decode_share: share, ..Policy::default() };
         assert!(matches!(
@@ -101,9 +101,9 @@ fn sizes_that_cannot_work_are_refused() {
 }
 
 #[test]
-fn the_queue_is_bounded_in_requests_and_prompt_tokens() {
+fn the_queue_limits_requests_and_prompt_tokens() {
     let mut scheduler = scheduler(Policy { max_queue: 3, max_queue_tokens: 50, ..Policy::default() });
-    // A prompt above the bound is accepted if it is alone in the queue.
+    // A prompt above the limit is accepted if it is alone in the queue.
     let long = scheduler.submit(ask(100, 1), 0).unwrap();
     assert!(matches!(scheduler.submit(ask(1, 1), 0), Err(Refusal::QueueFull { retry_after: 60_000_000 })));
     scheduler.end(long, Ending::BadInput);
@@ -121,7 +121,7 @@ fn the_queue_is_bounded_in_requests_and_prompt_tokens() {
 fn a_full_queue_says_when_to_try_again() {
     let mut scheduler = scheduler(Policy { max_queue: 2, ..Policy::default() });
     let mut now = 0;
-    // 16 tokens per request and 10 s between starts: slightly more than 1.6 tokens per second.
+    // With 16 tokens per request and 10 s between starts, the rate is about 1.6 tokens per second.
     for _ in 0..3 {
         let id = add(&mut scheduler, ask(16, 1), now);
         until_idle(&mut scheduler, &mut now);
@@ -130,7 +130,9 @@ fn a_full_queue_says_when_to_try_again() {
     }
     scheduler.submit(ask(16, 1), now).unwrap();
     scheduler.submit(ask(16, 1), now).unwrap();
-    let Err(Refusal::QueueFull { retry_after }) = scheduler.submit(ask(16, 1), now) else { panic!("it is full") };
+    let Err(Refusal::QueueFull { retry_after }) = scheduler.submit(ask(16, 1), now) else {
+        panic!("the queue is not full")
+    };
     assert!((19 * SECOND..22 * SECOND).contains(&retry_after), "{retry_after}");
 }
 
@@ -139,7 +141,7 @@ fn until_idle(scheduler: &mut Scheduler, now: &mut Micros) {
 }
 
 #[test]
-fn one_tenant_fills_its_share_of_the_queue_only() {
+fn a_tenant_can_fill_only_its_share_of_the_queue() {
     let mut scheduler = scheduler(Policy { max_queue: 4, tenant_share: 0.5, ..Policy::default() });
     scheduler.submit(ask(1, 1), 0).unwrap();
     scheduler.submit(ask(1, 1), 0).unwrap();
@@ -170,7 +172,7 @@ fn a_tenant_with_more_than_its_share_of_pages_gives_way() {
 }
 
 #[test]
-fn few_pass_the_first_waiting_request_and_none_after_a_while() {
+fn few_requests_pass_the_first_one_and_only_for_a_limited_time() {
     for (max_passes, pass_window) in [(3, 2 * SECOND), (8, 2_500)] {
         let mut scheduler = scheduler(Policy { max_passes, pass_window, ..Policy::default() });
         let mut now = 0;
@@ -202,7 +204,7 @@ fn until_waiting_is_over(scheduler: &mut Scheduler, now: &mut Micros, first: Seq
 }
 
 #[test]
-fn slices_have_as_many_layers_as_their_time_allows() {
+fn the_time_limit_sets_the_number_of_layers_of_a_slice() {
     let mut scheduler = scheduler(Policy { slice_floor: 3_500, ..Policy::default() });
     let id = add(&mut scheduler, ask(20, 1), 0);
     let layers = |step: StepPlan| {
@@ -216,15 +218,15 @@ fn slices_have_as_many_layers_as_their_time_allows() {
         scheduler.done(outcome, 1_000 * layers.len() as u64, 0);
         (tokens, layers)
     };
-    // The time of the first layer is unknown. After it, 3 layers of 1 ms fit into 3.5 ms. The last chunk is half as
-    // long.
+    // The time of the first layer is unknown, so it runs alone. After it, 3 layers of 1 ms fit into 3.5 ms. The last
+    // chunk has half the tokens, so 4 layers fit.
     let expected = [(0..8, 0..1), (0..8, 1..4), (8..16, 0..3), (8..16, 3..4), (16..20, 0..4)];
     assert_eq!(std::array::from_fn(|_| run(&mut scheduler)), expected);
     assert_eq!(endings(&mut scheduler), [(id, Ending::Finished)]);
 }
 
 #[test]
-fn decode_keeps_its_share_of_the_time() {
+fn decode_steps_keep_their_share_of_the_time() {
     for share in [0.2, 0.5, 0.8] {
         let mut scheduler = scheduler(Policy { decode_share: share, slice_floor: 1, ..Policy::default() });
         let mut now = 0;
@@ -241,7 +243,7 @@ fn decode_keeps_its_share_of_the_time() {
                 StepPlan::Slice(Slice::Chunk { layers, .. }) => (&mut slices, 990 * layers.len() as u64),
                 step => panic!("{step:?}"),
             };
-            // Time is counted after the first slice, because the time of a slice is unknown before.
+            // Times are counted only after the first slice, because the time of a slice is unknown until then.
             if known {
                 *time += micros as f64;
             }
@@ -253,12 +255,12 @@ fn decode_keeps_its_share_of_the_time() {
             }
         }
         let kept = decode / (decode + slices);
-        assert!((kept - share).abs() < 0.06, "{kept} of {share}");
+        assert!((kept - share).abs() < 0.06, "decode steps kept {kept} of the time; expected {share}");
     }
 }
 
 #[test]
-fn more_rows_than_a_batch_take_turns_by_8_steps() {
+fn rows_take_turns_of_8_steps_if_they_exceed_the_batch() {
     let mut scheduler = scheduler(Policy { max_batch: 2, ..Policy::default() });
     let mut now = 0;
     let ids = [0; 3].map(|_| add(&mut scheduler, ask(1, 40), now));
@@ -276,7 +278,7 @@ fn more_rows_than_a_batch_take_turns_by_8_steps() {
 }
 
 #[test]
-fn a_panic_ends_the_row_that_causes_it_alone() {
+fn a_panic_ends_only_the_row_that_causes_it() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
     let ids = [0; 8].map(|_| add(&mut scheduler, ask(1, 19), now));
@@ -303,7 +305,7 @@ fn a_panic_ends_the_row_that_causes_it_alone() {
 }
 
 #[test]
-fn a_missing_verdict_fails_its_request_alone() {
+fn a_missing_verdict_fails_only_its_request() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
     let [lost, other] = [0; 2].map(|_| add(&mut scheduler, ask(1, 10), now));
@@ -317,7 +319,7 @@ fn a_missing_verdict_fails_its_request_alone() {
 }
 
 #[test]
-fn limits_end_requests_in_time() {
+fn requests_end_when_they_reach_a_time_limit() {
     let mut scheduler = scheduler(Policy { queue_timeout: 5_000, ..Policy::default() });
     let waits = scheduler.submit(ask(1, 1), 0).unwrap();
     let late = scheduler.submit(Ask { deadline: Some(3_000), ..ask(1, 1) }, 0).unwrap();
@@ -356,10 +358,10 @@ fn solo_jobs_and_prompts_take_turns_between_decode_steps() {
 }
 
 #[test]
-fn one_short_prompt_goes_first_at_each_cut() {
+fn at_each_cut_one_short_prompt_runs_first() {
     let mut scheduler = scheduler(Policy { slice_floor: 100_000, ..Policy::default() });
     let mut now = 0;
-    // This prompt makes the costs known, so that each later slice is a whole chunk.
+    // This prompt makes the time of a layer known, so that each later slice is a whole chunk.
     add(&mut scheduler, ask(16, 1), now);
     until_idle(&mut scheduler, &mut now);
     let long = add(&mut scheduler, ask(24, 1), now);
@@ -367,12 +369,12 @@ fn one_short_prompt_goes_first_at_each_cut() {
     let id =
         |step: &StepPlan| if let StepPlan::Slice(Slice::Chunk { id, .. }) = step { *id } else { panic!("{step:?}") };
     let order: Vec<_> = steps(&mut scheduler, &mut now, 7).iter().map(id).collect();
-    // No guest runs before the last chunk of the long prompt, which is itself short.
+    // Before its last chunk, the long prompt is itself short, so no guest runs.
     assert_eq!(order, [short[0], long, short[1], long, long, short[2], short[3]]);
 }
 
 #[test]
-fn lost_pages_end_what_runs_and_not_what_waits() {
+fn lost_pages_end_running_requests_but_not_waiting_ones() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
     let runs = add(&mut scheduler, ask(8, 100), now);

@@ -1,11 +1,11 @@
-//! Checks of order and turns that do not rely on the scheduler's own records.
+//! Checks of the order and the turns of requests. They do not rely on the scheduler's own records.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::super::{Micros, RowId, Scheduler, SeqId, State, StepPlan};
 use super::scenario::{Request, Scenario};
 
-/// Tracks which requests wait, and how many start before the first.
+/// Tracks which requests wait, and how many have started before the first one.
 #[derive(Debug, Default)]
 pub(super) struct Admissions {
     waiting: BTreeSet<SeqId>,
@@ -22,20 +22,24 @@ impl Admissions {
         self.first = self.first.filter(|(first, ..)| *first != id);
     }
 
-    /// A request starts. With one tenant, it must be the first waiting request, or one that may start before the first.
+    /// Notes that a request starts. With one tenant, checks that it is the first waiting request, or that it may start
+    /// before the first.
     pub(super) fn admit(&mut self, id: SeqId, now: Micros, scenario: &Scenario) {
         if scenario.tenants == 1 {
-            let (first, since, passed) = self.known_first(now).expect("a waiting request");
+            let (first, since, passed) = self.known_first(now).expect("a request waits");
             if id != first {
-                assert!(passed < scenario.policy.max_passes, "{first:?} has been passed {passed} times, now by {id:?}");
+                assert!(
+                    passed < scenario.policy.max_passes,
+                    "{id:?} passes {first:?}, which {passed} others have passed"
+                );
                 assert!(
                     now - since < scenario.policy.pass_window,
-                    "{first:?} has waited since {since}, {id:?} at {now}"
+                    "{id:?} starts at {now} before {first:?}, which has been the first since {since}"
                 );
                 self.first = Some((first, since, passed + 1));
             }
         }
-        assert!(self.waiting.contains(&id), "{id:?} starts but does not wait");
+        assert!(self.waiting.contains(&id), "{id:?} starts, but did not wait");
         self.end(id);
     }
 
@@ -55,7 +59,7 @@ impl Admissions {
     ) {
         let own = if scenario.tenants == 1 { self.known_first(now).map(|(id, ..)| id) } else { None };
         let known = scheduler.queue.known_first().map(|first| first.id);
-        assert!(own.is_none() || own == known, "{own:?} is the first, not {known:?}");
+        assert!(own.is_none() || own == known, "the first waiting request is {own:?}, not {known:?}");
         assert_eq!(known.is_none(), self.waiting.is_empty());
         let Some(first) = known else { return };
         let need = |id: &SeqId| {
@@ -68,11 +72,11 @@ impl Admissions {
         let used = admitted.map(need).fold((0, 0), |sum, own| (sum.0 + own.0, sum.1 + own.1));
         let need = need(&first);
         let fits = used.0 + need.0 <= u64::from(scenario.layout.pages) && used.1 + need.1 <= scenario.layout.slabs;
-        assert!(!fits, "{first:?} fits and does not start");
+        assert!(!fits, "{first:?} fits, but does not start");
     }
 }
 
-/// Tracks the turns of decode steps and other steps, and those of rows.
+/// Tracks how decode steps and other steps take turns, and how rows take turns.
 #[derive(Debug, Default)]
 pub(super) struct Fairness {
     /// Number of other steps since the last decode step, counted while rows decode.
@@ -106,31 +110,36 @@ impl Fairness {
             let other = counts.prompts + counts.solo > 0 || forking;
             self.decodes = if other && !failed { self.decodes + 1 } else { 0 };
             let most = 2.0 * self.longest_other.max(self.budget(scheduler)).max(2_000.0) / (self.shortest_step * earns);
-            assert!(f64::from(self.decodes) <= most + 3.0, "other work starves: {} steps, {most}", self.decodes);
+            assert!(
+                f64::from(self.decodes) <= most + 3.0,
+                "other work waits for {} decode steps; expected about {most} at most",
+                self.decodes
+            );
             self.check_rows(rows, scheduler);
         } else {
             self.decodes = 0;
             self.others += u32::from(counts.rows > 0);
-            assert!(self.others <= 1, "two pieces of other work between decode steps");
+            assert!(self.others <= 1, "two other steps ran between two decode steps");
             self.longest_other = self.longest_other.max(took as f64);
             if let StepPlan::Slice(slice) = step {
                 let layers = match slice {
                     super::Slice::Vision { layers, .. } | super::Slice::Chunk { layers, .. } => layers,
                 };
-                // Times vary by up to a fifth, and the sizes of a class by up to an eighth.
+                // The factor 1.7 allows for noise and cost classes. Times vary by up to a fifth, and the sizes of a
+                // cost class by up to an eighth.
                 let most = 1.7 * self.budget(scheduler);
-                assert!(layers.len() == 1 || took as f64 <= most, "{slice:?} took {took}, more than {most}");
+                assert!(layers.len() == 1 || took as f64 <= most, "{slice:?} took {took} µs, more than {most} µs");
             }
         }
     }
 
-    /// Maximum time of a slice of several layers.
+    /// Returns the maximum expected time of a slice of several layers, in microseconds.
     fn budget(&self, scheduler: &Scheduler) -> f64 {
         let share = scheduler.policy().decode_share;
         (scheduler.policy().slice_floor as f64).max(self.longest_step * ((1.0 - share) / share).max(1.0))
     }
 
-    /// Checks that each row decodes at least once while all others have their turns.
+    /// Checks that each row decodes at least once while all other rows have their turns.
     fn check_rows(&mut self, rows: &[RowId], scheduler: &Scheduler) {
         self.steps += 1;
         rows.iter().for_each(|row| _ = self.last.insert(*row, self.steps));

@@ -1,11 +1,11 @@
-//! The random scenario of one simulation, which depends only on the seed.
+//! The random scenario of one simulation. It depends only on the seed.
 
 use std::ops::Range;
 
 use super::super::{Ask, ImageShape, Job, Layout, Micros, Policy, PromptShape, RowFault, SECOND, Tenant, chunk_keys};
 use super::stub::mix;
 
-/// Pseudo-random numbers in the manner of SplitMix64.
+/// A generator of pseudo-random numbers, similar to SplitMix64.
 #[derive(Debug)]
 pub(super) struct Random(pub(super) u64);
 
@@ -15,12 +15,12 @@ impl Random {
         mix(self.0, 0x5851_f42d_4c95_7f2d)
     }
 
-    /// A random number in the range.
+    /// Returns a random number in the range.
     pub(super) fn from(&mut self, range: Range<u32>) -> u32 {
         range.start + (self.next() % u64::from(range.end - range.start)) as u32
     }
 
-    /// True with a probability of 1 / `times`.
+    /// Returns true with a probability of 1 / `times`.
     pub(super) fn chance(&mut self, times: u32) -> bool {
         self.from(0..times) == 0
     }
@@ -43,14 +43,14 @@ impl Image {
     }
 }
 
-/// A fault that a request is made to have.
+/// A fault that the stub executor causes in a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
     /// An answer fails with `fault` after `after` tokens.
     Row { answer: u32, after: u32, fault: RowFault },
     /// Every step with this answer panics once the answer has `after` tokens.
     Panics { answer: u32, after: u32 },
-    /// Every slice of the chunk with position `at` panics.
+    /// Every slice of the chunk that contains position `at` panics.
     PromptPanics { at: u32 },
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Request {
     pub(super) tenant: u32,
     pub(super) ids: Vec<u32>,
     pub(super) images: Vec<Image>,
-    /// Whether images are read by cross-attention.
+    /// Whether the images are read by cross-attention.
     pub(super) context: bool,
     pub(super) max_tokens: u32,
     pub(super) answers: u32,
@@ -81,7 +81,7 @@ pub(super) struct Request {
     pub(super) seed: u64,
     pub(super) deadline: Option<Micros>,
     pub(super) fault: Option<Fault>,
-    /// By how many tokens the announced prompt is shorter than the prepared one.
+    /// Number of tokens by which the announced prompt is shorter than the prepared prompt.
     pub(super) announced_less: u32,
 }
 
@@ -120,7 +120,7 @@ pub(super) enum Outside {
     BadInput,
 }
 
-/// What happens to a request outside the scheduler.
+/// A request, the times when it is submitted and prepared, and how it is ended from outside the scheduler.
 #[derive(Debug, Clone)]
 pub(super) struct Arrival {
     pub(super) at: Micros,
@@ -134,7 +134,7 @@ pub(super) struct Scenario {
     pub(super) layout: Layout,
     pub(super) policy: Policy,
     pub(super) arrivals: Vec<Arrival>,
-    /// One step in this many fails without a reason; 0 if none does.
+    /// One step in `transient` steps fails at random; 0 if none does.
     pub(super) transient: u32,
     pub(super) loses_pages_at: Option<Micros>,
     pub(super) drains_at: Option<Micros>,

@@ -1,5 +1,5 @@
-//! An executor without a model. What it writes into a slot and which token it chooses are hashes of all slots before,
-//! read through the page table. A write to a wrong page therefore changes a token.
+//! An executor without a model. The contents that it writes to a slot, and the token that it chooses, are hashes of all
+//! earlier slots, read through the page table. A write to a wrong page therefore changes a token.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::super::{AnswerEnd, Layout, Outcome, PageId, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
 use super::scenario::{Fault, Random, Request};
 
-/// One token in this many ends an answer.
+/// A token ends an answer if it is a multiple of this number.
 const END: u32 = 29;
 
 pub(super) fn mix(a: u64, b: u64) -> u64 {
@@ -17,18 +17,18 @@ pub(super) fn mix(a: u64, b: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What is written at `position`. `before` is the hash of all slots before it.
+/// Returns the contents of the slot at `position`. `before` is the hash of all slots before it.
 fn content(before: u64, position: u32, input: u64) -> u64 {
     mix(mix(before, input), u64::from(position))
 }
 
-/// The token after `position`. `all` is the hash of all slots up to it.
+/// Returns the token that is chosen after `position`. `all` is the hash of all slots up to and including `position`.
 fn token(all: u64, position: u32, seed: u64, answer: u32) -> u32 {
     (mix(mix(all, u64::from(position)), mix(seed, u64::from(answer))) % 997) as u32
 }
 
 impl Request {
-    /// The input of the model at a position of the prompt.
+    /// Returns the input of the model at a position of the prompt.
     fn input(&self, position: u32) -> u64 {
         let image = self.images.iter().find(|image| image.tokens().contains(&position));
         mix(
@@ -37,7 +37,7 @@ impl Request {
         )
     }
 
-    /// The tokens of an answer if no other request runs.
+    /// Returns the tokens of an answer, and how it ends, if no other request runs.
     pub(super) fn alone(&self, answer: u32) -> (Vec<u32>, AnswerEnd) {
         let mut all = 0;
         let tokens = self.ids.len() as u32;
@@ -62,7 +62,7 @@ impl Request {
     }
 }
 
-/// The executor.
+/// The executor, with the contents of its slots and caches.
 #[derive(Debug, Default)]
 pub(super) struct Stub {
     page_tokens: u32,
@@ -70,14 +70,14 @@ pub(super) struct Stub {
     vision_layers: u32,
     slots: Vec<u64>,
     pub(super) tokens: HashMap<RowId, Vec<u32>>,
-    /// Images of requests whose vectors are ready.
+    /// The images of requests whose vectors are ready, each with the request and its index.
     vectors: HashSet<(SeqId, u32)>,
-    /// The cache of image vectors.
+    /// Keys of the images in the cache of image vectors.
     features: HashSet<u64>,
-    /// The current picture or chunk: its request, whether it is a picture, its image or first token, and the number of
-    /// layers that are done.
+    /// The picture or chunk that is computed in part: its request, whether it is a picture, the index of its image or
+    /// first token, and the number of layers that are done.
     at_work: Option<(SeqId, bool, u32, u32)>,
-    /// Requests that were alone in a step that failed.
+    /// The requests that were alone in a step that failed.
     pub(super) failed_alone: HashSet<SeqId>,
 }
 
@@ -97,18 +97,18 @@ impl Stub {
             + (position % self.page_tokens) as usize
     }
 
-    /// The hash of the first `count` slots.
+    /// Returns the hash of the first `count` slots.
     fn read(&self, table: &[PageId], count: u32) -> u64 {
         (0..count).fold(0, |all, position| mix(all, self.slots[self.slot(table, position)]))
     }
 
-    /// Overwrites all slots.
+    /// Overwrites all slots with random contents.
     pub(super) fn lose_pages(&mut self, random: &mut Random) {
         self.slots.iter_mut().for_each(|slot| *slot = random.next());
         self.at_work = None;
     }
 
-    /// Runs a step. If `transient`, the step fails without a cause in its requests.
+    /// Runs a step. If `transient` is true, the step fails although its requests cause no fault.
     pub(super) fn run(
         &mut self,
         step: &StepPlan,
@@ -176,7 +176,7 @@ impl Stub {
         let panics = rows.iter().any(|row| matches!(fault(row), Some(Fault::Panics { .. })));
         if panics || transient {
             for row in rows {
-                let answer = scheduler.answer(*row).expect("a row of the plan");
+                let answer = scheduler.answer(*row).expect("the row has an answer");
                 let slot = self.slot(answer.table(), answer.written());
                 self.slots[slot] = random.next();
             }
@@ -184,9 +184,9 @@ impl Stub {
         }
         let mut written_rows = Vec::new();
         for row in rows {
-            let answer = scheduler.answer(*row).expect("a row of the plan");
+            let answer = scheduler.answer(*row).expect("the row has an answer");
             let (table, written) = (answer.table(), answer.written());
-            let last = *self.tokens[row].last().expect("the first token");
+            let last = *self.tokens[row].last().expect("there is a first token");
             let before = self.read(table, written);
             let slot = self.slot(table, written);
             self.slots[slot] = content(before, written, u64::from(last));
@@ -195,7 +195,7 @@ impl Stub {
         // Tokens are chosen after all rows have written, so that a row that writes into a page of another row is
         // noticed.
         let choose = |(row, (written, fault)): (RowId, (u32, Option<Fault>))| {
-            let answer = scheduler.answer(row).expect("a row of the plan");
+            let answer = scheduler.answer(row).expect("the row has an answer");
             let chosen = token(self.read(answer.table(), written + 1), written, requests[&row.id].seed, row.answer);
             (row, self.choose(row, chosen, fault))
         };
@@ -232,13 +232,13 @@ impl Stub {
         tokens: &Range<u32>,
         layers: &Range<u32>,
     ) -> Outcome {
-        assert!(!tokens.is_empty(), "a chunk without tokens has no logits");
+        assert!(!tokens.is_empty(), "the chunk has no tokens");
         self.go_on(scheduler, (id, false, tokens.start), layers, self.text_layers);
         for (number, image) in (0..).zip(&request.images) {
             let here = image.tokens().start < tokens.end && tokens.start < image.tokens().end || request.context;
             assert!(!here || self.vectors.contains(&(id, number)), "image {number} of {id:?} has not been encoded");
         }
-        let table = scheduler.answer(id.answer(0)).expect("the prompt's pages").table();
+        let table = scheduler.answer(id.answer(0)).expect("the prompt has pages").table();
         let mut all = self.read(table, tokens.start);
         let complete = layers.end == self.text_layers;
         for position in tokens.clone() {
@@ -263,13 +263,13 @@ impl Stub {
         if let Some(Fault::Row { fault, .. }) = fault {
             return Verdict::Failed(fault);
         }
-        self.tokens.get_mut(&row).expect("the answer's tokens").push(chosen);
+        self.tokens.get_mut(&row).expect("the answer has a list of tokens").push(chosen);
         if chosen.is_multiple_of(END) { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Token }
     }
 
     fn solo(&mut self, scheduler: &Scheduler, id: SeqId, request: &Request) -> Verdict {
         let row = id.answer(0);
-        let table = scheduler.answer(row).expect("the job's pages").table();
+        let table = scheduler.answer(row).expect("the solo job has pages").table();
         let step = self.tokens.entry(row).or_default().len() as u32;
         let place = request.ids.len() as u32 + step;
         let slot = self.slot(table, place);
@@ -281,10 +281,10 @@ impl Stub {
 
     /// Checks that layers run in order, and that only one picture or chunk is computed in part at a time.
     fn go_on(&mut self, scheduler: &Scheduler, (id, vision, place): (SeqId, bool, u32), layers: &Range<u32>, all: u32) {
-        assert!(layers.start < layers.end && layers.end <= all, "layers {layers:?} of {all}");
+        assert!(layers.start < layers.end && layers.end <= all, "the slice has the layers {layers:?} of {all} layers");
         match self.at_work.take().filter(|(other, ..)| scheduler.sequence(*other).is_some()) {
-            Some(at_work) => assert_eq!(at_work, (id, vision, place, layers.start), "another one is at work"),
-            None => assert_eq!(layers.start, 0, "{id:?} does not begin with its first layer"),
+            Some(at_work) => assert_eq!(at_work, (id, vision, place, layers.start), "another slice must come first"),
+            None => assert_eq!(layers.start, 0, "the slice of {id:?} does not begin with layer 0"),
         }
         self.at_work = (layers.end < all).then_some((id, vision, place, layers.end));
     }

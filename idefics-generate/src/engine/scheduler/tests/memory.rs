@@ -1,4 +1,4 @@
-//! Tests of pages, of the prefix index, and of the pages of several answers.
+//! Tests of the page pool, of the prefix index, and of the pages that several answers share.
 
 use proptest::prelude::*;
 
@@ -21,26 +21,26 @@ fn cached(scheduler: &mut Scheduler) -> Vec<u32> {
 }
 
 #[test]
-fn keys_tell_apart_whatever_changes_keys_and_values() {
+fn chunk_keys_differ_if_the_keys_and_values_differ() {
     let keys = |salt: &[u8], ids: &[u32], images: &[(u32, [u8; 32])]| chunk_keys(salt, ids, images, 8);
     let plain = keys(b"a", &ids(20), &[]);
-    assert_eq!(plain.len(), 2, "the part of a chunk has no key");
-    assert_ne!(plain, keys(b"b", &ids(20), &[]), "another tenant");
+    assert_eq!(plain.len(), 2, "an incomplete chunk has no key");
+    assert_ne!(plain, keys(b"b", &ids(20), &[]), "the salt differs");
     let mut other = ids(20);
     other[1] = 7;
-    assert!(keys(b"a", &other, &[]).iter().zip(&plain).all(|(one, two)| one != two), "all chunks after a change");
+    assert!(keys(b"a", &other, &[]).iter().zip(&plain).all(|(one, two)| one != two), "the change affects all chunks");
     other = ids(20);
     other[9] = 7;
     assert_eq!(keys(b"a", &other, &[])[0], plain[0]);
     let image = |position, key| keys(b"a", &ids(20), &[(position, [key; 32])]);
-    assert_ne!(image(2, 1), image(2, 2), "another image");
-    assert_ne!(image(2, 1), image(3, 1), "another place");
-    assert_eq!(image(9, 1)[0], plain[0], "an image in a later chunk");
+    assert_ne!(image(2, 1), image(2, 2), "the image differs");
+    assert_ne!(image(2, 1), image(3, 1), "the position differs");
+    assert_eq!(image(9, 1)[0], plain[0], "the image is in a later chunk");
     assert_ne!(image(9, 1)[1], plain[1]);
 }
 
 #[test]
-fn a_later_prompt_shares_the_chunks_before_that_of_its_last_token() {
+fn a_later_prompt_shares_all_chunks_but_that_of_its_last_token() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
     for (tokens, hit) in [(16, 0), (16, 8), (17, 16), (24, 16), (25, 24), (7, 0)] {
@@ -79,7 +79,7 @@ fn images_in_cached_chunks_are_not_encoded() {
 }
 
 #[test]
-fn pages_of_the_index_are_taken_back_when_they_are_needed() {
+fn idle_pages_of_the_prefix_index_are_allocated_when_needed() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
     with_keys(&mut scheduler, ask(32, 1), Vec::new(), now);
@@ -87,7 +87,7 @@ fn pages_of_the_index_are_taken_back_when_they_are_needed() {
     assert_eq!(scheduler.counts().pages, PageCounts { free: 32, idle: 8, owned: 0, reserved: 0 });
     add(&mut scheduler, ask(120, 26), now);
     until_idle(&mut scheduler, &mut now);
-    // The request used 37 pages, so the last three chunks left the index.
+    // The request took 37 pages, of which 5 were idle. The last three chunks lost pages, so they left the index.
     assert_eq!(scheduler.counts().pages, PageCounts { free: 38, idle: 2, owned: 0, reserved: 0 });
     scheduler.take_notices();
     with_keys(&mut scheduler, ask(32, 1), Vec::new(), now);
@@ -96,7 +96,7 @@ fn pages_of_the_index_are_taken_back_when_they_are_needed() {
 }
 
 #[test]
-fn what_is_not_finite_is_not_found_by_others() {
+fn chunks_of_non_finite_requests_are_not_shared() {
     let mut scheduler = scheduler(Policy::default());
     let mut now = 0;
     let fails = |scheduler: &mut Scheduler, now: &mut Micros, fault| {
@@ -120,7 +120,7 @@ fn answers_share_full_pages_and_copy_the_partial_one() {
         let mut now = 0;
         let id = add(&mut scheduler, Ask { job: Job::Answers(3), ..ask(tokens, 6) }, now);
         let worst = scheduler.layout().worst_case(tokens, 6, 3);
-        // Two full pages, and two pages per answer.
+        // The prompt has two full pages. Each answer needs two more pages.
         assert_eq!(worst, 2 + 3 * 2);
         let mut copies = Vec::new();
         until_decode_noting(&mut scheduler, &mut now, &mut copies);
@@ -151,7 +151,7 @@ fn until_decode_noting(scheduler: &mut Scheduler, now: &mut Micros, copies: &mut
 
 proptest! {
     #[test]
-    fn page_counts_hold_for_any_order_of_calls(calls in prop::collection::vec((0_u8..6, 0_u32..12), 0..200)) {
+    fn pages_are_consistent_after_any_calls(calls in prop::collection::vec((0_u8..6, 0_u32..12), 0..200)) {
         let mut pool = PagePool::new(10);
         let mut reservation = pool.reserve(0).unwrap();
         let mut owned: Vec<PageId> = Vec::new();
