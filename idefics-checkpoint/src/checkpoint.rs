@@ -12,7 +12,7 @@ use crate::{
     CheckpointError, CheckpointWarning, PicklePolicy, StoredFormat, TensorEntry, header, index, pytorch_files,
 };
 
-/// An opened checkpoint: its files, memory-mapped, and the location of every tensor in them.
+/// An open checkpoint: its memory-mapped files, and the location of every tensor in them.
 #[derive(Debug)]
 pub struct Checkpoint {
     folder: PathBuf,
@@ -24,8 +24,8 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens `folder/model.safetensors` or, if that does not exist, the shards listed in
-    /// `folder/model.safetensors.index.json`. A GGUF file, or a folder with one and no other weights, is opened as
-    /// described in [`GgufModel`].
+    /// `folder/model.safetensors.index.json`. `folder` may also be a GGUF file, or a folder with a GGUF file and no
+    /// other weights: see [`GgufModel`].
     ///
     /// # Errors
     /// [`CheckpointError`] if a file is missing, cannot be read, or contradicts its header or index, or if the weights
@@ -38,8 +38,8 @@ impl Checkpoint {
     /// `folder/pytorch_model.bin` or the shards listed in `folder/pytorch_model.bin.index.json`.
     ///
     /// # Errors
-    /// As [`Self::open`]. [`CheckpointError::Pickle`] if a pickle is rejected, [`CheckpointError::PickleRefused`] if
-    /// there are only pickles and they are not allowed.
+    /// The errors of [`Self::open`]. Also [`CheckpointError::Pickle`] if a pickle is rejected, and
+    /// [`CheckpointError::PickleRefused`] if the folder has only pickles and `pickles` does not allow them.
     pub fn open_with(folder: &Path, pickles: PicklePolicy) -> Result<Self, CheckpointError> {
         if let Some(model) = GgufModel::find(folder)? {
             let Opened { tensors, warnings } = model.opened()?;
@@ -61,37 +61,37 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), tensors, warnings, int4 })
     }
 
-    /// Problems in the files that do not prevent their use.
+    /// Returns problems in the files that do not prevent their use.
     pub fn warnings(&self) -> &[CheckpointWarning] {
         &self.warnings
     }
 
-    /// The folder passed to [`Self::open`].
+    /// Returns the folder passed to [`Self::open`].
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// All tensors, sorted by name.
+    /// Returns all tensors, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorEntry)> {
         self.tensors.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
-    /// The tensor named `name`, if there is one.
+    /// Returns the tensor named `name`, if there is one.
     pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
         self.tensors.get(name)
     }
 
-    /// Whether any weight is quantised.
+    /// Returns whether any weight is quantised.
     pub fn is_quantized(&self) -> bool {
         self.packed_formats().next().is_some()
     }
 
-    /// The format of every quantised weight.
+    /// Returns the format of every quantised weight.
     pub fn packed_formats(&self) -> impl Iterator<Item = PackedFormat> {
         self.stored_kinds().filter_map(StoredFormat::packed_format)
     }
 
-    /// How each weight is stored.
+    /// Returns the storage format of every tensor. Other tensors of a quantised weight, such as scales, count as dense.
     pub fn stored_kinds(&self) -> impl Iterator<Item = StoredFormat> {
         let stored = |name: &String| match self.weight_of_codes(name) {
             Some(weight) => self.stored(&weight),

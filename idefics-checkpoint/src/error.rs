@@ -13,27 +13,28 @@ use crate::pickle::PickleError;
 pub enum CheckpointError {
     /// The folder has no weights in a supported layout.
     #[error(
-        "{}: no weights found: expected model.safetensors, or model.safetensors.index.json with its shards",
+        "{}: no weights found; expected model.safetensors, or model.safetensors.index.json and its shards",
         folder.display()
     )]
     NotFound {
         /// Path of the model folder.
         folder: PathBuf,
     },
-    /// A PyTorch file was rejected. The message of the source names the file.
+    /// A PyTorch file was rejected. The [`PickleError`] names the file and the reason.
     #[error(transparent)]
     Pickle(#[from] PickleError),
-    /// A GGUF file was rejected. The message of the source names the file.
+    /// A GGUF file was rejected. The [`GgufError`] names the file and the reason.
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// The folder has only PyTorch files, and these are not allowed.
     #[error(
-        "{}: PyTorch pickles must be allowed with --allow-pickle (nothing in them is executed), or converted once \
-         with PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")",
+        "{}: PyTorch pickles are not read by default; allow them with --allow-pickle (nothing in them is executed), or \
+         convert them once with PyTorch: \
+         safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")",
         path.display()
     )]
     PickleRefused {
-        /// Path of the file, or of the index of several files.
+        /// Path of the PyTorch file, or of the index if there are several.
         path: PathBuf,
     },
     /// A file could not be read.
@@ -52,13 +53,13 @@ pub enum CheckpointError {
         /// The error reported by the system.
         source: std::io::Error,
     },
-    /// A directory, pipe or device where a file was expected.
+    /// A directory, pipe or device was found where a file was expected.
     #[error("{}: is not a regular file", path.display())]
     NotAFile {
         /// The path of the directory, pipe or device.
         path: PathBuf,
     },
-    /// A file of a different kind in place of weights or their index.
+    /// A file that should hold weights or their index is of a different kind.
     #[error("{}: {found}", path.display())]
     UnexpectedFile {
         /// Path of the file.
@@ -68,14 +69,15 @@ pub enum CheckpointError {
     },
     /// The file is too short, most often because a download was interrupted.
     #[error(
-        "{}: truncated: {what} needs {expected} bytes, but the file has {found}; download it again", path.display()
+        "{}: truncated: it must have at least {expected} bytes to hold {what}, but has {found}; download it again",
+        path.display()
     )]
     Truncated {
         /// Path of the file.
         path: PathBuf,
         /// The part of the file that is incomplete.
         what: String,
-        /// Size the file must have at least, in bytes.
+        /// Minimum size of a complete file, in bytes.
         expected: u64,
         /// Size of the file, in bytes.
         found: u64,
@@ -85,9 +87,9 @@ pub enum CheckpointError {
     HeaderLength {
         /// Path of the file.
         path: PathBuf,
-        /// Length according to the file, in bytes.
+        /// Header length according to the file, in bytes.
         claimed: u64,
-        /// Maximum length, in bytes.
+        /// Maximum header length, in bytes.
         limit: u64,
     },
     /// The header violates the safetensors format.
@@ -95,7 +97,7 @@ pub enum CheckpointError {
     Header {
         /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the header.
         reason: String,
     },
     /// Two tensors in a file have the same name.
@@ -111,10 +113,10 @@ pub enum CheckpointError {
     Index {
         /// Path of the index file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the index.
         reason: String,
     },
-    /// A shard name that is not a plain file name.
+    /// A shard name in the index is not a plain file name.
     #[error(
         "{}: shard {shard:?} of tensor `{name}` is not a plain file name; shards must be files in the model folder",
         path.display()
@@ -185,11 +187,11 @@ pub enum CheckpointError {
         file: String,
         /// Name of the tensor.
         name: String,
-        /// The dtype it was converted to.
+        /// The dtype that the tensor was converted to.
         dtype: String,
-        /// Number of such values.
+        /// Number of values that are not finite.
         count: usize,
-        /// Flat index of the first such value.
+        /// Flat index of the first value that is not finite.
         first: usize,
     },
     /// A quantised weight is invalid, or a weight cannot be quantised.
@@ -199,10 +201,10 @@ pub enum CheckpointError {
         file: String,
         /// Name of the weight.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with the weight.
         source: Box<StoredWeightError>,
     },
-    /// The settings of quantised weights are not supported.
+    /// A setting of the quantisation method is not supported.
     #[error(
         "{}: {field} is {found}; expected {expected}; use the original checkpoint with --quantize instead", path.display()
     )]
@@ -211,15 +213,15 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Name of the setting.
         field: String,
-        /// Its value, as JSON.
+        /// Value of the setting, as JSON.
         found: String,
         /// The supported values.
         expected: &'static str,
     },
-    /// Weights are packed, but there are no settings that say how.
+    /// Weights are packed, but no configuration file says how.
     #[error(
         "{file}: tensor `{name}` holds packed codes, but config.json has no quantization_config for them, and there is no \
-         quantize_config.json; download these files again"
+         quantize_config.json; download the configuration files again"
     )]
     PackingUnknown {
         /// Name of the file in the model folder.
@@ -227,17 +229,17 @@ pub enum CheckpointError {
         /// Name of a tensor with codes.
         name: String,
     },
-    /// A tensor is quantised but is not the weight of a linear layer.
+    /// A tensor is quantised, but it is not the weight of a linear layer.
     #[error("{file}: tensor `{name}` is stored as {found}, but only weights of linear layers can be quantised")]
     NotLinear {
         /// Name of the file in the model folder.
         file: String,
         /// Name of the tensor.
         name: String,
-        /// The format it is stored in.
+        /// The format that the tensor is stored in.
         found: &'static str,
     },
-    /// A weight is already quantised to a different format than the requested one.
+    /// A weight is already quantised, but not to the requested format.
     #[error(
         "{file}: tensor `{name}` is already quantised to {found} and cannot become {asked}; omit --quantize, or \
          use the original checkpoint"
@@ -247,14 +249,14 @@ pub enum CheckpointError {
         file: String,
         /// Name of the weight.
         name: String,
-        /// The format it is stored in.
+        /// The format that the weight is stored in.
         found: &'static str,
         /// The requested format.
         asked: &'static str,
     },
 }
 
-/// How to remove a prefix from the tensor names.
+/// Returns advice on how to remove a prefix from the tensor names.
 fn prefix_remedy(prefix: &str) -> String {
     if prefix.starts_with("base_model.") {
         return "save the model that PEFT wraps: model.merge_and_unload().save_pretrained(FOLDER)".to_owned();
@@ -266,7 +268,7 @@ fn prefix_remedy(prefix: &str) -> String {
     )
 }
 
-/// The first 8 names, and the number of the others.
+/// Lists the first 8 names, and says how many more there are.
 pub(crate) fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

@@ -1,8 +1,8 @@
-//! System error messages, and files of an unexpected kind.
+//! Formats system error messages, and recognises files of an unexpected kind.
 
 use std::io;
 
-/// The system's error message without the suffix that Rust appends, such as ` (os error 2)`.
+/// Returns the system's error message without the suffix that Rust appends, such as ` (os error 2)`.
 pub(crate) fn describe_io_error(error: &io::Error) -> String {
     let text = error.to_string();
     let words = text.rsplit_once(" (os error ").map(|(words, _)| words.to_owned());
@@ -44,7 +44,8 @@ pub enum UnexpectedFile {
 }
 
 impl UnexpectedFile {
-    /// Recognises a file by its first bytes. `None` if they are unknown or could start a safetensors file or JSON.
+    /// Recognises a file by its first bytes. Returns `None` if they are unknown, or could be the start of a safetensors
+    /// file or of JSON.
     pub(crate) fn detect(content: &[u8]) -> Option<Self> {
         let head = &content[..content.len().min(256)];
         let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
@@ -54,7 +55,8 @@ impl UnexpectedFile {
             _ if begins(b"<!doctype") || begins(b"<html") || begins(b"<?xml") => Some(Self::Html),
             [b'G', b'G', b'U', b'F', ..] => Some(Self::Gguf),
             [b'P', b'K', 3 | 5, 4 | 6, ..] => Some(Self::Zip),
-            // Read as a safetensors header length, these bytes exceed the limit.
+            // A safetensors file starts with the header length as a u64. If one of bytes 3 to 7 is not 0, this length
+            // is above the limit, so the file is not a safetensors file.
             [0x80, 2..=5, _, rest @ ..] if rest.iter().take(5).any(|&byte| byte != 0) => Some(Self::Pickle),
             _ => None,
         }

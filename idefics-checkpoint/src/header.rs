@@ -80,7 +80,7 @@ fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError>
         let info = metadata.info(&name).ok_or_else(|| header_error(format!("tensor `{name}` has no entry")))?;
         let (start, end) = info.data_offsets;
         let end_in_file =
-            data_start.checked_add(end).ok_or_else(|| header_error(format!("tensor `{name}`: overflow")))?;
+            data_start.checked_add(end).ok_or_else(|| header_error(format!("the end of tensor `{name}` overflows")))?;
         if end_in_file > file.len() {
             return Err(CheckpointError::Truncated {
                 path: path.to_owned(),
@@ -97,20 +97,20 @@ fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError>
             end: end_in_file,
         });
     }
-    // The `safetensors` crate checks shapes against offsets, gaps, overlaps and trailing bytes.
+    // The `safetensors` crate checks that shapes match offsets, and rejects gaps, overlaps and trailing bytes.
     SafeTensors::read_metadata(file).map_err(|error| header_error(error.to_string()))?;
     Ok(tensors)
 }
 
-/// Rejects duplicate tensor names. The `safetensors` crate parses the header into a map, which would silently keep
-/// only the last of them.
+/// Rejects duplicate tensor names. The `safetensors` crate parses the header into a map, which silently keeps only the
+/// last tensor of each name.
 fn check_duplicates(path: &Path, header: &[u8]) -> Result<(), CheckpointError> {
     struct Names;
     impl<'de> Visitor<'de> for Names {
         type Value = Option<String>;
 
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("an object of tensors")
+            formatter.write_str("a JSON object of tensors")
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {

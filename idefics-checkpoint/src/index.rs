@@ -9,7 +9,8 @@ use crate::files::UnexpectedFile;
 use crate::opened::Opened;
 use crate::{CheckpointError, CheckpointWarning, TensorEntry};
 
-/// Maximum number of shards; each one is mapped and stays open. The largest public checkpoints have fewer than 200.
+/// Maximum number of shards. All shards stay mapped while the checkpoint is open. The largest public checkpoints have
+/// fewer than 200.
 const MAX_SHARDS: usize = 1000;
 
 #[derive(Deserialize)]
@@ -19,9 +20,9 @@ struct ShardIndex {
 
 /// Opens every shard named in the index with `read_file`.
 ///
-/// As in Transformers, the contents of the shards count, not the index: a tensor missing from the index is still
-/// loaded, and a tensor that only the index names does not exist. If several shards have the same tensor, the index
-/// decides which one is used.
+/// As in Transformers, the contents of the shards take precedence over the index: a tensor that is missing from the
+/// index is still loaded, and a tensor that only the index names is treated as missing. If several shards have a tensor
+/// of the same name, the index decides which shard is used.
 pub(crate) fn read(
     folder: &Path,
     path: &Path,
@@ -41,7 +42,7 @@ pub(crate) fn read(
     }
     let shards: BTreeSet<&String> = weight_map.values().collect();
     if shards.len() > MAX_SHARDS {
-        let reason = format!("{} shards; at most {MAX_SHARDS} are allowed", shards.len());
+        let reason = format!("it names {} shards; at most {MAX_SHARDS} are allowed", shards.len());
         return Err(CheckpointError::Index { path: path.to_owned(), reason });
     }
     let missing: Vec<String> =
@@ -66,7 +67,7 @@ pub(crate) fn read(
     Ok(Opened { tensors, warnings })
 }
 
-/// Whether a shard name is a plain file name on every operating system, so that it cannot leave the folder.
+/// Returns whether a shard name is a plain file name on every operating system, so that it cannot leave the folder.
 fn is_plain_file_name(name: &str) -> bool {
     (1..=255).contains(&name.len())
         && !name.starts_with('.')

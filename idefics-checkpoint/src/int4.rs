@@ -1,7 +1,7 @@
 //! Reads four-bit weights with scales and zero points per group: AWQ, GPTQ and compressed-tensors.
 //!
-//! Their codes are not in a tensor `X.weight` but in `X.qweight` or `X.weight_packed`. Layers that a folder leaves out
-//! of quantisation have a plain `X.weight`.
+//! The codes of a weight `X.weight` are in the tensor `X.qweight` or `X.weight_packed`. A layer that is not quantised
+//! has a plain tensor `X.weight`.
 
 use std::num::NonZeroUsize;
 
@@ -13,11 +13,11 @@ use crate::int4_config::Int4Layout;
 use crate::stored::{layer_prefix, order_name, scales_name};
 use crate::{Checkpoint, CheckpointError, StoredFormat, StoredWeight, StoredWeightError, TensorEntry};
 
-/// Codes per word.
+/// Number of four-bit codes in a 32-bit word.
 const PER_WORD: usize = 8;
 
 impl Int4Layout {
-    /// The name of the method, as in `quantization_config.quant_method`.
+    /// Returns the name of the quantisation method, as in `quantization_config.quant_method`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Awq => "awq",
@@ -26,7 +26,7 @@ impl Int4Layout {
         }
     }
 
-    /// Names of the tensors of a layer, without the layer's name; the codes come first.
+    /// Returns the names of a layer's tensors, without the layer's name. The first tensor holds the codes.
     fn parts(self) -> &'static [&'static str] {
         match self {
             Self::Awq => &["qweight", "qzeros", "scales"],
@@ -37,7 +37,8 @@ impl Int4Layout {
         }
     }
 
-    /// Maximum number of inputs of a weight whose codes have this shape; 0 if the shape is wrong.
+    /// Returns the maximum number of inputs of a weight whose codes have this shape, or 0 if the shape is not that of a
+    /// matrix.
     fn inputs(self, shape: &[usize]) -> usize {
         match (self, shape) {
             (Self::Awq, [inputs, _]) => *inputs,
@@ -47,17 +48,19 @@ impl Int4Layout {
     }
 }
 
-/// The tensors of a weight, whose types and shapes are checked, and the order of its inputs.
+/// The tensors of a weight, after a check of their types and shapes, and the order of its inputs.
 struct Parts<'a> {
     codes: &'a TensorEntry,
     zeros: Option<&'a TensorEntry>,
     scales: &'a TensorEntry,
-    /// The input of each column of the weight in memory, if the inputs of a group are not adjacent.
+    /// For each column of the weight in memory, the input that it belongs to. `None` if the columns are in the order of
+    /// the inputs.
     order: Option<Vec<u32>>,
 }
 
 impl Checkpoint {
-    /// How the weight `name` is stored, if its codes are in tensors of other names.
+    /// Describes the weight `name` if it is packed by AWQ, GPTQ or compressed-tensors. The codes of such a weight are
+    /// in a tensor of another name.
     pub(crate) fn stored_int4(&self, name: &str) -> Option<StoredWeight<'_>> {
         let packing = self.int4?;
         let layer = name.strip_suffix(".weight")?;
@@ -69,14 +72,16 @@ impl Checkpoint {
         Some(StoredWeight { entry, kind, companions })
     }
 
-    /// The name of the weight whose codes are in the tensor `name`, if they are stored under another name.
+    /// Returns the name of the weight whose packed codes are in the tensor `name`: `X.weight` for `X.qweight`. Returns
+    /// `None` if the tensor does not hold such codes.
     pub(crate) fn weight_of_codes(&self, name: &str) -> Option<String> {
         let codes = self.int4?.layout.parts()[0];
         let layer = name.strip_suffix(codes)?.strip_suffix('.')?;
         Some(format!("{layer}.weight"))
     }
 
-    /// Whether `name` is a bias of zeros beside packed codes. GPTQ stores such a bias for layers that have none.
+    /// Returns whether `name` is a bias of zeros in a layer with packed codes. GPTQ stores such a bias for layers that
+    /// have no bias.
     pub fn is_empty_bias(&self, name: &str) -> bool {
         let layer = name.strip_suffix(".bias").zip(self.int4);
         let is_packed = layer.is_some_and(|(layer, packing)| {
@@ -86,10 +91,10 @@ impl Checkpoint {
     }
 
     /// Checks the types and shapes of the tensors of a weight, `[d_out, d_in]`, without reading its codes and scales.
-    /// Only weights whose codes have a name of their own are checked: AWQ, GPTQ and compressed-tensors.
+    /// Only weights of AWQ, GPTQ and compressed-tensors are checked.
     ///
     /// # Errors
-    /// [`CheckpointError::Quantized`].
+    /// [`CheckpointError::Quantized`] if a tensor is missing, or has the wrong type or shape.
     pub fn check_packed(&self, name: &str, stored: &StoredWeight<'_>, dims: [usize; 2]) -> Result<(), CheckpointError> {
         match stored.kind {
             StoredFormat::Int4 { layout, group } => {
@@ -99,11 +104,11 @@ impl Checkpoint {
         }
     }
 
-    /// The input of each column of a weight that [`Self::read_packed`] returns, `[d_in]`. `None` if the columns are in
-    /// the order of the inputs, as for most weights.
+    /// Returns, for each column of the weight from [`Self::read_packed`], the input that it belongs to, `[d_in]`.
+    /// Returns `None` if the columns are in the order of the inputs, as for most weights.
     ///
     /// # Errors
-    /// [`CheckpointError::Quantized`].
+    /// [`CheckpointError::Quantized`] if a tensor of the weight is missing or invalid.
     pub fn input_order(
         &self,
         name: &str,
@@ -118,8 +123,9 @@ impl Checkpoint {
         order.map_err(|source| stored.error(name, source))
     }
 
-    /// How an int4 weight in our own layout is stored. `group` is the name of the tensor with the group size. A size
-    /// that is not positive is read as 1, so that the check of the number of scales fails.
+    /// Describes an int4 weight in this project's own layout. `group` is the name of the tensor with the group size. A
+    /// size that is not positive is replaced by 1. The weight is then rejected when it is read, because its number of
+    /// scales does not match.
     pub(crate) fn stored_own_int4<'a>(&'a self, name: &str, entry: &'a TensorEntry, group: String) -> StoredWeight<'a> {
         let size = self.tensor(&group).and_then(|entry| entry.bytes().first_chunk().copied()).map(i64::from_le_bytes);
         let size = size.and_then(|size| usize::try_from(size).ok()).and_then(NonZeroUsize::new);
@@ -128,7 +134,7 @@ impl Checkpoint {
         StoredWeight { entry, kind, companions: [group].into_iter().chain(others).collect() }
     }
 
-    /// Reads an int4 weight in our own layout.
+    /// Reads an int4 weight in this project's own layout.
     pub(crate) fn own_int4<'a>(
         &self,
         name: &str,
@@ -139,7 +145,8 @@ impl Checkpoint {
         Ok(Int4::new(entry.bytes(), self.floats(&scales_name(name))?, group, dims)?)
     }
 
-    /// The order of the inputs in our own layout.
+    /// Reads the order of the inputs in this project's own layout, and checks that it contains each input once. Returns
+    /// `None` if the checkpoint has no such tensor.
     fn own_order(&self, name: &str, d_in: usize) -> Result<Option<Vec<u32>>, StoredWeightError> {
         let Some(entry) = self.tensor(name) else { return Ok(None) };
         check_part(name, entry, &[Dtype::I32], "I32", &[d_in])?;
@@ -155,7 +162,7 @@ impl Checkpoint {
         Ok(Some(order.into_iter().map(i32::cast_unsigned).collect()))
     }
 
-    /// Reads a weight and sorts its columns by group.
+    /// Reads a weight of AWQ, GPTQ or compressed-tensors, and sorts its columns by group.
     pub(crate) fn int4(
         &self,
         name: &str,
@@ -216,22 +223,22 @@ impl Checkpoint {
         })
     }
 
-    /// The tensor of 32-bit words `name`.
+    /// Returns the tensor `name`, which must hold 32-bit words and have this shape.
     fn words(&self, name: &str, shape: [usize; 2]) -> Result<&TensorEntry, StoredWeightError> {
         let entry = self.companion(name)?;
         check_part(name, entry, &[Dtype::I32, Dtype::U32], "I32", &shape)?;
         Ok(entry)
     }
 
-    /// The tensor of scales `name`.
+    /// Returns the tensor `name`, which must hold scales and have this shape.
     fn scales(&self, name: &str, shape: [usize; 2]) -> Result<&TensorEntry, StoredWeightError> {
         let entry = self.companion(name)?;
         check_part(name, entry, &[Dtype::F16, Dtype::BF16, Dtype::F32], "F16, BF16 or F32", &shape)?;
         Ok(entry)
     }
 
-    /// The inputs in order of their group. The tensor `name` holds the group of each input. `None` if the inputs are
-    /// already in this order.
+    /// Returns the inputs sorted by group. The tensor `name` holds the group of each input. Returns `None` if there is
+    /// no such tensor, or if the inputs are already sorted.
     fn order(&self, name: &str, group: NonZeroUsize, d_in: usize) -> Result<Option<Vec<u32>>, StoredWeightError> {
         let is_needed = self.int4.is_some_and(|packing| packing.needs_index);
         let entry = match self.tensor(name) {
@@ -241,7 +248,7 @@ impl Checkpoint {
         };
         check_part(name, entry, &[Dtype::I32], "I32", &[d_in])?;
         let index: Vec<i32> = entry.bytes().as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes)).collect();
-        // compressed-tensors fills an index that was never set with −1.
+        // If the groups were never set, compressed-tensors writes −1 for every input.
         if index.iter().all(|group| *group == -1) {
             return Ok(None);
         }
@@ -285,7 +292,7 @@ fn check_part(
     Ok(())
 }
 
-/// Checks a tensor that holds the shape of the weight.
+/// Checks that the shape stored in the tensor `entry` equals `dims`.
 fn check_declared(name: &str, entry: &TensorEntry, dims: [usize; 2]) -> Result<(), StoredWeightError> {
     check_part(name, entry, &[Dtype::I64, Dtype::I32], "I64", &[2])?;
     let found: Vec<i64> = match entry.dtype {
@@ -300,7 +307,7 @@ fn check_declared(name: &str, entry: &TensorEntry, dims: [usize; 2]) -> Result<(
     }
 }
 
-/// The values of a floating-point tensor.
+/// Reads the values of a floating-point tensor as f32.
 fn numbers(entry: &TensorEntry) -> Vec<f32> {
     fn read<E: Element>(bytes: &[u8]) -> Vec<f32> {
         bytes.chunks_exact(size_of::<E>()).map(|bytes| E::from_le_bytes(bytes).to_f32()).collect()

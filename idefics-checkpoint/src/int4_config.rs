@@ -1,4 +1,5 @@
-//! Reads from the configuration of a folder how its four-bit weights are packed: AWQ, GPTQ or compressed-tensors.
+//! Reads how the four-bit weights of a folder are packed (AWQ, GPTQ or compressed-tensors) from its configuration
+//! files.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -15,7 +16,7 @@ pub enum Int4Layout {
     Awq,
     /// GPTQ: see [`Int4::from_gptq`](idefics_kernels::formats::Int4::from_gptq).
     Gptq {
-        /// What is added to stored zero points: 1 in checkpoint format "gptq", 0 in "gptq_v2".
+        /// Number added to every stored zero point: 1 in the checkpoint format "gptq", 0 in "gptq_v2".
         zero_offset: u8,
     },
     /// compressed-tensors' format "pack-quantized": see
@@ -27,18 +28,18 @@ pub enum Int4Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Int4Packing {
     pub(crate) layout: Int4Layout,
-    /// Inputs per group; `None` if a whole row is one group.
+    /// Number of inputs per group; `None` if a whole row is one group.
     pub(crate) group: Option<NonZeroUsize>,
-    /// Whether the inputs of a group are not adjacent, so that the group of each input must be stored.
+    /// Whether the checkpoint must store the group of each input, because the inputs of a group are not adjacent.
     pub(crate) needs_index: bool,
 }
 
-/// Suffixes of packed codes.
+/// Endings of the names of tensors with packed codes.
 const CODES: [&str; 2] = [".qweight", ".weight_packed"];
 
 impl Int4Packing {
     /// Reads `quantization_config` of `config.json`, or the older files `quantize_config.json` (GPTQ) and
-    /// `quant_config.json` (AWQ). `None` if no weight is packed in such a layout.
+    /// `quant_config.json` (AWQ). Returns `None` if no weight is packed in such a layout.
     ///
     /// # Errors
     /// [`CheckpointError::Packing`] for unsupported settings, [`CheckpointError::PackingUnknown`] if there are packed
@@ -76,21 +77,21 @@ impl Int4Packing {
     }
 }
 
-/// The JSON object in a file; `None` if there is none.
+/// Reads the JSON object in a file. Returns `None` if the file is missing or holds no JSON object.
 fn object(path: &Path) -> Option<Map<String, Value>> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-/// Settings of a quantisation method.
+/// The settings of a quantisation method.
 struct Section<'a> {
     path: PathBuf,
-    /// Prefix of the keys in messages.
+    /// Prefix of the keys in error messages.
     name: &'static str,
     values: &'a Map<String, Value>,
 }
 
 impl Section<'_> {
-    /// AutoAWQ. Source: `AwqConfig`, Transformers 5.23.0; `AwqConfig` of AutoAWQ for the older keys.
+    /// Reads settings of AutoAWQ. Source: `AwqConfig`, Transformers 5.23.0; `AwqConfig` of AutoAWQ for the older keys.
     fn awq(&self) -> Result<Int4Packing, CheckpointError> {
         self.expect(&["bits", "w_bit"], &[4.into()], "4")?;
         self.expect(&["zero_point"], &[true.into()], "true")?;
@@ -103,7 +104,7 @@ impl Section<'_> {
         Ok(Int4Packing { layout: Int4Layout::Awq, group, needs_index: false })
     }
 
-    /// GPTQ. Source: `GPTQConfig`, Transformers 5.23.0; `QuantizeConfig`, GPTQModel.
+    /// Reads settings of GPTQ. Source: `GPTQConfig`, Transformers 5.23.0; `QuantizeConfig`, GPTQModel.
     fn gptq(&self) -> Result<Int4Packing, CheckpointError> {
         self.expect(&["bits"], &[4.into()], "4")?;
         let key = self.key(&["checkpoint_format", "format"]);
@@ -122,7 +123,8 @@ impl Section<'_> {
         Ok(Int4Packing { layout: Int4Layout::Gptq { zero_offset }, group, needs_index })
     }
 
-    /// compressed-tensors. Source: `QuantizationConfig` and `QuantizationArgs`, compressed-tensors 0.20.1.
+    /// Reads settings of compressed-tensors. Source: `QuantizationConfig` and `QuantizationArgs`, compressed-tensors
+    /// 0.20.1.
     fn compressed_tensors(&self) -> Result<Int4Packing, CheckpointError> {
         self.expect(&["format"], &["pack-quantized".into()], "pack-quantized")?;
         for key in ["kv_cache_scheme", "transform_config"] {
@@ -133,20 +135,20 @@ impl Section<'_> {
         }
         let sparsity = self.values.get("sparsity_config").and_then(|config| config.get("format"));
         if sparsity.is_some_and(|format| format != "dense") {
-            return Err(self.unsupported("sparsity_config", "null, or the format dense"));
+            return Err(self.unsupported("sparsity_config", "null, or the format `dense`"));
         }
         let groups = self.values.get("config_groups").and_then(Value::as_object);
         let mut packings = groups.into_iter().flatten().map(|(name, scheme)| self.scheme(name, scheme));
         let first = packings.next().unwrap_or_else(|| Err(self.unsupported("config_groups", "a scheme")))?;
         for packing in packings {
             if packing? != first {
-                return Err(self.unsupported("config_groups", "schemes with the same settings of weights"));
+                return Err(self.unsupported("config_groups", "the same settings for all weights"));
             }
         }
         Ok(first)
     }
 
-    /// A scheme of compressed-tensors.
+    /// Reads a scheme of compressed-tensors, which has the settings for some of the modules.
     fn scheme(&self, name: &str, scheme: &Value) -> Result<Int4Packing, CheckpointError> {
         let unsupported = |key: &str, found: &Value, expected| CheckpointError::Packing {
             path: self.path.clone(),
@@ -156,7 +158,7 @@ impl Section<'_> {
         };
         for key in ["input_activations", "output_activations"] {
             if !scheme[key].is_null() {
-                return Err(unsupported(key, &scheme[key], "null: activations are not quantised"));
+                return Err(unsupported(key, &scheme[key], "null, because quantised activations are not supported"));
             }
         }
         let weights = &scheme["weights"];
@@ -182,17 +184,18 @@ impl Section<'_> {
         Ok(Int4Packing { layout: Int4Layout::CompressedTensors, group, needs_index })
     }
 
-    /// Whether the key has a value.
+    /// Returns whether the key has a value other than null.
     fn has(&self, key: &str) -> bool {
         self.values.get(key).is_some_and(|value| !value.is_null())
     }
 
-    /// The first of these keys that has a value, or the first.
+    /// Returns the first of these keys that has a value. If none has a value, returns the first key.
     fn key<'k>(&self, keys: &[&'k str]) -> &'k str {
         keys.iter().find(|key| self.has(key)).unwrap_or(&keys[0])
     }
 
-    /// Checks that a setting is missing or has one of these values.
+    /// Checks that a setting is missing or has one of the allowed values. `keys` are the alternative names of the
+    /// setting.
     fn expect(&self, keys: &[&str], allowed: &[Value], expected: &'static str) -> Result<(), CheckpointError> {
         let key = self.key(keys);
         let is_allowed = !self.has(key) || self.values.get(key).is_some_and(|value| allowed.contains(value));
@@ -204,7 +207,7 @@ impl Section<'_> {
         text.ok_or_else(|| self.unsupported(key, "a name"))
     }
 
-    /// The size of groups, by default 128; −1 means that a whole row is one group.
+    /// Reads the group size, which is 128 by default. Returns `None` for −1, which makes a whole row one group.
     fn group(&self, key: &str) -> Result<Option<NonZeroUsize>, CheckpointError> {
         const DEFAULT: NonZeroUsize = NonZeroUsize::new(128).expect("128 is not 0");
         let Some(size) = self.values.get(key).filter(|size| !size.is_null()) else { return Ok(Some(DEFAULT)) };

@@ -7,8 +7,8 @@ use safetensors::Dtype;
 use crate::stored::{group_name, order_name, quant_state_name, scales_name};
 use crate::{NamedTensor, QuantDtype, QuantState};
 
-/// The tensors of an int8 weight named `name` (`X.weight`): the codes as `X.weight`, `[d_out, d_in]`, and one scale per
-/// row as `X.weight.scales`, `[d_out]`.
+/// Converts an int8 weight named `name` (`X.weight`) to tensors: the codes as `X.weight`, `[d_out, d_in]`, and one
+/// scale per row as `X.weight.scales`, `[d_out]`.
 pub fn int8_tensors(name: &str, weight: Int8<'_>) -> Vec<NamedTensor<'static>> {
     let [d_out, d_in] = weight.dims();
     let (codes, scales) = weight.into_parts();
@@ -19,8 +19,8 @@ pub fn int8_tensors(name: &str, weight: Int8<'_>) -> Vec<NamedTensor<'static>> {
     ]
 }
 
-/// The tensors of a q4 weight named `name` (`X.weight`): the codes as `X.weight` and the scales as `X.weight.scales`,
-/// both flat and in the order of [`Q4`].
+/// Converts a q4 weight named `name` (`X.weight`) to tensors: the codes as `X.weight` and the scales as
+/// `X.weight.scales`, both flat and in the order of [`Q4`].
 pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
     let (codes, scales) = weight.into_parts();
     let scale_bytes = scales.iter().flat_map(|scale: &bf16| scale.to_le_bytes()).collect();
@@ -30,12 +30,12 @@ pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
     ]
 }
 
-/// The tensors of an int4 weight named `name` (`X.weight`) in a layout of our own: the codes as `X.weight`, the scales
-/// and zero points as `X.weight.scales`, both in the order of [`Int4`], and the number of columns per group as
-/// `X.weight.group`. `order`, the input of each column, is written as `X.weight.order`.
+/// Converts an int4 weight named `name` (`X.weight`) to tensors in this project's own layout: the codes as `X.weight`,
+/// the scales and zero points as `X.weight.scales`, both in the order of [`Int4`], and the number of columns per group
+/// as `X.weight.group`. `order`, the input of each column, is stored as `X.weight.order`.
 pub fn int4_tensors(name: &str, weight: Int4<'_>, order: Option<&[i32]>) -> Vec<NamedTensor<'static>> {
     let ([d_out, d_in], group) = (weight.dims(), weight.group().get());
-    let group = i64::try_from(group.min(d_in.max(1))).expect("a weight in memory has fewer columns");
+    let group = i64::try_from(group.min(d_in.max(1))).expect("group sizes of weights in memory fit into i64");
     let (codes, scales) = weight.into_parts();
     let mut tensors = vec![
         NamedTensor::new(name.to_owned(), Dtype::U8, [d_out, d_in.div_ceil(2)], codes.into_owned()),
@@ -49,8 +49,8 @@ pub fn int4_tensors(name: &str, weight: Int4<'_>, order: Option<&[i32]>) -> Vec<
     tensors
 }
 
-/// The tensors of a four-bit weight in the layout of bitsandbytes: codes, `absmax`, `quant_map` and `quant_state`.
-/// `double_quant` stores the scales in eight bits. `dtype` is the type of the weight before it was quantised.
+/// Converts a four-bit weight to tensors in the layout of bitsandbytes: codes, `absmax`, `quant_map` and `quant_state`.
+/// With `double_quant`, the scales are stored in eight bits. `dtype` is the type of the weight before it was quantised.
 ///
 /// Source: bitsandbytes 0.50.2, `QuantState.as_dict(packed=True)`.
 ///

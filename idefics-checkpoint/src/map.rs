@@ -10,7 +10,7 @@ use crate::CheckpointError;
 
 /// Maps a regular file of at least 8 bytes, the size of the length field that starts a safetensors file.
 pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
-    // Checked before opening the file, because opening a pipe blocks until it has a writer.
+    // The kind of file is checked before it is opened, because opening a pipe blocks until the pipe has a writer.
     let metadata = std::fs::metadata(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     if !metadata.is_file() {
         return Err(CheckpointError::NotAFile { path: path.to_owned() });
@@ -24,8 +24,9 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, CheckpointError> {
             found: metadata.len(),
         });
     }
-    // SAFETY: the map is only read, through bounds-checked slices of plain bytes. A process cannot prevent others from
-    // changing the file; the README tells users not to do so while a checkpoint is in use.
+    // SAFETY: the file must not change while it is mapped. This crate never writes to the map. It cannot stop other
+    // processes from changing the file, so the README tells users not to do so while a checkpoint is in use. The map is
+    // read only through bounds-checked slices of bytes, for which every value is valid.
     #[allow(unsafe_code, reason = "another process may change a mapped file")]
     let map = unsafe { Mmap::map(&file) }.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
     Ok(Arc::new(map))

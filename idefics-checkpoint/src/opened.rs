@@ -1,4 +1,4 @@
-//! The contents of a checkpoint's files, from which a [`Checkpoint`](crate::Checkpoint) is made.
+//! The contents of the files from which a [`Checkpoint`](crate::Checkpoint) is built.
 
 use std::collections::BTreeMap;
 

@@ -14,11 +14,11 @@ use crate::{CheckpointError, TensorEntry, index};
 
 /// Whether PyTorch pickles are read if a folder has no safetensors.
 ///
-/// The reader never executes a pickle. Pickles are still refused by default: the format is a program, other tools do
-/// execute it, and users should not get used to trusting such files.
+/// The reader never executes a pickle. Pickles are still refused by default: a pickle is a program that other tools do
+/// execute, and users should not get used to trusting such files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PicklePolicy {
-    /// Pickles are an error; its message says how to allow or convert them.
+    /// A pickle is an error, whose message says how to allow or convert pickles.
     #[default]
     Refused,
     /// Pickles are read.
@@ -28,7 +28,7 @@ pub enum PicklePolicy {
 const SINGLE: &str = "pytorch_model.bin";
 const INDEX: &str = "pytorch_model.bin.index.json";
 
-/// Reads the PyTorch files of a folder; `None` if it has none.
+/// Reads the PyTorch files of a folder. Returns `None` if the folder has none.
 pub(crate) fn read(folder: &Path, pickles: PicklePolicy) -> Result<Option<Opened>, CheckpointError> {
     let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
     let path = match (single.exists(), index.exists()) {
@@ -55,8 +55,8 @@ fn read_file(path: &Path, name: &str) -> Result<BTreeMap<String, TensorEntry>, C
         return Err(CheckpointError::UnexpectedFile { path: path.to_owned(), found });
     }
     let tensors = pickle::parse(path, &map)?;
-    // Views that are not contiguous are copied once. All copies together may take at most as many bytes as the file:
-    // many views of one storage could otherwise exhaust the memory.
+    // Views that are not contiguous are copied once. Together, the copies may be at most as large as the file.
+    // Otherwise, many views of one storage could exhaust the memory.
     let strided = tensors.iter().filter(|tensor| !tensor.is_contiguous()).map(PickleTensor::len_bytes);
     let copied = strided.fold(0_usize, usize::saturating_add);
     if copied > map.len() {

@@ -36,7 +36,7 @@ pub enum QuantDtype {
     Bfloat16,
 }
 
-/// The JSON object, its keys in the order that bitsandbytes writes.
+/// The JSON object, with its keys in the order in which bitsandbytes writes them.
 #[derive(Debug, Serialize, Deserialize)]
 struct Json {
     quant_type: String,
@@ -55,7 +55,7 @@ struct NestedJson {
 }
 
 impl QuantState {
-    /// Parses the bytes of the tensor.
+    /// Parses the bytes of a `quant_state` tensor.
     ///
     /// # Errors
     /// [`StoredWeightError::QuantState`] if the bytes are not JSON or a required key is missing.
@@ -64,7 +64,8 @@ impl QuantState {
     pub fn parse(bytes: &[u8]) -> Result<Self, StoredWeightError> {
         let malformed = |source| StoredWeightError::QuantState { bytes: bytes.len(), source };
         let value: serde_json::Value = serde_json::from_slice(bytes).map_err(malformed)?;
-        // Parsed separately: an `Option` of a flattened struct is silently `None` if one of its keys is missing.
+        // The nested keys are parsed separately, so that a missing key is an error. Serde would silently set an
+        // `Option` of a flattened struct to `None`.
         let has_nested = value.as_object().is_some_and(|keys| keys.keys().any(|key| key.starts_with("nested_")));
         let nested: Option<NestedJson> =
             has_nested.then(|| serde_json::from_value(value.clone())).transpose().map_err(malformed)?;
@@ -103,7 +104,7 @@ impl QuantState {
         Ok(Self { kind, dims: [d_out, d_in], dtype, nested_offset })
     }
 
-    /// Serialises the state to the bytes of the tensor.
+    /// Serialises the state to the bytes of a `quant_state` tensor.
     ///
     /// # Panics
     /// If `nested_offset` is not finite.

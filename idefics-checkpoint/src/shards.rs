@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{CheckpointError, NamedTensor, write_atomically};
 
-/// Size in bytes at which a shard is written. Its tensors are held in memory until then.
+/// Size in bytes at which a shard is written. The tensors of a shard are held in memory until it is written.
 const SHARD_BYTES: usize = 1 << 29;
 
 /// Writes a checkpoint as one file, or as shards of about half a gibibyte with an index.
@@ -25,12 +25,12 @@ pub struct ShardWriter<'a, 'b> {
 }
 
 impl<'a, 'b> ShardWriter<'a, 'b> {
-    /// A writer into an existing folder.
+    /// Creates a writer for an existing folder.
     pub fn new(folder: &'a Path) -> Self {
         Self { folder, current: Vec::new(), current_bytes: 0, names: Vec::new(), total_bytes: 0 }
     }
 
-    /// Adds a tensor, and writes the current shard if it is full.
+    /// Adds a tensor. Writes the current shard if it is full.
     ///
     /// # Errors
     /// [`CheckpointError::Write`] if the shard cannot be written.
@@ -48,8 +48,8 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
         Ok(())
     }
 
-    /// Writes the last shard, renames the shards to their final names, which contain the number of shards, and writes
-    /// the index. A single shard becomes `model.safetensors` and has no index.
+    /// Writes the last shard and the index, and gives the shards their final names, which contain the number of shards.
+    /// A single shard becomes `model.safetensors` and has no index.
     ///
     /// # Errors
     /// [`CheckpointError::Write`] if a file cannot be written or renamed.
@@ -80,13 +80,13 @@ impl<'a, 'b> ShardWriter<'a, 'b> {
     }
 }
 
-/// Writes a file under a temporary name. Not atomic: the file, or its folder, is renamed once everything is written.
+/// Writes tensors to a file under a temporary name. [`ShardWriter::finish`] renames the file once it is complete.
 fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<(), CheckpointError> {
     let views = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
-    // Some readers, such as versions of Transformers, reject a file without this metadata.
+    // Some versions of Transformers, and some other readers, reject a file without this metadata.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let write = || {
-        // The `safetensors` crate makes the file readable by its owner only; restore the permissions of a new file.
+        // The `safetensors` crate makes the file readable by its owner only. Give it the permissions of a new file.
         let permissions = File::create(path)?.metadata()?.permissions();
         safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
             SafeTensorError::IoError(source) => source,

@@ -1,4 +1,4 @@
-//! How a weight is stored in a checkpoint: as plain numbers, or as codes with scales.
+//! Finds out how a weight is stored (as plain numbers, or as codes with scales), and reads quantised weights.
 //!
 //! Source: bitsandbytes, `QuantState.as_dict(packed=True)` and `Linear8bitLt._save_to_state_dict`.
 
@@ -13,14 +13,15 @@ use safetensors::Dtype;
 
 use crate::{Checkpoint, CheckpointError, Int4Layout, QuantState, StoredWeightError, TensorEntry};
 
-/// A weight as stored in the checkpoint, and the tensors that belong to it.
+/// A weight in a checkpoint: its storage format, and the tensors that belong to it.
 #[derive(Debug, Clone)]
 pub struct StoredWeight<'a> {
-    /// The tensor with the weight's own name, or the packed codes of AWQ, GPTQ and compressed-tensors.
+    /// The tensor that has the weight's name. For AWQ, GPTQ and compressed-tensors, the tensor with the packed codes.
     pub entry: &'a TensorEntry,
-    /// How its bytes are to be read.
+    /// How the bytes of `entry` are to be read.
     pub kind: StoredFormat,
-    /// Names of the other tensors of the weight, such as its scales, and of all tensors if none has the weight's name.
+    /// Names of the weight's other tensors, such as its scales. For AWQ, GPTQ and compressed-tensors, the names of all
+    /// tensors of the weight.
     pub companions: Vec<String>,
 }
 
@@ -33,8 +34,8 @@ pub enum StoredFormat {
     FourBit(FourBitType),
     /// Eight-bit codes of LLM.int8.
     LlmInt8,
-    /// Codes with scales in `X.weight.scales`: the layout of [`int8_tensors`](crate::int8_tensors),
-    /// [`q4_tensors`](crate::q4_tensors) and [`int4_tensors`](crate::int4_tensors).
+    /// Codes with scales in `X.weight.scales`, this project's own layout. [`int8_tensors`](crate::int8_tensors),
+    /// [`q4_tensors`](crate::q4_tensors) and [`int4_tensors`](crate::int4_tensors) write it.
     Own(PackedFormat),
     /// Four-bit codes of AWQ, GPTQ or compressed-tensors.
     Int4 {
@@ -46,7 +47,7 @@ pub enum StoredFormat {
 }
 
 impl StoredFormat {
-    /// The quantisation format; `None` if the weight is not quantised.
+    /// Returns the quantisation format; `None` if the weight is not quantised.
     pub fn packed_format(self) -> Option<PackedFormat> {
         match self {
             Self::Dense => None,
@@ -58,7 +59,7 @@ impl StoredFormat {
     }
 }
 
-/// The name of the format, with the layout of the files and the size of groups if there are several.
+/// Shows the name of the format. For [`StoredFormat::Int4`], also shows the layout and the group size.
 impl fmt::Display for StoredFormat {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -69,7 +70,7 @@ impl fmt::Display for StoredFormat {
 }
 
 impl Checkpoint {
-    /// How the weight `name` is stored; `None` if there is no such tensor.
+    /// Describes how the weight `name` is stored. Returns `None` if the checkpoint has no such weight.
     pub fn stored(&self, name: &str) -> Option<StoredWeight<'_>> {
         let Some(entry) = self.tensor(name) else { return self.stored_int4(name) };
         let existing = |candidate: String| self.tensors.contains_key(&candidate).then_some(candidate);
@@ -98,8 +99,8 @@ impl Checkpoint {
     }
 
     /// Reads a quantised weight of shape `dims`, `[d_out, d_in]`. The codes are borrowed from the memory map if they
-    /// need no conversion. Scales that are quantised themselves (double quantisation) are dequantised to f32. The
-    /// columns may be in another order than the inputs: see [`Self::input_order`].
+    /// need no conversion. With double quantisation, the scales are quantised too, and are dequantised to f32. The
+    /// order of the columns may differ from that of the inputs: see [`Self::input_order`].
     ///
     /// # Errors
     /// [`CheckpointError::Quantized`] if a tensor of the weight is missing or does not fit its format.
@@ -185,22 +186,22 @@ impl Checkpoint {
     }
 }
 
-/// The `X.` of `X.weight`.
+/// Returns the prefix that the tensors of a weight's layer share: `X.` for `X.weight`.
 pub(crate) fn layer_prefix(name: &str) -> &str {
     name.strip_suffix("weight").unwrap_or(name)
 }
 
-/// Name of the tensor with the scales of an int8 or q4 weight.
+/// Returns the name of the tensor with the scales of a weight in this project's own layout.
 pub(crate) fn scales_name(name: &str) -> String {
     format!("{name}.scales")
 }
 
-/// Name of the tensor with the group size of an int4 weight in our own layout.
+/// Returns the name of the tensor with the group size of an int4 weight in this project's own layout.
 pub(crate) fn group_name(name: &str) -> String {
     format!("{name}.group")
 }
 
-/// Name of the tensor with the input order of an int4 weight in our own layout.
+/// Returns the name of the tensor with the input order of an int4 weight in this project's own layout.
 pub(crate) fn order_name(name: &str) -> String {
     format!("{name}.order")
 }
@@ -237,7 +238,7 @@ impl Checkpoint {
 }
 
 impl StoredWeight<'_> {
-    /// An error about this weight, which names its file and tensor.
+    /// Creates an error about this weight that names its file and tensor.
     pub fn error(&self, name: &str, source: impl Into<StoredWeightError>) -> CheckpointError {
         let (file, name, source) = (self.entry.file.clone(), name.to_owned(), Box::new(source.into()));
         CheckpointError::Quantized { file, name, source }
@@ -245,7 +246,7 @@ impl StoredWeight<'_> {
 }
 
 impl TensorEntry {
-    /// The bytes as signed integers.
+    /// Returns the bytes as signed integers.
     fn signed_bytes(&self) -> &[i8] {
         bytemuck::cast_slice(self.bytes())
     }

@@ -4,13 +4,13 @@ use idefics_kernels::formats::FormatError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoredWeightError {
-    /// Codes or scales that are invalid in the weight's format.
+    /// The codes or scales are invalid in the weight's format.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// `quant_state` is not the JSON that bitsandbytes writes.
     #[error("quant_state ({bytes} bytes) is not the JSON that bitsandbytes writes: {source}; download the file again")]
     QuantState {
-        /// Length of the tensor, in bytes.
+        /// Length of the `quant_state` tensor, in bytes.
         bytes: usize,
         /// The error of the JSON parser.
         source: serde_json::Error,
@@ -31,8 +31,8 @@ pub enum StoredWeightError {
         /// Name of the missing tensor.
         name: String,
     },
-    /// An LLM.int8 weight in a tiled layout.
-    #[error("`{name}` is {found}; expected 0: only row-major weights are supported")]
+    /// An LLM.int8 weight has a tiled layout.
+    #[error("`{name}` is {found}; expected 0, because only row-major weights are supported")]
     Tiled {
         /// Name of the `weight_format` tensor.
         name: String,
@@ -44,9 +44,9 @@ pub enum StoredWeightError {
     PartDtype {
         /// Name of the tensor.
         name: String,
-        /// Its element type in the file.
+        /// Element type of the tensor in the file.
         found: String,
-        /// The element type it should have.
+        /// Element types that are supported for the tensor.
         expected: &'static str,
     },
     /// A tensor that belongs to a quantised weight has the wrong shape.
@@ -54,33 +54,33 @@ pub enum StoredWeightError {
     PartShape {
         /// Name of the tensor.
         name: String,
-        /// Its shape in the file.
+        /// Shape of the tensor in the file.
         found: Vec<usize>,
-        /// The shape that the weight and its groups imply.
+        /// Shape that follows from the shape of the weight and the group size.
         expected: Vec<usize>,
     },
     /// The stored shape of a weight contradicts the configuration.
     #[error("`{name}` is {found:?}, but the configuration requires {expected:?}")]
     DeclaredShape {
-        /// Name of the tensor with the shape.
+        /// Name of the tensor that stores the shape.
         name: String,
-        /// The shape that it holds.
+        /// The stored shape.
         found: Vec<i64>,
         /// The shape according to the configuration.
         expected: [usize; 2],
     },
-    /// The weight cannot be cut into words and groups.
+    /// The dimensions of a weight are not multiples of the word or group size.
     #[error(
         "a [{d_out}, {d_in}] weight cannot be packed this way: d_out must be a multiple of {out_unit}, d_in of {in_unit}"
     )]
     Indivisible {
-        /// Output features.
+        /// Number of output features.
         d_out: usize,
-        /// Input features.
+        /// Number of input features.
         d_in: usize,
-        /// What `d_out` must be a multiple of.
+        /// Number that `d_out` must be a multiple of.
         out_unit: usize,
-        /// What `d_in` must be a multiple of.
+        /// Number that `d_in` must be a multiple of.
         in_unit: usize,
     },
     /// An input belongs to a group that does not exist.
@@ -88,37 +88,37 @@ pub enum StoredWeightError {
     GroupIndex {
         /// Name of the tensor with the group of each input.
         name: String,
-        /// The input.
+        /// Index of the input.
         at: usize,
-        /// Its group.
+        /// Group of the input in the file.
         found: i32,
         /// Number of groups.
         groups: usize,
     },
-    /// The order of the inputs names one twice, or one that does not exist.
+    /// The stored order of the inputs contains an input twice, or an input that does not exist.
     #[error("`{name}`[{at}] is {found}; expected each number from 0 to {inputs} - 1 exactly once in the tensor")]
     Order {
         /// Name of the tensor with the order.
         name: String,
-        /// The column.
+        /// Index of the column.
         at: usize,
-        /// Its input.
+        /// Input of the column in the file.
         found: i32,
         /// Number of inputs.
         inputs: usize,
     },
-    /// Groups of unequal size.
+    /// The groups of inputs have unequal sizes.
     #[error(
         "`{name}` puts {found} inputs into group {group}; expected {expected}, because only groups of equal size can be read"
     )]
     GroupSize {
         /// Name of the tensor with the group of each input.
         name: String,
-        /// The group.
+        /// Index of the group.
         group: usize,
-        /// Number of its inputs.
+        /// Number of inputs of the group in the file.
         found: usize,
-        /// Number of inputs that it should have.
+        /// Number of inputs that the group should have.
         expected: usize,
     },
 }

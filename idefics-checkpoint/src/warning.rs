@@ -30,14 +30,14 @@ pub enum CheckpointWarning {
         /// Names of the unused tensors.
         names: Vec<String>,
     },
-    /// The epsilon in a GGUF vision tower differs from that of all public models, which is used instead: converters
-    /// write a default if the original configuration has no epsilon.
+    /// A GGUF vision tower has a different layer norm epsilon than all public models. The public value is used instead,
+    /// because converters write a default if the original configuration has no epsilon.
     #[error(
-        "{}: the epsilon of the vision tower is {found}; 1e-6 is used instead, the value of all public models",
+        "{}: the layer norm epsilon of the vision tower is {found}; all public models have 1e-6, which is used instead",
         path.display()
     )]
     GgufEpsilon {
-        /// The file.
+        /// Path of the GGUF file of the vision tower.
         path: PathBuf,
         /// The epsilon in the file.
         found: String,

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::CheckpointError;
 
-/// Writes a file atomically: it appears complete or not at all. Once this returns, the file survives a power failure.
+/// Writes a file atomically: it appears complete or not at all. Once this function returns, the file survives a power
+/// failure.
 ///
 /// # Errors
 /// [`CheckpointError::Write`] with the system's error. An existing file at `path` is then unchanged.
@@ -23,17 +24,17 @@ pub fn write_atomically(
         drop(writer);
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all() // makes the rename durable, too
+        File::open(folder)?.sync_all() // makes the rename survive a power failure
     };
     attempt().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
 }
 
-/// A builder whose files have the permissions of ordinary new files; by default, `tempfile` restricts them to the
-/// owner.
+/// Returns a builder of temporary files with the permissions of ordinary new files. By default, `tempfile` gives access
+/// to the owner only.
 fn new_file_builder() -> tempfile::Builder<'static, 'static> {
     #[allow(unused_mut)]
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // minus the umask
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // the system applies the umask
     builder
 }

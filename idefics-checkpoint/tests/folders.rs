@@ -5,7 +5,7 @@ use tempfile::TempDir;
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// A safetensors file: header length, header, data.
+/// Builds a safetensors file: header length, header, data.
 pub(crate) fn file(header: &str, data: &[u8]) -> Vec<u8> {
     [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
 }
@@ -18,7 +18,7 @@ pub(crate) fn folder_with(files: &[(&str, &[u8])]) -> TempDir {
     folder
 }
 
-/// A file of f32 tensors in which the value of an element is its flat index.
+/// Builds a file of f32 tensors in which the value of each element is its flat index in the tensor.
 pub(crate) fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let (mut entries, mut data) = (Vec::new(), Vec::new());
     for (name, shape) in tensors {
@@ -32,12 +32,12 @@ pub(crate) fn tensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
 
 pub(crate) const TINY: [(&str, &[usize]); 3] = [("layers.0.weight", &[2, 3]), ("layers.0.bias", &[2]), ("norm", &[2])];
 
-/// Two shards of [`TINY`]: `layers` in the first, `norm` in the second.
+/// Builds two shards with the tensors of [`TINY`]: `layers` in the first, `norm` in the second.
 pub(crate) fn shards() -> [Vec<u8>; 2] {
     [tensors(&TINY[..2]), tensors(&TINY[2..])]
 }
 
-/// An index that maps the tensors of [`TINY`] to the given shards.
+/// Builds an index that maps the tensors of [`TINY`] to the given shards.
 pub(crate) fn index(shards: [&str; 3]) -> Vec<u8> {
     let map: serde_json::Map<_, _> =
         TINY.iter().zip(shards).map(|((name, _), shard)| ((*name).to_owned(), shard.into())).collect();

@@ -1,4 +1,5 @@
-//! The container of GGUF: good files, every limit against its typed error, and mutations, none of which is a panic.
+//! Tests of the GGUF container: valid files, a typed error for every fault and limit, and mutated files, which must not
+//! cause a panic.
 
 use std::path::Path;
 
@@ -7,13 +8,13 @@ use idefics_checkpoint::gguf::{GgufError, GgufFault, GgufFile, GgufHeader, GgufV
 use idefics_kernels::formats::GgufType;
 use proptest::prelude::*;
 
-/// Writes the container, as far as tests need it.
+/// Writes those parts of the GGUF container that tests need.
 #[derive(Clone)]
 pub(crate) struct Writer {
     pub(crate) version: u32,
     keys: Vec<(String, Vec<u8>)>,
     tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
-    /// Added to the offset of a tensor.
+    /// For each tensor, a number that is added to its offset.
     pub(crate) shifts: Vec<u64>,
     alignment: usize,
 }
@@ -23,7 +24,7 @@ impl Writer {
         Self { version: 3, keys: Vec::new(), tensors: Vec::new(), shifts: Vec::new(), alignment: 32 }
     }
 
-    /// A key with its type and value as they are.
+    /// Adds a key with this type and these bytes as its value.
     pub(crate) fn raw(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
         self.keys.push((key.to_owned(), [&kind.to_le_bytes(), value].concat()));
         self
@@ -66,7 +67,7 @@ impl Writer {
         self
     }
 
-    /// A tensor of f32; the contiguous dimension comes first.
+    /// Adds a tensor of f32. The contiguous dimension comes first in `dims`.
     pub(crate) fn f32s(self, name: &str, dims: &[u64], value: impl Fn(usize) -> f32) -> Self {
         let n = dims.iter().product::<u64>() as usize;
         self.tensor(name, dims, 0, (0..n).flat_map(|i| value(i).to_le_bytes()).collect())
@@ -129,7 +130,7 @@ fn fault(file: &[u8]) -> GgufFault {
 }
 
 #[test]
-fn keys_and_tensors_are_those_of_the_file() {
+fn reads_keys_and_tensors() {
     for version in [2, 3] {
         let bytes = Writer { version, ..tiny() }.bytes();
         let header = read(&bytes).unwrap();
@@ -155,7 +156,7 @@ fn keys_and_tensors_are_those_of_the_file() {
 }
 
 #[test]
-fn other_files_and_versions_are_named() {
+fn rejects_other_files_and_versions() {
     assert!(matches!(fault(b""), GgufFault::Magic { .. }));
     assert!(matches!(fault(b"PK\x03\x04 zip"), GgufFault::Magic { .. }));
     assert_eq!(fault(b"GGUF\0\0\0\x03"), GgufFault::BigEndian);
@@ -165,9 +166,9 @@ fn other_files_and_versions_are_named() {
 }
 
 #[test]
-fn a_file_that_ends_anywhere_is_truncated() {
+fn rejects_file_truncated_anywhere() {
     let good = tiny().bytes();
-    let data_end = good.len() - (good.len() - 36) % 32; // the last tensor is padded
+    let data_end = good.len() - (good.len() - 36) % 32; // without the padding of the last tensor
     for length in (8..data_end.min(good.len() - 28)).step_by(3) {
         let found = fault(&good[..length]);
         assert!(matches!(found, GgufFault::Truncated { .. }), "{length}: {found}");
@@ -175,7 +176,7 @@ fn a_file_that_ends_anywhere_is_truncated() {
 }
 
 #[test]
-fn counts_that_the_file_has_no_room_for() {
+fn rejects_counts_that_do_not_fit_the_file() {
     let good = tiny().bytes();
     for (at, what) in [(8, "tensors"), (16, "keys")] {
         for count in [good.len() as u64, u64::from(u32::MAX), u64::MAX / 24, u64::MAX] {
@@ -194,7 +195,7 @@ fn counts_that_the_file_has_no_room_for() {
 }
 
 #[test]
-fn values_that_the_format_does_not_allow() {
+fn rejects_values_that_the_format_does_not_allow() {
     let array_of_arrays = array(9, 1, &array(4, 0, b""));
     let cases = [
         (Writer::new().raw("a", 13, b""), "expected a value type"),
@@ -272,7 +273,7 @@ fn split_files_are_read_together() {
     refused(&path(1), "part 3 of 3 is missing");
 }
 
-/// What every reader of a header does.
+/// Parses a file. If it is accepted, reads all metadata and checks that every tensor is inside the file.
 fn walk(file: &[u8]) {
     let Ok(header) = read(file) else { return };
     let metadata = header.metadata(Path::new("some.gguf"), file);
@@ -288,7 +289,7 @@ fn walk(file: &[u8]) {
 
 proptest! {
     #[test]
-    fn mutated_headers_are_read_or_refused(
+    fn mutated_headers_never_panic(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
         is_cut in any::<bool>(),
@@ -305,7 +306,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_behind_the_magic_are_read_or_refused(rest in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_after_the_magic_number_never_panic(rest in prop::collection::vec(any::<u8>(), 0..200)) {
         walk(&[b"GGUF\x03\0\0\0".as_slice(), &rest].concat());
         let counts = [1_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat();
         walk(&[b"GGUF\x03\0\0\0".as_slice(), &counts, &rest].concat());

@@ -1,4 +1,4 @@
-//! Writing GGUF files: what is written is read back, and what cannot be written is named.
+//! Tests of writing GGUF files: a written model is read back, and the error for an unsupported model says why.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::gguf_model::{folder, mmproj, text};
 
-/// The sizes of the models in `gguf_model`.
+/// Returns the sizes of the text model in `gguf_model`.
 fn new_text() -> NewText {
     NewText {
         layers: 1,
@@ -101,7 +101,7 @@ fn a_written_model_is_read_back() {
 }
 
 #[test]
-fn rows_that_are_no_whole_blocks_are_written_as_f16() {
+fn rows_that_are_not_whole_blocks_are_written_as_f16() {
     let source = source();
     let target = export(source.path(), &new_text(), GgufMix::Q4_K_M).unwrap();
     let file = GgufFile::open(&target.path().join("new.gguf")).unwrap();
@@ -112,7 +112,7 @@ fn rows_that_are_no_whole_blocks_are_written_as_f16() {
 }
 
 #[test]
-fn scaled_rotary_positions_are_written() {
+fn rope_scaling_is_written() {
     let source = source();
     let text = NewText { rope: NewRope::Linear(2.0), ..new_text() };
     let target = export(source.path(), &text, GgufMix::F16).unwrap();
@@ -124,7 +124,7 @@ fn scaled_rotary_positions_are_written() {
 }
 
 #[test]
-fn models_that_cannot_be_written_are_named() {
+fn errors_say_why_a_model_cannot_be_written() {
     let source = source();
     let refused = |text: NewText| export(source.path(), &text, GgufMix::F32).unwrap_err().to_string();
     assert!(refused(NewText { layers: 2, ..new_text() }).contains("it has no `model.text_model.layers.1."));
@@ -145,13 +145,13 @@ fn models_that_cannot_be_written_are_named() {
         };
         files.metadata(8).unwrap_err().to_string()
     };
-    assert!(tokenizer(|file| file["model"]["type"] = json!("Unigram")).contains("no byte-level BPE"));
-    assert!(tokenizer(|file| file["model"]["byte_fallback"] = json!(true)).contains("no byte-level BPE"));
+    assert!(tokenizer(|file| file["model"]["type"] = json!("Unigram")).contains("not a byte-level BPE"));
+    assert!(tokenizer(|file| file["model"]["byte_fallback"] = json!(true)).contains("not a byte-level BPE"));
     assert!(tokenizer(|file| file["pre_tokenizer"] = json!({"type": "Whitespace"})).contains("Whitespace"));
 }
 
 #[test]
-fn an_interrupted_file_does_not_appear() {
+fn an_interrupted_write_leaves_no_file() {
     let source = source();
     let checkpoint = Checkpoint::open(source.path()).unwrap();
     let text = new_text();

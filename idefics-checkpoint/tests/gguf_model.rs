@@ -1,4 +1,4 @@
-//! GGUF files as checkpoints: names, shapes, rotary rows, and the JSON files from the metadata.
+//! Tests of GGUF files as checkpoints: names, shapes, the order of rotary rows, and JSON files built from the metadata.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,8 @@ use crate::gguf::Writer;
 
 const TOKENS: [&str; 8] = ["a", "b", "Ġ", "Ġa", "<s>", "</s>", "<image>", "<end_of_utterance>"];
 
-/// A text model of one layer: D = 8, 2 heads of 4, 1 key/value head, I = 12, 8 tokens.
+/// Writes a text model with one layer: hidden width 8, two heads of width 4, one key/value head, feed-forward width 12,
+/// and 8 tokens.
 pub(crate) fn text() -> Writer {
     let matrix = |writer: Writer, name: &str, dims: [u64; 2]| writer.f32s(name, &dims, |i| i as f32);
     let keys = Writer::new()
@@ -50,7 +51,8 @@ pub(crate) fn text() -> Writer {
     .fold(norms, |writer, (name, dims)| matrix(writer, name, dims))
 }
 
-/// A tower of one layer: E = 4, I = 6, 2 × 2 patches of 2 pixels, scale factor 2.
+/// Writes a vision tower with one layer: width 4, feed-forward width 6, 2 × 2 patches of 2 × 2 pixels, and scale factor
+/// 2. With `is_swapped`, the names of the two feed-forward matrices are swapped, as in files of older converters.
 pub(crate) fn mmproj(is_swapped: bool, epsilon: f32) -> Writer {
     let (up, down) = if is_swapped { ("ffn_down", "ffn_up") } else { ("ffn_up", "ffn_down") };
     let mut writer = Writer::new()
@@ -128,7 +130,7 @@ fn text_tensors_have_the_names_of_the_checkpoint() {
     assert_eq!(shape("layers.0.self_attn.k_proj.weight"), [4, 8]);
     assert_eq!(shape("norm.weight"), [8]);
     assert!(checkpoint.tensor("lm_head.weight").is_none() && checkpoint.warnings().is_empty());
-    // A plain tensor is borrowed from the map; rotary rows are reordered: 0 2 1 3 of each head.
+    // A plain tensor is borrowed from the map. The rows of the query projection are reordered: 0, 2, 1, 3 in each head.
     let v = checkpoint.tensor("model.text_model.layers.0.self_attn.v_proj.weight").unwrap();
     assert!(v.is_plain() && v.bytes().len() == 128 && v.file == "m.gguf");
     let q = floats(&checkpoint, "model.text_model.layers.0.self_attn.q_proj.weight");
@@ -137,7 +139,7 @@ fn text_tensors_have_the_names_of_the_checkpoint() {
 }
 
 #[test]
-fn a_text_model_describes_itself() {
+fn json_files_are_built_from_the_metadata() {
     let folder = folder(&[("m.gguf", text().bytes())]);
     for path in [folder.path(), &folder.path().join("m.gguf")] {
         let files = files(path);
@@ -160,7 +162,7 @@ fn a_text_model_describes_itself() {
 }
 
 #[test]
-fn a_tower_beside_a_text_model_is_its_eye() {
+fn vision_tower_in_the_same_folder_is_part_of_the_model() {
     for is_swapped in [false, true] {
         let towers = [("mmproj-m.gguf", mmproj(is_swapped, 1e-5).bytes()), ("m.gguf", text().bytes())];
         let folder = folder(&towers);
@@ -185,8 +187,8 @@ fn a_tower_beside_a_text_model_is_its_eye() {
 }
 
 #[test]
-fn blocks_are_read_by_rows() {
-    // Q8_0 rows of one block: scale 1.0 (0x3c00) and codes that are their row's number.
+fn rows_of_blocks_are_dequantised() {
+    // Each row is one Q8_0 block with the scale 1.0 (0x3c00). All codes of a row are the index of the row.
     let rows: Vec<u8> = (0..8).flat_map(|row| [vec![0, 0x3c], vec![row; 32]].concat()).collect();
     let wide = Writer::new()
         .text("general.architecture", "llama")
@@ -211,7 +213,7 @@ fn blocks_are_read_by_rows() {
 }
 
 #[test]
-fn models_that_are_not_read_are_named() {
+fn errors_name_what_is_not_supported() {
     let cases = [
         (Writer::new(), "no `general.architecture`"),
         (Writer::new().text("general.architecture", "gemma3"), "is \"gemma3\"; expected `llama`"),
@@ -243,7 +245,7 @@ fn models_that_are_not_read_are_named() {
 }
 
 #[test]
-fn files_that_do_not_make_one_model_are_named() {
+fn rejects_files_that_do_not_form_one_model() {
     let two = folder(&[("a.gguf", text().bytes()), ("b.gguf", text().bytes())]);
     assert!(message(two.path()).contains("several models: a.gguf, b.gguf; give the path of one file"));
     assert!(Checkpoint::open(&two.path().join("b.gguf")).is_ok());
@@ -269,7 +271,7 @@ fn files_that_do_not_make_one_model_are_named() {
 }
 
 #[test]
-fn a_file_beside_the_model_counts() {
+fn json_files_in_the_folder_take_precedence_except_config() {
     let text = text().bytes();
     let folder = folder(&[("m.gguf", text), ("tokenizer.json", b"{}".to_vec()), ("config.json", b"{}".to_vec())]);
     let model = GgufModel::find(folder.path()).unwrap().unwrap();

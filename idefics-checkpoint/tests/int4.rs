@@ -1,4 +1,4 @@
-//! AWQ, GPTQ and compressed-tensors: settings, shapes and groups that cannot be read are errors that name them.
+//! Tests of weights of AWQ, GPTQ and compressed-tensors. Errors name unsupported settings, shapes and groups.
 
 use std::num::NonZeroUsize;
 
@@ -16,12 +16,12 @@ fn tensor(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> NamedTen
     NamedTensor { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes: bytes.into() }
 }
 
-/// Words with any codes.
+/// Builds a tensor of words with arbitrary codes.
 fn words(name: &str, shape: [usize; 2]) -> NamedTensor<'static> {
     tensor(name, Dtype::I32, &shape, (0..4 * shape[0] * shape[1]).map(|at| (at * 37 % 251) as u8).collect())
 }
 
-/// Scales of 1 in F16.
+/// Builds a tensor of scales, all 1, in F16.
 fn scales(name: &str, shape: [usize; 2]) -> NamedTensor<'static> {
     tensor(name, Dtype::F16, &shape, [0x00, 0x3c].repeat(shape[0] * shape[1]))
 }
@@ -30,7 +30,7 @@ fn index(groups: &[i32]) -> NamedTensor<'static> {
     tensor("up.g_idx", Dtype::I32, &[groups.len()], groups.iter().flat_map(|group| group.to_le_bytes()).collect())
 }
 
-/// A GPTQ layer with two groups of 32 inputs.
+/// Builds a GPTQ layer with two groups of 32 inputs.
 fn gptq() -> Vec<NamedTensor<'static>> {
     vec![words("up.qweight", [8, 8]), words("up.qzeros", [2, 1]), scales("up.scales", [2, 8])]
 }
@@ -76,13 +76,13 @@ fn opened(tensors: Vec<NamedTensor<'static>>, config: &Value) -> Result<Checkpoi
     Checkpoint::open(folder(tensors, "config.json", &json!({"quantization_config": config})).path())
 }
 
-/// Reads the weight `up.weight` after checking it, and the order of its inputs.
+/// Checks and reads the weight `up.weight`, and reads the order of its inputs.
 fn read(tensors: Vec<NamedTensor<'static>>, config: &Value) -> Result<(Vec<f32>, Option<Vec<u32>>), CheckpointError> {
     let checkpoint = opened(tensors, config)?;
     let stored = checkpoint.stored("up.weight").unwrap();
     let checked = checkpoint.check_packed("up.weight", &stored, DIMS);
     let weight = checkpoint.read_packed("up.weight", &stored, DIMS);
-    // The check finds everything but invalid scales.
+    // `check_packed` finds the same errors as `read_packed`, except invalid scales.
     assert!(checked.is_ok() || checked.unwrap_err().to_string() == weight.as_ref().unwrap_err().to_string());
     Ok((weight?.dequantize(), checkpoint.input_order("up.weight", &stored, DIMS)?))
 }
@@ -91,7 +91,7 @@ fn error(tensors: Vec<NamedTensor<'static>>, config: &Value) -> String {
     read(tensors, config).unwrap_err().to_string()
 }
 
-/// The settings with one changed; `path` is a JSON pointer.
+/// Returns the settings with one value changed. `path` is the JSON pointer of this value.
 fn with(mut config: Value, path: &str, value: Value) -> Value {
     let (parent, key) = path.rsplit_once('/').unwrap();
     config.pointer_mut(parent).unwrap()[key] = value;
@@ -142,7 +142,7 @@ fn settings_in_files_of_their_own_are_read() {
 }
 
 #[test]
-fn layers_that_are_left_out_are_plain() {
+fn layers_that_are_not_quantised_are_dense() {
     let plain = tensor("down.weight", Dtype::F32, &[1, 1], vec![0; 4]);
     let checkpoint = opened([awq(), vec![plain]].concat(), &awq_config()).unwrap();
     assert_eq!(checkpoint.stored("down.weight").unwrap().kind, StoredFormat::Dense);
@@ -160,7 +160,7 @@ fn biases_of_zeros_beside_packed_codes_are_empty() {
 }
 
 #[test]
-fn unsupported_settings_are_named() {
+fn errors_name_unsupported_settings() {
     let weights = "/config_groups/group_0/weights";
     let cases = [
         (awq(), with(awq_config(), "/version", "gemv".into()), "version is \"gemv\"; expected gemm"),
@@ -229,12 +229,12 @@ fn unsupported_settings_are_named() {
     }
     let none = opened(gptq(), &Value::Null).unwrap_err().to_string();
     assert!(none.contains("tensor `up.qweight` holds packed codes, but config.json has no"), "{none}");
-    // Modules that are left out need no settings.
+    // Modules that are excluded from quantisation need no settings.
     opened(gptq(), &with(gptq_config(), "/dynamic", json!({"-:.*vision.*": {}}))).unwrap();
 }
 
 #[test]
-fn tensors_that_do_not_fit_are_named() {
+fn errors_name_tensors_of_the_wrong_type_or_shape() {
     let replaced = |tensors: Vec<NamedTensor<'static>>, new: NamedTensor<'static>| -> Vec<NamedTensor<'static>> {
         tensors.into_iter().map(|old| if old.name == new.name { new.clone() } else { old }).collect()
     };
@@ -309,7 +309,7 @@ fn tensors_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn weights_that_cannot_be_cut_into_words_are_rejected() {
+fn rejects_dimensions_that_are_not_multiples_of_words_and_groups() {
     let checkpoint = opened(awq(), &awq_config()).unwrap();
     let stored = checkpoint.stored("up.weight").unwrap();
     for dims in [[7, 64], [8, 63]] {
@@ -325,7 +325,7 @@ fn inputs_are_sorted_by_group() {
     let (sorted, order) = read(tensors, &with(gptq_config(), "/desc_act", true.into())).unwrap();
     let order = order.unwrap();
     assert_eq!(order, (0..64).step_by(2).chain((1..64).step_by(2)).collect::<Vec<u32>>());
-    // Zero points and scales of the groups, with the codes of the inputs.
+    // Each value is the code of its input minus the zero point of its group. All scales are 1.
     let codes = words("up.qweight", [8, 8]).bytes;
     let zeros = words("up.qzeros", [2, 1]).bytes;
     for (column, input) in order.iter().map(|input| *input as usize).enumerate() {
@@ -337,7 +337,7 @@ fn inputs_are_sorted_by_group() {
     }
 }
 
-/// Our own layout, in which training saves such weights.
+/// Training saves int4 weights in this project's own layout.
 #[test]
 fn own_layout_round_trips() {
     let values: Vec<f32> = (0..8 * 65).map(|index| ((index * 37 % 101) as f32 - 50.0) / 64.0).collect();
@@ -367,7 +367,7 @@ fn own_layout_round_trips() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever the tensors and settings are, reading returns a weight or an error.
+    /// Reading returns a weight or an error, whatever the tensors and settings are.
     #[test]
     fn any_tensors_and_settings_are_read_or_rejected(
         layout in 0usize..3,

@@ -1,4 +1,4 @@
-//! Tests of the readers: valid files, and the typed error for every fault.
+//! Tests of the readers and writers: valid files, and the typed error for every fault.
 
 #![allow(clippy::unwrap_used)] // in test helpers
 

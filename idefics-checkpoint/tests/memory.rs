@@ -1,4 +1,4 @@
-//! Counts the bytes that a thread allocates and frees, to test what is copied.
+//! Counts the bytes that a thread allocates and frees, to test which data is copied.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -13,7 +13,8 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: all calls are forwarded to the system allocator unchanged; the counters are plain cells without destructors.
+// SAFETY: all calls are forwarded to the system allocator unchanged. The counters are constant-initialised cells
+// without destructors, so counting never allocates.
 #[allow(unsafe_code, reason = "an allocator is unsafe to implement")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -29,7 +30,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs `work` and returns its result, the bytes it allocated on this thread, and how many of them it did not free.
+/// Runs `work` and returns its result, the number of bytes allocated on this thread, and how many of these were not
+/// freed.
 pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
     let (allocated, freed) = (ALLOCATED.get(), FREED.get());
     let result = work();

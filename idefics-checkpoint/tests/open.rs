@@ -1,4 +1,4 @@
-//! Broken files: every fault is a typed error that names the file or tensor, never a panic.
+//! Tests of safetensors folders, mostly broken ones: every fault is a typed error that names the file or tensor.
 
 use idefics_checkpoint::{Checkpoint, CheckpointError};
 use proptest::prelude::*;
@@ -222,7 +222,7 @@ fn shard_contents_take_precedence_over_the_index() {
     // A shard lacks a tensor that the index assigns to it.
     let lacking = index(["a-1", "a-1", "a-1"]);
     assert!(open(&[(INDEX, &lacking), ("a-1", &first)]).unwrap().tensor("norm").is_none());
-    // The same name in two shards: the index decides, in either order of the shards.
+    // Two shards have a tensor of the same name: the index decides, in either order of the shards.
     for (named, other) in [("a-1", "a-2"), ("a-2", "a-1")] {
         let twice = index([other, other, named]);
         let mut wrong = tensors(&TINY);

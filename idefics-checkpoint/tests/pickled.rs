@@ -1,4 +1,4 @@
-//! PyTorch files as checkpoints: the same weights as from safetensors, or an error that says why not.
+//! Tests of PyTorch files as checkpoints: the weights equal those from safetensors, or an error says what is wrong.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -135,7 +135,7 @@ fn transposed_matrix_reads_the_same_after_release() {
     for _ in 0..3 {
         for (name, entry) in checkpoint.tensors() {
             assert_eq!(entry.bytes(), expected, "{name}");
-            entry.release(); // keeps a copy; a mapped tensor is read from the file again
+            entry.release(); // does nothing for a copy; the pages of a mapped tensor are read from the file again
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `quant_state`: round trips, and errors that name the wrong field.
+//! Tests of `quant_state`: round trips, and errors that name the wrong field.
 
 use idefics_checkpoint::{QuantDtype, QuantState, StoredWeightError};
 use idefics_kernels::formats::FourBitType;

@@ -1,4 +1,4 @@
-//! Quantised weights: round trips through a file, and errors that name the faulty tensor.
+//! Tests of quantised weights: round trips through a file, and errors that name the faulty tensor.
 
 use half::bf16;
 use idefics_checkpoint::{

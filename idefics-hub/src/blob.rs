@@ -20,7 +20,7 @@ use crate::{
 /// A download fails after this many consecutive attempts without progress.
 const MAX_FRUITLESS: u32 = 4;
 const BUFFER_BYTES: usize = 256 << 10;
-/// If the server sends no version of its files, files below this size are downloaded on every call.
+/// If the server sends no version of a file, a file below this size is downloaded on every call.
 const SMALL_BYTES: u64 = 16 << 20;
 
 impl Download<'_> {
@@ -49,7 +49,7 @@ impl Download<'_> {
         let start = self.complete(file, remote, &part, &mut hash)?;
         let discard = || fs::remove_file(&part).map_err(|source| file_system("cannot remove", &part, source));
         if hash.verify().is_err() && start > 0 {
-            // The wrong bytes may come from an earlier attempt.
+            // The wrong bytes may come from an earlier attempt, so the whole file is downloaded once more.
             discard()?;
             self.complete(file, remote, &part, &mut hash)?;
         }
@@ -60,7 +60,7 @@ impl Download<'_> {
         fs::rename(&part, &blob).map_err(|source| file_system("cannot write", &blob, source))
     }
 
-    /// Retries until `part` contains the whole file, and hashes it. Returns the offset at which the last attempt
+    /// Retries until `part` contains the whole file, and hashes the file. Returns the offset at which the last attempt
     /// started.
     fn complete(&mut self, file: &str, remote: &Remote, part: &Path, hash: &mut ContentsHash) -> Result<u64, HubError> {
         let length = || fs::metadata(part).map_or(0, |meta| meta.len());
@@ -82,14 +82,15 @@ impl Download<'_> {
         }
     }
 
-    /// Requests the bytes missing from `part`. Returns the offset at which the response started.
+    /// Requests the bytes that are missing from `part`, and appends them. Returns the offset at which the response
+    /// started.
     fn attempt(&mut self, file: &str, remote: &Remote, part: &Path, hash: &mut ContentsHash) -> Result<u64, HubError> {
         let failed = |source| file_system("cannot write", part, source);
         let mut options = fs::OpenOptions::new();
         let mut out = options.read(true).write(true).create(true).truncate(false).open(part).map_err(failed)?;
         let mut at = out.seek(SeekFrom::End(0)).map_err(failed)?;
-        // Start over if the partial file may belong to other contents: the file has no version, its size is unknown,
-        // or the partial file is longer than it.
+        // Start over if `part` may hold bytes of other contents: if the file has no version, if its size is unknown, or
+        // if `part` is longer than the file.
         if !remote.is_versioned || remote.size.is_none_or(|size| at > size) {
             at = 0;
             out.set_len(0).map_err(failed)?;
@@ -101,8 +102,8 @@ impl Download<'_> {
 
         let answer = self.server.contents(self.revision()?, file, at)?;
         let (response, url) = (answer.response, answer.url);
-        // Only resume if the body is not compressed: its length is known then, and the range refers to the file
-        // itself.
+        // Resume only if the body is not compressed, because the range must refer to the bytes of the file. The length
+        // of a compressed body is not known.
         let is_continued = response.body().content_length().is_some()
             && header(&response, "content-range").is_some_and(|range| range.starts_with(&format!("bytes {at}-")));
         match response.status().as_u16() {
@@ -114,7 +115,7 @@ impl Download<'_> {
             }
             _ => return Err(self.server.refusal(&response, file, url)),
         }
-        // The HTTP client decodes gzip and removes the header.
+        // The HTTP client decodes gzip and removes the header. Any other encoding is an error.
         if header(&response, "content-encoding").is_some_and(|encoding| !encoding.eq_ignore_ascii_case("identity")) {
             return Err(self.server.bad_response(file, url, "used a content encoding that was not requested"));
         }
@@ -159,7 +160,7 @@ impl Download<'_> {
         Ok(start)
     }
 
-    /// Hashes the bytes of `part` before `end` that are not in `hash` yet.
+    /// Adds to `hash` the bytes of `part` before offset `end` that are not hashed yet.
     fn hash_existing(
         &mut self,
         file: &str,
@@ -203,8 +204,8 @@ impl Download<'_> {
     }
 }
 
-/// Whether a body starts like an HTML page: captive portals send a login page, and some sites answer every request
-/// with their front page.
+/// Returns whether a body starts like an HTML page. Captive portals send a login page instead of a file, and some sites
+/// answer every request with their front page.
 fn is_web_page(start: &[u8]) -> bool {
     let start = start.trim_ascii_start();
     ["<!doctype html", "<html"]

@@ -1,4 +1,4 @@
-//! The hub cache. The README shows its layout.
+//! Reads and writes the hub cache. The README shows the layout of the cache.
 
 use std::{
     fs::{self, TryLockError},
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct RepoCache {
     cache_dir: PathBuf,
     repo: String,
-    /// `models--{org}--{name}`.
+    /// Name of the repository's folder: `models--{org}--{name}`.
     folder: String,
 }
 
@@ -50,7 +50,7 @@ impl RepoCache {
         self.root().join(".no_exist").join(commit).join(file)
     }
 
-    /// Whether the commit has the file; `None` if the cache does not know.
+    /// Returns whether the commit has the file; `None` if the cache does not know.
     pub(crate) fn presence(&self, commit: &str, file: &str) -> Option<bool> {
         if has_contents(&self.file(commit, file)) {
             Some(true)
@@ -59,7 +59,7 @@ impl RepoCache {
         }
     }
 
-    /// The snapshot folder of a revision, if it contains everything that a model needs.
+    /// Returns the snapshot folder of a revision, if it contains all files that a model needs.
     pub(crate) fn complete_snapshot(&self, revision: &str, formats: &[WeightFiles]) -> Result<PathBuf, HubError> {
         let commit = self.known_commit(revision)?;
         let has = |file: &str| has_contents(&self.file(&commit, file));
@@ -73,7 +73,7 @@ impl RepoCache {
         self.snapshot_with(revision, &needed)
     }
 
-    /// The snapshot folder of a revision, if it contains these files.
+    /// Returns the snapshot folder of a revision, if it contains the files `needed`.
     pub(crate) fn snapshot_with(&self, revision: &str, needed: &[String]) -> Result<PathBuf, HubError> {
         let commit = self.known_commit(revision)?;
         match needed.iter().find(|file| !has_contents(&self.file(&commit, file))) {
@@ -82,7 +82,7 @@ impl RepoCache {
         }
     }
 
-    /// The commit of a revision, if the cache knows it.
+    /// Returns the commit of a revision, if the cache knows it.
     fn known_commit(&self, revision: &str) -> Result<String, HubError> {
         if is_commit(revision) {
             return Ok(revision.to_owned());
@@ -101,7 +101,7 @@ impl RepoCache {
         }
     }
 
-    /// Stores the commit of a branch or tag. Errors are ignored: a read-only cache works without this entry.
+    /// Stores the commit of a branch or tag. Ignores errors, because a read-only cache works without this entry.
     pub(crate) fn write_ref(&self, revision: &str, commit: &str) {
         let path = self.root().join("refs").join(revision);
         if fs::read_to_string(&path).is_ok_and(|known| known.trim() == commit) {
@@ -110,13 +110,14 @@ impl RepoCache {
         let _ = write(&path, commit);
     }
 
-    /// Stores that the commit does not have the file. Errors are ignored: a read-only cache works without this entry.
+    /// Stores that the commit does not have the file. Ignores errors, because a read-only cache works without this
+    /// entry.
     pub(crate) fn write_no_exist(&self, commit: &str, file: &str) {
         let _ = write(&self.no_exist(commit, file), "");
     }
 
     /// Locks a blob, so that no other process downloads the same contents while the returned file is open. While
-    /// another process holds the lock, `waiting` is called once a second; an error from it ends the wait.
+    /// another process holds the lock, `waiting` is called once a second. If `waiting` fails, the wait ends.
     ///
     /// If the lock file cannot be opened, for example because it belongs to another user, the partial file is locked
     /// instead. On file systems without locks, nothing is locked.
@@ -144,7 +145,8 @@ impl RepoCache {
         Ok(file)
     }
 
-    /// Turns a permission error into the error for a file that is missing from a read-only cache.
+    /// Converts a permission error to the error for a file that is missing from a read-only cache. Other errors are
+    /// returned unchanged.
     pub(crate) fn read_only_error(&self, file: &str, error: HubError) -> HubError {
         match error {
             HubError::FileSystem { path, source, .. } if is_read_only(&source) => HubError::ReadOnlyCache {
@@ -178,7 +180,7 @@ fn link_or_copy(_blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(relative, link)
 }
 
-/// Symbolic links need a privilege on some systems, so this uses a hard link, or else a copy.
+/// Creates a hard link, or else a copy. On some systems, only privileged users can create symbolic links.
 #[cfg(not(unix))]
 fn link_or_copy(blob: &Path, _relative: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
@@ -188,7 +190,7 @@ fn has_contents(path: &Path) -> bool {
     path.is_file() && !is_lfs_pointer(path)
 }
 
-/// Whether a file is a git-lfs pointer, the text that git stores in place of a large file.
+/// Returns whether a file is a git-lfs pointer, the short text that git stores in place of a large file.
 ///
 /// Source: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>.
 pub(crate) fn is_lfs_pointer(path: &Path) -> bool {

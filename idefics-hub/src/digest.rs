@@ -6,8 +6,8 @@
 //! - all other files: 40 digits, the SHA-1 of the git blob, which is `blob {length}\0` followed by the contents.
 //!
 //! Mirrors that store files by SHA-1 (Artifactory, for example) send 40 digits too: the SHA-1 of the contents alone.
-//! A file is accepted if either SHA-1 matches. Other tags, and all tags of servers that do not speak the hub's
-//! protocol, are not hashes of the contents, and such files are not verified.
+//! A file is accepted if either SHA-1 matches. Other tags are not hashes of the contents, and neither are the tags of
+//! servers that do not speak the hub's protocol. Files with such tags are not verified.
 
 use std::fmt::{self, Write as _};
 
@@ -23,7 +23,7 @@ pub(crate) enum Digest {
 }
 
 impl Digest {
-    /// Parses the opaque part of an entity tag: 64 or 40 hexadecimal digits. `None` for anything else.
+    /// Parses the opaque part of an entity tag: 64 or 40 hexadecimal digits. Returns `None` for anything else.
     pub(crate) fn from_tag(tag: &str) -> Option<Digest> {
         from_hex(tag).map(Digest::Sha256).or_else(|| from_hex(tag).map(Digest::Sha1))
     }
@@ -38,10 +38,11 @@ impl fmt::Display for Digest {
     }
 }
 
-/// The opaque part of an entity tag, without quotes and without the `W/` of weak ones (RFC 9110, section 8.8.3).
+/// Returns the opaque part of an entity tag: without quotes, and without the `W/` of weak tags (RFC 9110, section
+/// 8.8.3).
 ///
-/// On the hub, a weak tag means that a proxy compressed the file; it still contains the hash of the uncompressed
-/// contents. Tags without quotes are invalid but occur in practice.
+/// On the hub, a weak tag means that a proxy compressed the file. The tag still contains the hash of the uncompressed
+/// contents. Tags without quotes are invalid, but occur in practice.
 pub(crate) fn opaque_tag(etag: &str) -> &str {
     let etag = etag.trim();
     let tag = etag.strip_prefix("W/").or_else(|| etag.strip_prefix("w/")).unwrap_or(etag);
@@ -50,13 +51,13 @@ pub(crate) fn opaque_tag(etag: &str) -> &str {
 
 /// The running hash of the first bytes of a file.
 ///
-/// It is kept between download attempts: after a lost connection, hashing continues where it stopped.
+/// The hash is kept between download attempts. After a lost connection, hashing continues where it stopped.
 pub(crate) struct ContentsHash {
     expected: Option<Digest>,
     /// Length of the whole file in bytes, if known.
     size: Option<u64>,
     state: State,
-    /// Number of bytes in `state`.
+    /// Number of bytes hashed so far.
     hashed: u64,
 }
 
@@ -67,7 +68,7 @@ enum State {
 }
 
 impl ContentsHash {
-    /// The hash of zero bytes.
+    /// Creates the hash of zero bytes.
     pub(crate) fn new(expected: Option<Digest>, size: Option<u64>) -> ContentsHash {
         let state = match expected {
             None => State::Unchecked,
@@ -80,12 +81,12 @@ impl ContentsHash {
         ContentsHash { expected, size, state, hashed: 0 }
     }
 
-    /// Whether an expected hash is known.
+    /// Returns whether an expected hash is known.
     pub(crate) fn is_checked(&self) -> bool {
         self.expected.is_some()
     }
 
-    /// Number of bytes hashed so far.
+    /// Returns the number of bytes hashed so far.
     pub(crate) fn position(&self) -> u64 {
         self.hashed
     }
@@ -106,17 +107,17 @@ impl ContentsHash {
         self.hashed += bytes.len() as u64;
     }
 
-    /// The hash to compute in a second pass over the whole file, if one is needed: a git blob starts with its length,
-    /// and the length was not known in the first pass.
+    /// Returns the hash to compute in a second pass over the whole file, if a second pass is needed. It is needed for a
+    /// git blob whose length was not known in the first pass, because a git blob starts with its length.
     pub(crate) fn second_pass(&self) -> Option<ContentsHash> {
         let is_length_unknown = matches!(self.expected, Some(Digest::Sha1(_))) && self.size.is_none();
         is_length_unknown.then(|| ContentsHash::new(self.expected, Some(self.hashed)))
     }
 
-    /// Compares the hash of all bytes with the expected one.
+    /// Compares the computed hash with the expected hash. Without an expected hash, any contents are accepted.
     ///
     /// # Errors
-    /// If they differ: the expected digest and the computed one.
+    /// The expected and the computed hash, if they differ.
     pub(crate) fn verify(&self) -> Result<(), (Digest, Digest)> {
         let Some(expected) = self.expected else { return Ok(()) };
         let found = match &self.state {

@@ -15,12 +15,12 @@ use crate::{
 pub(crate) struct Download<'a> {
     pub(crate) server: &'a Server<'a>,
     pub(crate) cache: &'a RepoCache,
-    /// A file that the revision has.
+    /// A file that the revision is known to have.
     first: &'a str,
-    /// The commit of the revision. `None` if the server does not send it: then the snapshot is not consulted, and it
-    /// is named after the downloaded files at the end.
+    /// The commit of the revision; `None` if the server does not send it. Without a commit, files in existing snapshots
+    /// are not reused, and the new snapshot is named after a hash of its files.
     commit: Option<String>,
-    /// Whether the server accepts the commit as the revision in its URLs; `None` until that is known.
+    /// Whether the server accepts the commit as the revision in its URLs; `None` until this is known.
     accepts_commit: Cell<Option<bool>>,
     /// The server's description of files that are missing from the snapshot.
     found: BTreeMap<String, Remote>,
@@ -29,12 +29,12 @@ pub(crate) struct Download<'a> {
     pub(crate) progress: &'a mut dyn FnMut(HubProgress),
     /// Number of bytes in the completed files.
     pub(crate) done: u64,
-    /// Number of bytes in all files to download, as far as known.
+    /// Number of bytes in all files to download whose size is known so far.
     pub(crate) total: u64,
 }
 
 impl<'a> Download<'a> {
-    /// `found` describes `first`, a file that the server has.
+    /// Creates a download. `found` is the server's description of `first`, a file that the revision has.
     pub(crate) fn new(
         server: &'a Server<'a>,
         cache: &'a RepoCache,
@@ -59,7 +59,7 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Downloads the files that a model needs, links them in the snapshot, and returns the snapshot's commit.
+    /// Downloads the files that a model needs and links them in the snapshot. Returns the commit of the snapshot.
     pub(crate) fn model(mut self, formats: &[WeightFiles]) -> Result<String, HubError> {
         // The index comes first: if it lists a file that is not allowed, nothing else is downloaded.
         let weights = self.weights(formats)?;
@@ -67,8 +67,8 @@ impl<'a> Download<'a> {
         self.files(files, &OPTIONAL, weights)
     }
 
-    /// Downloads `files`, those of `optional` that the repository has, and `weights`, links them in the snapshot, and
-    /// returns the snapshot's commit.
+    /// Downloads `files`, `weights`, and those files of `optional` that the repository has, and links all of them in
+    /// the snapshot. Returns the commit of the snapshot.
     pub(crate) fn files(
         mut self,
         mut files: Vec<String>,
@@ -91,7 +91,7 @@ impl<'a> Download<'a> {
         Ok(commit)
     }
 
-    /// The names of the weight files: a single file, or the shards and their index.
+    /// Returns the names of the weight files: a single file, or the shards and their index.
     fn weights(&mut self, formats: &[WeightFiles]) -> Result<Vec<String>, HubError> {
         for files in formats {
             if self.is_in_repo(files.single)? {
@@ -110,7 +110,7 @@ impl<'a> Download<'a> {
         Err(self.server.file_not_found("model.safetensors (or model.safetensors.index.json)"))
     }
 
-    /// Downloads the index, and returns the names of the shards and of the index.
+    /// Downloads the index. Returns the names of the shards and of the index.
     fn shards(&mut self, files: &WeightFiles) -> Result<Vec<String>, HubError> {
         self.blobs(&[files.index.to_owned()])?;
         let index = match (self.blobs.get(files.index), &self.commit) {
@@ -122,8 +122,9 @@ impl<'a> Download<'a> {
         Ok(names)
     }
 
-    /// The revision to use in URLs. This is the commit, so that all files belong together even if the branch moves
-    /// during the download. It is the branch if the server sends the commit but does not accept it in URLs.
+    /// Returns the revision to use in URLs. This is the commit, so that all files belong together even if the branch
+    /// moves during the download. If the commit is unknown, or the server does not accept it in URLs, it is the
+    /// revision that the caller gave.
     pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };
         if self.accepts_commit.get().is_none() {
@@ -135,8 +136,8 @@ impl<'a> Download<'a> {
         Ok(if self.accepts_commit.get() == Some(true) { commit } else { self.server.revision })
     }
 
-    /// Whether the repository has the file, according to the snapshot or else the server. A commit never changes, so
-    /// the cache remembers missing files.
+    /// Returns whether the repository has the file, according to the snapshot or else the server. A commit never
+    /// changes, so missing files are recorded in the cache.
     fn is_in_repo(&mut self, file: &str) -> Result<bool, HubError> {
         if self.found.contains_key(file) || self.blobs.contains_key(file) {
             return Ok(true);
@@ -157,15 +158,14 @@ impl<'a> Download<'a> {
         Ok(false)
     }
 
-    /// Downloads the files that are missing from the snapshot. Nothing is downloaded unless the server has all of
-    /// them.
+    /// Downloads the files that are missing from the snapshot. If the server lacks one of them, nothing is downloaded.
     fn blobs(&mut self, files: &[String]) -> Result<(), HubError> {
         let mut wanted = Vec::new();
         for file in files {
             if !self.is_in_repo(file)? {
                 return Err(self.server.file_not_found(file));
             }
-            let Some(remote) = self.found.remove(file) else { continue }; // already in the cache
+            let Some(remote) = self.found.remove(file) else { continue }; // the file is in the cache
             let index = [SAFETENSORS, PICKLED].into_iter().find(|files| files.index == file);
             if let Some(files) = index.filter(|_| remote.size.is_some_and(|size| size > MAX_INDEX_BYTES)) {
                 return Err(bad_index(self.server.repo, &files, "it is larger than 64 MiB"));

@@ -32,17 +32,17 @@ pub enum HubErrorKind {
 #[non_exhaustive]
 pub enum HubError {
     /// The name of the repository or of the revision is not valid.
-    #[error("{id:?} is not a hub id: expected org/name or org/name@revision")]
+    #[error("{id:?} is not a hub id; expected org/name or org/name@revision")]
     InvalidId {
-        /// `{repo}@{revision}`, at most its first 200 characters.
+        /// The invalid id, `{repo}@{revision}`, cut after 200 characters.
         id: String,
     },
-    /// The name of a GGUF file is not one in the top folder of a repository.
-    #[error("{name:?} of {repo}: expected the name of a GGUF file in the top folder of the repository")]
+    /// A name is not that of a GGUF file in the top folder of a repository.
+    #[error("{name:?} of {repo} is not a GGUF file; expected the name of one in the top folder of the repository")]
     GgufName {
         /// The repository, `org/name`.
         repo: String,
-        /// The name, at most its first 200 characters.
+        /// The name, cut after 200 characters.
         name: String,
     },
     /// The server could not be reached or did not answer.
@@ -69,7 +69,7 @@ pub enum HubError {
         file: String,
         /// The requested URL, without its query.
         url: String,
-        /// Number of bytes in the cache.
+        /// Number of bytes of the file that are in the cache.
         done: u64,
         /// The error of the connection.
         source: io::Error,
@@ -95,10 +95,11 @@ pub enum HubError {
         file: String,
         /// The requested URL, without its query.
         url: String,
-        /// What the server did wrong; a verb phrase such as `sent a web page`.
+        /// What the server did wrong, as a verb phrase such as `sent a web page`.
         fault: &'static str,
     },
-    /// A file was downloaded completely, but its hash is not the one that the hub announced. The file was deleted.
+    /// A file was downloaded completely, but its hash differs from the hash that the hub announced. The file was
+    /// deleted.
     #[error(
         "{file} of {repo} from {url} has the wrong hash: expected {expected}, found {found}; the file was deleted; run \
          again, and if that does not help, check the network and HF_ENDPOINT"
@@ -110,7 +111,7 @@ pub enum HubError {
         file: String,
         /// Base URL of the server.
         url: String,
-        /// The announced hash: algorithm and hexadecimal digits.
+        /// The hash that the hub announced: algorithm and hexadecimal digits.
         expected: String,
         /// The hash of the downloaded contents: algorithm and hexadecimal digits.
         found: String,
@@ -146,7 +147,7 @@ pub enum HubError {
         /// The requested URL, without its query.
         url: String,
     },
-    /// The repository does not have a file that every model needs, or a shard listed in its index.
+    /// The repository lacks a file that every model needs, or a shard that its index lists.
     #[error("{repo}@{revision} at {endpoint} has no {file}; a model cannot be loaded without it")]
     FileNotFound {
         /// The repository, `org/name`.
@@ -182,7 +183,7 @@ pub enum HubError {
         url: String,
         /// 401 or 403.
         status: u16,
-        /// How to get access.
+        /// Advice on how to get access.
         advice: String,
     },
     /// Offline mode is on and a file is not in the cache.
@@ -244,14 +245,14 @@ pub enum HubError {
     /// The caller cancelled the download. The bytes received so far are kept.
     #[error("the download was cancelled; run again to resume")]
     Cancelled,
-    /// The index lists a file outside the top folder of the repository, or a file of a different format.
+    /// The index lists a file outside the top folder of the repository, or a file of another format.
     #[error("{index} of {repo} lists {shard:?}; expected a plain file name that ends in {ending}")]
     ShardName {
         /// The repository, `org/name`.
         repo: String,
         /// The index file.
         index: &'static str,
-        /// The listed name, at most its first 100 characters.
+        /// The listed name, cut after 100 characters.
         shard: String,
         /// The expected file name extension.
         ending: &'static str,
@@ -269,7 +270,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// The category of the error.
+    /// Returns the category of the error.
     pub fn kind(&self) -> HubErrorKind {
         match self {
             HubError::Unreachable { .. }
@@ -296,27 +297,27 @@ impl HubError {
         }
     }
 
-    /// Whether the same request may succeed a moment later.
+    /// Returns whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             HubError::Status { status, .. } => matches!(status, 408 | 429 | 500..),
-            HubError::WrongContents { .. } => false, // the file may be large, so do not download it again automatically
+            HubError::WrongContents { .. } => false, // a large file must not be downloaded again automatically
             error => error.kind() == HubErrorKind::Network,
         }
     }
 }
 
-/// A hint for error messages: `org/name` may have been meant as a local folder, which does not exist.
+/// Returns a hint for error messages, because `org/name` may have been meant as a local folder that does not exist.
 pub(crate) fn no_folder_hint(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
 }
 
-/// Whether a write failed for lack of permission.
+/// Returns whether a write failed for lack of permission.
 pub(crate) fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
-/// The message of a system or HTTP client error, without the error number and type names.
+/// Returns the message of a system or HTTP client error, without the error number and type names.
 fn plain_message(error: &impl fmt::Display) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("io: ").unwrap_or(&text);

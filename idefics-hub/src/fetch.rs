@@ -1,4 +1,4 @@
-//! Resolves a hub id to a folder: from the cache, or else from the server.
+//! Fetches the files of a hub repository from the cache, or else from the server, and returns their folder.
 
 use std::path::PathBuf;
 
@@ -19,14 +19,15 @@ const DEFAULT_REVISION: &str = "main";
 /// Calls [`fetch_with`] with [`HubOptions::from_env`].
 ///
 /// # Errors
-/// Those of [`fetch_with`], and [`HubError::NoCacheFolder`].
+/// The errors of [`fetch_with`], and [`HubError::NoCacheFolder`] if the folder of the cache is unknown.
 pub fn fetch(repo: &str, revision: Option<&str>, progress: &mut dyn FnMut(HubProgress)) -> Result<PathBuf, HubError> {
     fetch_with(&HubOptions::from_env()?, repo, revision, progress)
 }
 
-/// The snapshot folder of a model in the hub cache, if the cache has all files that a model needs. Uses no network.
+/// Returns the snapshot folder of a model in the hub cache, if the cache has all files that a model needs. Does not use
+/// the network.
 ///
-/// `revision` is a branch, a tag or a commit; `None` for the default branch.
+/// `revision` is a branch, a tag or a commit; `None` means the branch `main`.
 pub fn cached_snapshot(options: &HubOptions, repo: &str, revision: Option<&str>) -> Option<PathBuf> {
     let revision = revision.unwrap_or(DEFAULT_REVISION);
     check_id(repo, revision).ok()?;
@@ -42,19 +43,20 @@ pub fn cached_snapshot(options: &HubOptions, repo: &str, revision: Option<&str>)
 ///
 /// Files in the cache are not downloaded again, and an interrupted download resumes where it stopped, in the same run
 /// or a later one. A commit that is in the cache needs no network. For a branch or tag, one request asks for its
-/// current commit; if the server cannot be reached, a complete snapshot in the cache is used instead. Two processes
-/// do not download the same file at the same time: the second one waits ([`HubProgress::is_waiting`]).
+/// current commit. If the server cannot be reached, a complete snapshot in the cache is used instead. Two processes
+/// do not download the same file at the same time: the second process waits ([`HubProgress::is_waiting`]).
 ///
 /// If the contents of a file do not match the hash announced by the hub, the file is deleted and the call fails. A
 /// read-only cache is sufficient if it has all files.
 ///
 /// The download runs on a separate thread, so that [`HubOptions::cancel`] ends this call even if the server does not
-/// respond. The thread ends with its next read, after at most a minute.
+/// respond. The abandoned thread ends when it next reads from the network or the read times out, after at most a
+/// minute.
 ///
 /// # Errors
 /// [`HubError::kind`] gives the category: `Network`, `NotFound`, `Unauthorized`, `FileSystem`, `Offline`, `Rejected`
-/// (the index lists anything but plain files of its format, the weights are pickles that are not allowed, or a file
-/// is a git-lfs pointer), `Limit` or `Cancelled`.
+/// (the index lists anything other than plain files of its format, the weights are pickles that are not allowed, or a
+/// file is a git-lfs pointer), `Limit` or `Cancelled`.
 pub fn fetch_with(
     options: &HubOptions,
     repo: &str,
@@ -90,7 +92,7 @@ fn download(
 ) -> Result<PathBuf, HubError> {
     let cache = RepoCache::new(&options.cache_dir, repo);
     let server = Server::new(options, repo, revision);
-    // With a snapshot in the cache, it is not worth retrying an unreachable server.
+    // If the cache has a complete snapshot, an unreachable server is asked only once.
     let attempts = if cached.is_ok() { 1 } else { 3 };
     let config = match server.look_up(revision, CONFIG, attempts) {
         Err(error) if error.is_transient() => return cached.map_err(|_| error),
@@ -105,11 +107,13 @@ fn download(
 
 /// Fetches a GGUF file of a repository to the hub cache, and returns its path.
 ///
-/// Besides `file`, and the other parts if it is the first of several, only `mmproj` and the tokenizer, processor and
-/// template files are downloaded. The cache is used as by [`fetch_with`].
+/// If `file` is the first of several parts, the other parts are fetched too. `mmproj` is the file of the vision tower.
+/// Apart from these GGUF files, only the tokenizer, processor and template files are fetched. The cache is used in the
+/// same way as by [`fetch_with`].
 ///
 /// # Errors
-/// Those of [`fetch_with`]; [`HubError::GgufName`] if a name is not that of a GGUF file in the top folder.
+/// The errors of [`fetch_with`], and [`HubError::GgufName`] if `file` or `mmproj` is not the name of a GGUF file in the
+/// top folder of the repository.
 pub fn fetch_gguf(
     options: &HubOptions,
     repo: &str,

@@ -9,7 +9,7 @@ pub(crate) struct WeightFiles {
     pub(crate) single: &'static str,
     /// Name of the index that lists the shards.
     pub(crate) index: &'static str,
-    /// File name extension of the shards.
+    /// File name extension of the shards, with its dot.
     pub(crate) ending: &'static str,
 }
 
@@ -18,12 +18,12 @@ pub(crate) const SAFETENSORS: WeightFiles =
 pub(crate) const PICKLED: WeightFiles =
     WeightFiles { single: "pytorch_model.bin", index: "pytorch_model.bin.index.json", ending: ".bin" };
 
-/// The accepted formats, in order of preference.
+/// Returns the accepted formats of weights, in order of preference.
 pub(crate) fn weight_files(allow_pickles: bool) -> &'static [WeightFiles] {
     if allow_pickles { &[SAFETENSORS, PICKLED] } else { &[SAFETENSORS] }
 }
 
-/// Optional files of a model folder: downloaded if the repository has them.
+/// Optional files of a model folder. They are downloaded if the repository has them.
 pub(crate) const OPTIONAL: [&str; 8] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -35,7 +35,8 @@ pub(crate) const OPTIONAL: [&str; 8] = [
     "generation_config.json",
 ];
 
-/// The names of all parts of a GGUF file that was split (`name-00001-of-00003.gguf`), or the name itself.
+/// Returns the names of all parts if `file` is the first part of a GGUF file that was split
+/// (`name-00001-of-00003.gguf`). Otherwise returns only `file`.
 pub(crate) fn gguf_parts(file: &str) -> Vec<String> {
     const MAX_PARTS: usize = 1000;
     let split = || {
@@ -54,7 +55,7 @@ mod tests {
     use super::gguf_parts;
 
     #[test]
-    fn parts_of_a_split_file_are_named() {
+    fn lists_all_parts_of_a_split_file() {
         assert_eq!(gguf_parts("m.gguf"), ["m.gguf"]);
         assert_eq!(gguf_parts("m-00001-of-00002.gguf"), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
         assert_eq!(gguf_parts("m-00001-of-99999.gguf"), ["m-00001-of-99999.gguf"]);

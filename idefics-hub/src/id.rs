@@ -1,11 +1,11 @@
-//! Validation of the names of repositories, revisions and files.
+//! Validates the names of repositories, revisions and files.
 
 use crate::HubError;
 
 /// Checks that the names of a repository and a revision are safe to use in paths and URLs.
 ///
 /// # Errors
-/// [`HubError::InvalidId`].
+/// [`HubError::InvalidId`] if one of the names is not safe.
 pub(crate) fn check_id(repo: &str, revision: &str) -> Result<(), HubError> {
     let parts: Vec<&str> = repo.split('/').collect();
     let repo_is_valid = parts.len() == 2 && parts.iter().all(|part| is_plain_name(part) && !part.contains(".."));
@@ -20,7 +20,7 @@ pub(crate) fn check_id(repo: &str, revision: &str) -> Result<(), HubError> {
     Err(HubError::InvalidId { id: format!("{repo}@{revision}").chars().take(200).collect() })
 }
 
-/// Whether the name matches `[A-Za-z0-9._-]{1,255}` and does not start with a dot.
+/// Returns whether the name matches `[A-Za-z0-9._-]{1,255}` and does not start with a dot.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=255).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.')

@@ -14,7 +14,8 @@ use crate::{HubError, error::file_system, files::WeightFiles, id::is_plain_name}
 pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 1000;
 
-/// The shards listed in an index, checked to be plain file names with the right extension.
+/// Reads the names of the shards that an index lists, and checks that they are plain file names with the right
+/// extension.
 pub(crate) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Result<BTreeSet<String>, HubError> {
     #[derive(Deserialize)]
     struct Index {

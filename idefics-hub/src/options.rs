@@ -20,16 +20,16 @@ pub struct HubOptions {
     pub cache_dir: PathBuf,
     /// Access token (`HF_TOKEN`). It is sent only to the host of the endpoint.
     pub token: Option<String>,
-    /// Use only the cache, never the network (`HF_HUB_OFFLINE`).
+    /// Whether to use only the cache and never the network (`HF_HUB_OFFLINE`).
     pub offline: bool,
     /// Whether to download PyTorch files if a repository has no safetensors.
     pub allow_pickles: bool,
-    /// Set this flag to cancel a download; it ends within a tenth of a second. The next download resumes from the
-    /// bytes received so far.
+    /// A flag that cancels the download when it is set. The download then ends within a tenth of a second. The next
+    /// download resumes after the bytes received so far.
     pub cancel: Arc<AtomicBool>,
 }
 
-/// Hides the token.
+/// Shows the options, but hides the token.
 impl fmt::Debug for HubOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubOptions")
@@ -44,7 +44,7 @@ impl fmt::Debug for HubOptions {
 }
 
 impl HubOptions {
-    /// Options with the given server and cache, online, without a token, and without PyTorch files.
+    /// Creates options with the given server and cache, online, without a token, and without PyTorch files.
     pub fn new(endpoint: impl Into<String>, cache_dir: impl Into<PathBuf>) -> HubOptions {
         HubOptions {
             endpoint: endpoint.into(),
@@ -56,7 +56,7 @@ impl HubOptions {
         }
     }
 
-    /// Reads the hub's environment variables.
+    /// Creates options from the hub's environment variables.
     ///
     /// - cache: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
     ///   `~/.cache/huggingface/hub`
@@ -64,7 +64,7 @@ impl HubOptions {
     ///   `HF_TOKEN_PATH`, or else `token` in the hub's home folder
     /// - endpoint and offline mode: `HF_ENDPOINT`, `HF_HUB_OFFLINE`
     ///
-    /// The first variable that is set is used. Empty variables count as not set.
+    /// For the cache and the token, the first variable that is set is used. Empty variables count as not set.
     ///
     /// # Errors
     /// [`HubError::NoCacheFolder`] if no variable sets the cache and there is no home folder.

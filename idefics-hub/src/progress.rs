@@ -10,11 +10,12 @@ pub struct HubProgress {
     pub file_done: u64,
     /// Size of this file in bytes, if the server sends it.
     pub file_total: Option<u64>,
-    /// Number of bytes downloaded of all files. Files that were in the cache before are not counted.
+    /// Number of bytes of all files to download that are in the cache. Files that were complete before are not counted.
     pub done: u64,
-    /// Total size in bytes of all files to download. The index of a sharded checkpoint is downloaded first, and the
-    /// shards are included only after that.
+    /// Total size in bytes of all files to download, as far as it is known. The shards of a checkpoint are included
+    /// only after their index has been downloaded.
     pub total: u64,
-    /// Whether this process is waiting for another one that is downloading the file. Reported once a second.
+    /// Whether this process is waiting for another process that is downloading the file. While it waits, progress is
+    /// reported once a second.
     pub is_waiting: bool,
 }

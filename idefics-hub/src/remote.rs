@@ -2,7 +2,7 @@
 
 use crate::digest::Digest;
 
-/// Metadata of one file, from the server.
+/// Metadata of one file, as the server sends it.
 pub(crate) struct Remote {
     /// The commit of the revision. Only servers that speak the hub's protocol send it.
     pub(crate) commit: Option<String>,
@@ -16,8 +16,8 @@ pub(crate) struct Remote {
     pub(crate) digest: Option<Digest>,
 }
 
-/// A synthetic id of 40 hexadecimal digits for servers that send no commit or hash: the 128-bit FNV-1a hash of
-/// `parts`.
+/// Computes a synthetic id of 40 hexadecimal digits, for servers that send no commit or no hash. It is the 128-bit
+/// FNV-1a hash of `parts`.
 pub(crate) fn synthetic_id(parts: &[&str]) -> String {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
     let hash = bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {

@@ -1,4 +1,4 @@
-//! Exponential back-off between attempts.
+//! Waits between attempts, with exponential back-off.
 
 use std::{thread, time::Duration};
 

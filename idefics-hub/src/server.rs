@@ -1,11 +1,11 @@
-//! Requests to the file URLs of one repository: `HEAD` and `GET` on
+//! Sends requests to the file URLs of one repository: `HEAD` and `GET` on
 //! `{endpoint}/{org}/{name}/resolve/{revision}/{file}`.
 //!
-//! The hub and its mirrors send the commit, hash and size of a file in `X-Repo-Commit`, `X-Linked-ETag` or `ETag`,
-//! and `X-Linked-Size`. A plain file server with the same paths works too. If it does not support `HEAD`, `GET` is
-//! used instead. The snapshot and the blobs are then named after the paths of the files, their ETags or modification
-//! times, and their sizes. If the server sends neither an ETag nor a time, files of at least 16 MiB are downloaded
-//! again when their size changes, and smaller files on every call.
+//! The hub and its mirrors send the commit, hash and size of a file in `X-Repo-Commit`, `X-Linked-ETag` or `ETag`, and
+//! `X-Linked-Size`. A plain file server with the same paths works too. If it does not support `HEAD`, `GET` is used
+//! instead. For a plain file server, the snapshot and the blobs are named after the paths of the files, their ETags or
+//! modification times, and their sizes. If the server sends neither an ETag nor a time, files of at least 16 MiB are
+//! downloaded again when their size changes, and smaller files on every call.
 
 use std::{
     cell::Cell,
@@ -34,10 +34,10 @@ pub(crate) struct Server<'a> {
     cancel: &'a AtomicBool,
     pub(crate) repo: &'a str,
     pub(crate) revision: &'a str,
-    /// Whether the server has found a file of this revision. After that, a 404 means that the file is missing, not that
-    /// the repository is.
+    /// Whether the server has found a file of this revision. After that, a 404 means that a file is missing, not that
+    /// the repository is missing.
     is_known: Cell<bool>,
-    /// Whether the server supports `HEAD`; `None` until that is known.
+    /// Whether the server supports `HEAD`; `None` until this is known.
     supports_head: Cell<Option<bool>>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Answer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Headers,
-    /// For servers that do not support `HEAD`: the body of the `GET` is not read.
+    /// The headers of a `GET`, for servers that do not support `HEAD`. The body is not read.
     HeadersByGet,
     /// The contents from this byte offset to the end.
     From(u64),
@@ -66,7 +66,7 @@ impl<'a> Server<'a> {
         let endpoint = options.endpoint.trim_end_matches('/');
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            .max_redirects(0) // `request` follows them, so that the token is sent only to the endpoint
+            .max_redirects(0) // `request` follows redirects, so that the token is sent only to the endpoint
             .user_agent(concat!("idefics/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
             .timeout_resolve(Some(Duration::from_secs(10)))
@@ -89,14 +89,16 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// Checks that the caller has not cancelled the download.
+    ///
     /// # Errors
-    /// [`HubError::Cancelled`] if the caller cancelled the download.
+    /// [`HubError::Cancelled`] if the download was cancelled.
     pub(crate) fn check_cancelled(&self) -> Result<(), HubError> {
         if self.cancel.load(Ordering::Relaxed) { Err(HubError::Cancelled) } else { Ok(()) }
     }
 
-    /// Requests the metadata of a file; `None` if the revision does not have it. Transient errors are retried up to
-    /// `attempts` attempts.
+    /// Requests the metadata of a file. Returns `None` if the revision does not have the file. After a transient error,
+    /// the request is repeated, with at most `attempts` attempts in total.
     pub(crate) fn look_up(&self, revision: &str, file: &str, attempts: u32) -> Result<Option<Remote>, HubError> {
         for attempt in 1.. {
             match self.headers(revision, file).and_then(|answer| self.remote(answer, revision, file)) {
@@ -112,8 +114,8 @@ impl<'a> Server<'a> {
         self.request(Wanted::From(start), revision, file)
     }
 
-    /// Requests the headers of a file. Simple servers support only `GET` and fail at `HEAD` in various ways, so this
-    /// falls back to `GET`.
+    /// Requests the headers of a file. Falls back to `GET`, because simple servers support only `GET` and answer `HEAD`
+    /// with various errors.
     fn headers(&self, revision: &str, file: &str) -> Result<Answer, HubError> {
         if self.supports_head.get() != Some(false) {
             let answer = self.request(Wanted::Headers, revision, file);
@@ -153,15 +155,16 @@ impl<'a> Server<'a> {
             let digest = Digest::from_tag(&blob);
             return Ok(Some(Remote { commit, blob, is_versioned: true, size, digest }));
         }
-        // On other servers an ETag is often just a time and a size, so two files may have the same one.
+        // On other servers, an ETag is often just a time and a size, so two files may have the same ETag. The name of
+        // the blob therefore depends on the name of the file too.
         let version = etag.or_else(|| header(&response, "last-modified").map(str::to_owned));
         let length = size.map_or_else(String::new, |size| size.to_string());
         let blob = synthetic_id(&[revision, file, version.as_deref().unwrap_or_default(), &length]);
         Ok(Some(Remote { commit, blob, is_versioned: version.is_some(), size, digest: None }))
     }
 
-    /// Sends a request and follows redirects, including relative ones and those to other hosts. The first value of
-    /// each header is kept, because the hub sends metadata that the storage servers behind it do not have.
+    /// Sends a request and follows redirects, including relative redirects and redirects to other hosts. The first
+    /// value of each metadata header is kept, because the hub sends metadata that its storage servers do not have.
     fn request(&self, wanted: Wanted, revision: &str, file: &str) -> Result<Answer, HubError> {
         let mut url = format!("{}/{}/resolve/{}/{file}", self.endpoint, self.repo, percent_encode(revision));
         let (mut commit, mut hash, mut linked_size) = (None, None, None);
@@ -193,7 +196,8 @@ impl<'a> Server<'a> {
             let location = text("location").filter(|_| response.status().is_redirection());
             let has_metadata = commit.is_some() && hash.is_some() && !matches!(wanted, Wanted::From(_));
             let Some(location) = location.filter(|_| !has_metadata) else {
-                // The length of a redirect is the length of its own body, and some servers send 0 for every `HEAD`.
+                // The length in a redirect is that of its own body, not of the file. Some servers send 0 for every
+                // `HEAD`.
                 let length = text("content-length").filter(|_| response.status().is_success());
                 let length = length.and_then(|length| length.parse().ok()).filter(|&length| length > 0);
                 return Ok(Answer { response, url, commit, hash, etag, size: linked_size.or(length) });
@@ -207,7 +211,7 @@ impl<'a> Server<'a> {
         Err(self.bad_response(file, url, "redirected too many times"))
     }
 
-    /// The error for a response with an error status.
+    /// Creates the error for a response with an error status.
     pub(crate) fn refusal(&self, response: &Response<Body>, file: &str, url: String) -> HubError {
         let (repo, url, status) = (self.repo.to_owned(), without_query(&url), response.status().as_u16());
         match (status, header(response, "x-error-code")) {
@@ -269,13 +273,13 @@ impl<'a> Server<'a> {
 }
 
 impl Answer {
-    /// Whether the response has no metadata, as from servers that answer every `HEAD` with 200.
+    /// Returns whether the response has no metadata, as from servers that answer every `HEAD` with 200.
     fn has_no_metadata(&self) -> bool {
         let is_dated = self.etag.is_some() || header(&self.response, "last-modified").is_some();
         !is_dated && self.hash.is_none() && self.size.is_none()
     }
 
-    /// Whether the file exists: the response is a success, or a redirect with all metadata.
+    /// Returns whether the file exists: the response is a success, or a redirect with all metadata.
     fn is_found(&self) -> bool {
         let status = self.response.status();
         status.is_success() || status.is_redirection() && self.commit.is_some() && self.hash.is_some()
@@ -286,7 +290,7 @@ fn is_hub_response(response: &Response<Body>) -> bool {
     ["x-repo-commit", "x-error-code"].iter().any(|name| header(response, name).is_some())
 }
 
-/// Whether the connection was established, but closed without a valid HTTP response.
+/// Returns whether the connection was established, but closed without a valid HTTP response.
 fn connection_lost(error: &HubError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let HubError::Unreachable { source, .. } = error else { return false };
@@ -303,7 +307,7 @@ pub(crate) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a
     response.headers().get(name)?.to_str().ok()
 }
 
-/// The origin of a URL: `https://host:port`.
+/// Returns the origin of a URL: `https://host:port`.
 fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at);
@@ -326,7 +330,7 @@ fn redirected(url: &str, location: &str) -> String {
     }
 }
 
-/// Removes the query from a URL. Storage servers put signatures there, which are long and must not be logged.
+/// Removes the query from a URL. Storage servers put signatures into the query, which are long and must not be logged.
 fn without_query(url: &str) -> String {
     url.split('?').next().unwrap_or_default().to_owned()
 }

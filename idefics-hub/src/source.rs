@@ -4,25 +4,25 @@ use std::path::{Path, PathBuf};
 
 use crate::options::expand_home;
 
-/// The location of a model: a local folder, or a repository on the Hugging Face hub or a file of one.
+/// The location of a model: a local folder, a repository on the Hugging Face hub, or a GGUF file of such a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
     /// A local model folder.
     Folder(PathBuf),
     /// A repository on the hub.
     Hub {
-        /// `org/name`.
+        /// The repository, `org/name`.
         repo: String,
         /// A branch, tag or commit; `None` means the branch `main`.
         revision: Option<String>,
     },
     /// A GGUF file of a repository on the hub.
     HubFile {
-        /// `org/name`.
+        /// The repository, `org/name`.
         repo: String,
         /// A branch, tag or commit; `None` means the branch `main`.
         revision: Option<String>,
-        /// Name of the file.
+        /// Name of the GGUF file.
         file: String,
     },
 }
@@ -31,8 +31,8 @@ impl ModelSource {
     /// Parses the value of `--model`.
     ///
     /// The value is a folder if it exists or looks like a path: it starts with `.`, `/` or `~`, contains a backslash,
-    /// or does not have exactly one `/` before the first `@`. Anything else is `org/name[@revision]`, followed by
-    /// `:file.gguf` if only that file is meant. A leading `~/` is replaced by the home folder.
+    /// or does not have exactly one `/` before the first `@`. Anything else is `org/name[@revision]`, which may be
+    /// followed by `:file.gguf` for a single file. A leading `~/` is replaced by the home folder.
     pub fn parse(source: &str) -> ModelSource {
         let is_gguf = |file: &str| file.to_ascii_lowercase().ends_with(".gguf");
         let (id, file) = match source.rsplit_once(':') {

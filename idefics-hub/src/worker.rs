@@ -20,8 +20,8 @@ const QUEUED: usize = 16;
 /// Runs `work` on a new thread, and calls `progress` with its reports on the calling thread.
 ///
 /// # Errors
-/// The error of `work`; [`HubError::Thread`] if the thread cannot be started; [`HubError::Cancelled`] within [`POLL`]
-/// after `cancel` is set. In that case `work` may continue until it checks the flag itself.
+/// The error of `work`. [`HubError::Thread`] if the thread cannot be started. [`HubError::Cancelled`] within [`POLL`]
+/// after `cancel` is set; `work` may then continue until it checks the flag itself.
 pub(crate) fn run<T: Send + 'static>(
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(HubProgress),
@@ -32,7 +32,7 @@ pub(crate) fn run<T: Send + 'static>(
         .name("hub download".to_owned())
         .spawn(move || {
             work(&mut |report| {
-                let _ = sender.send(report); // fails only after a cancellation, when nobody receives any more
+                let _ = sender.send(report); // fails only after a cancellation, when the receiver is gone
             })
         })
         .map_err(|source| HubError::Thread { source })?;

@@ -1,4 +1,4 @@
-//! Verification of downloaded files against the announced hash.
+//! Tests of the verification of downloaded files against the announced hash.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ const TAGS: [Tag; 4] = [sha256, git_blob, sha1, hub_tag];
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
 
-/// Names of all files in the blobs folder of the cache.
+/// Lists the names of all files in the blobs folder of the cache.
 fn blobs(cache: &TempDir) -> Vec<String> {
     let folder = fs::read_dir(cache.path().join("models--org--tiny/blobs")).unwrap();
     folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -84,7 +84,7 @@ fn replaces_wrong_partial_file() {
         assert_eq!(fs::read(snapshot.join(SHARDS[0])).unwrap(), right);
         assert_eq!(seen.last().unwrap().done, seen.last().unwrap().total);
 
-        // It is an error if the server sends wrong bytes too.
+        // If the server sends wrong bytes too, the download fails.
         let cache = TempDir::new().unwrap();
         let blobs_folder = cache.path().join("models--org--tiny/blobs");
         fs::create_dir_all(&blobs_folder).unwrap();
@@ -160,7 +160,7 @@ fn rejects_git_lfs_pointers() {
     assert!(matches!(&error, HubError::LfsPointer { file, .. } if file == SHARDS[0]), "{error}");
     hub.set(|state| state.storage = None);
 
-    // A pointer that another program put in the cache is replaced.
+    // A pointer that another program stored in the cache is replaced by the file.
     let snapshot = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap();
     fs::write(snapshot.join(SHARDS[0]), POINTER).unwrap();
     let error = fetch_with(&offline(hub.options(&cache)), REPO, None, &mut no_progress).unwrap_err();
@@ -181,7 +181,7 @@ fn user_agent_names_the_program() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Files in the snapshot have the announced hash, whatever the server sends.
+    /// A file in the snapshot has the announced hash, whatever bytes the server sends.
     #[test]
     fn stored_files_have_the_announced_hash(
         tag in 0..TAGS.len(),

@@ -1,4 +1,4 @@
-//! Servers that compress although the client requested no compression.
+//! Tests with servers that compress files although the client asked for no compression.
 
 use std::fs;
 

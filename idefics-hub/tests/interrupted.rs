@@ -1,4 +1,4 @@
-//! Interrupted and cancelled downloads.
+//! Tests of interrupted and cancelled downloads.
 
 use std::fs;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ fn interrupted_download_resumes() {
     assert_eq!(fs::read(snapshot.join(SHARDS[0])).unwrap(), hub.files()[SHARDS[0]]);
     assert!(hub.requests().iter().any(|line| line.ends_with("bytes=1000-")), "{:?}", hub.requests());
 
-    // The server goes away during the download, and a later run resumes.
+    // The connection is always lost, so the download fails. A later run resumes it.
     let cache = TempDir::new().unwrap();
     hub.set(|state| state.cut = Some((SHARDS[0], 1000, usize::MAX)));
     let error = fetch_with(&hub.options(&cache), REPO, None, &mut no_progress).unwrap_err();

@@ -199,7 +199,7 @@ fn rejects_ids_that_escape_the_cache() {
     assert!(hub.requests().is_empty());
 }
 
-/// Responses to `HEAD` of servers that support only `GET`.
+/// Responses that servers which support only `GET` send to `HEAD`.
 const NO_HEAD: [&str; 6] = [
     "",
     "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n",
@@ -230,7 +230,7 @@ fn falls_back_to_get_without_head_support() {
 
 #[test]
 fn plain_file_server_downloads_only_changed_files() {
-    // The ETag is a time and a size, so the two files of the same size have the same ETag.
+    // The ETag consists of a time and a size, so two files of the same size have the same ETag.
     let (cache, model) = (TempDir::new().unwrap(), Model::new());
     let (files, log) = (model.0.clone(), Arc::new(Mutex::new(Vec::new())));
     let requests = log.clone();

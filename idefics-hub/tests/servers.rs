@@ -1,4 +1,4 @@
-//! Local test servers: one implements the hub's file URLs, the other answers with a given function.
+//! Local test servers: [`Hub`] implements the hub's file URLs, and [`Plain`] answers with a given function.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -18,7 +18,7 @@ use super::{COMMIT, INDEX, REPO, SHARDS, WANTED};
 pub(super) struct State {
     pub(super) files: BTreeMap<String, Vec<u8>>,
     pub(super) commit: String,
-    /// `METHOD path authorization range`, one line per request.
+    /// One line per request: `METHOD path authorization range`.
     pub(super) log: Vec<String>,
     /// The `User-Agent` of each request.
     pub(super) agents: Vec<String>,
@@ -30,13 +30,13 @@ pub(super) struct State {
     pub(super) lengths: bool,
     /// The `Content-Encoding` of all contents. Only gzip is actually applied.
     pub(super) encoding: Option<&'static str>,
-    /// A file, and the number of bytes after which the server stops sending but keeps the connection open.
+    /// A file, and the number of bytes after which the server stops sending the file but keeps the connection open.
     pub(super) stall: Option<(&'static str, usize)>,
     /// The connections of stalled files.
     pub(super) stalled: Vec<Arc<TcpStream>>,
-    /// A file, the number of bytes after which its connection is closed, and how many times this happens.
+    /// A file, the number of bytes after which its connection is closed, and the number of times that this happens.
     pub(super) cut: Option<(&'static str, usize, usize)>,
-    /// Status and error code to send for every request.
+    /// Status and error code with which the server answers every request.
     pub(super) refuse: Option<(u16, &'static str)>,
     /// Whether the server supports range requests.
     pub(super) ranges: bool,
@@ -44,7 +44,7 @@ pub(super) struct State {
     pub(super) storage: Option<String>,
 }
 
-/// A server of the hub's file URLs for one repository. It stops when dropped.
+/// A server of the hub's file URLs for one repository. It stops when it is dropped.
 pub(super) struct Hub {
     pub(super) endpoint: String,
     pub(super) state: Arc<Mutex<State>>,
@@ -213,22 +213,23 @@ pub(super) fn etag(content: &[u8]) -> String {
     format!("{:x}-{sum}", content.len())
 }
 
-/// An entity tag of 64 digits, as the hub sends for large files.
+/// Computes an entity tag of 64 digits, as the hub sends for large files.
 pub(super) fn sha256(_: &str, content: &[u8]) -> String {
     hex(&Sha256::digest(content))
 }
 
-/// An entity tag of 40 digits, as the hub sends for small files.
+/// Computes an entity tag of 40 digits, as the hub sends for small files.
 pub(super) fn git_blob(_: &str, content: &[u8]) -> String {
     hex(&Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize())
 }
 
-/// An entity tag of 40 digits, as sent by mirrors that store files by SHA-1.
+/// Computes an entity tag of 40 digits, as sent by mirrors that store files by SHA-1.
 pub(super) fn sha1(_: &str, content: &[u8]) -> String {
     hex(&Sha1::digest(content))
 }
 
-/// The entity tag that the hub sends: the SHA-256 for weights, which are in LFS storage, and the git blob for others.
+/// Computes the entity tag that the hub sends: the SHA-256 for weights, which are in LFS storage, and the SHA-1 of the
+/// git blob for other files.
 pub(super) fn hub_tag(file: &str, content: &[u8]) -> String {
     if file.ends_with(".safetensors") { sha256(file, content) } else { git_blob(file, content) }
 }
@@ -243,8 +244,8 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A server that passes the head of each request to a function and sends the result. It does not speak the hub's
-/// protocol.
+/// A server that passes the head of each request to a function and sends the result. Unless this function does so, it
+/// does not speak the hub's protocol.
 pub(super) struct Plain {
     pub(super) endpoint: String,
     pub(super) stopped: Arc<AtomicBool>,
@@ -295,7 +296,7 @@ impl Model {
         Model(Arc::new(Mutex::new(BTreeMap::from(files))))
     }
 
-    /// The response that `found` creates from the contents of the requested file, or a 404.
+    /// Returns the response that `found` creates from the contents of the requested file, or a 404.
     pub(super) fn answer(&self, request: &str, found: impl FnOnce(&str) -> String) -> String {
         let (folder, name) = request.split(' ').nth(1).unwrap().rsplit_once('/').unwrap();
         let is_served = folder == "/org/tiny/resolve/main" || folder.ends_with("/cdn");

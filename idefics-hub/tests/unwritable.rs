@@ -1,4 +1,4 @@
-//! Caches in which `.no_exist`, `refs` or `.locks` cannot be written.
+//! Tests with caches in which `.no_exist`, `refs` or `.locks` cannot be written.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ fn works_without_writable_metadata() {
     let (hub, cache) = (Hub::sharded(), TempDir::new().unwrap());
     let root = cache.path().join("models--org--tiny");
     fs::create_dir_all(&root).unwrap();
-    // Files in place of the folders: unlike missing permissions, this blocks writes even for root.
+    // Put files in place of the folders. Unlike missing permissions, this blocks writes even for root.
     for in_the_way in [root.join(".no_exist"), root.join("refs"), cache.path().join(".locks")] {
         fs::write(in_the_way, "").unwrap();
     }

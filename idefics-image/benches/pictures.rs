@@ -1,4 +1,4 @@
-//! Decoding and resizing: `cargo bench -p idefics-image`.
+//! Benchmarks of decoding and resizing. Run them with `cargo bench -p idefics-image`.
 
 use std::hint::black_box;
 use std::io::Cursor;
@@ -11,7 +11,7 @@ use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 
 const SIZES: [(u32, u32); 2] = [(1920, 1080), (4000, 3000)];
 
-/// An image of soft shapes with a little noise, so that its JPEG file is as large as that of a photograph.
+/// Returns an image of soft shapes with a little noise, so that its JPEG file is as large as the file of a photograph.
 fn photograph(width: u32, height: u32) -> RgbImage {
     let mut data = Vec::with_capacity((3 * width * height) as usize);
     let mut noise = 1_u32;
@@ -28,21 +28,21 @@ fn photograph(width: u32, height: u32) -> RgbImage {
     RgbImage::new(width, height, data).expect("three bytes per pixel")
 }
 
-/// An image of gradients with hard edges.
+/// Returns an image of gradients with hard edges.
 fn ramps(width: u32, height: u32) -> RgbImage {
     let pixel = |x: u32, y: u32| [1, 2, 3].map(|slope| ((x + y) * slope % 256) as u8);
     let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
     RgbImage::new(width, height, data).expect("three bytes per pixel")
 }
 
-/// Encodes with the most common settings: quality 90, chroma subsampled.
+/// Encodes an image with the most common settings: quality 90 and subsampled chroma.
 fn jpeg(image: &RgbImage, is_progressive: bool) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = Encoder::new(&mut file, 90);
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
     encoder.set_progressive(is_progressive);
     let (width, height) = (image.width() as u16, image.height() as u16);
-    encoder.encode(image.data(), width, height, ColorType::Rgb).expect("the picture is encoded into memory");
+    encoder.encode(image.data(), width, height, ColorType::Rgb).expect("encoding into memory cannot fail");
     file
 }
 
@@ -57,11 +57,11 @@ fn png(picture: &RgbImage) -> Vec<u8> {
         image::ExtendedColorType::Rgb8,
         image::ImageFormat::Png,
     )
-    .expect("the picture is encoded into memory");
+    .expect("encoding into memory cannot fail");
     file.into_inner()
 }
 
-/// Elements are source pixels.
+/// Measures decoding. The throughput counts source pixels.
 fn decoding(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode");
     group.sample_size(20);
@@ -81,7 +81,7 @@ fn decoding(c: &mut Criterion) {
     group.finish();
 }
 
-/// Elements are source pixels.
+/// Measures resizing. The throughput counts source pixels.
 fn resizing(c: &mut Criterion) {
     let mut group = c.benchmark_group("resize");
     group.sample_size(20);
@@ -96,7 +96,7 @@ fn resizing(c: &mut Criterion) {
     group.finish();
 }
 
-/// Compares this crate with `fast_image_resize`, whose pixels differ from Pillow's; one thread each.
+/// Compares resizing with the crate `fast_image_resize`, whose pixels differ from Pillow's. Both use one thread.
 fn resizing_beside(c: &mut Criterion) {
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread pool");
     let mut group = c.benchmark_group("resize_beside");
@@ -119,7 +119,7 @@ fn resizing_beside(c: &mut Criterion) {
                 let mut resizer = Resizer::new();
                 b.iter(|| {
                     let mut out = Image::new(out_width, out_height, PixelType::U8x3);
-                    resizer.resize(black_box(&source), &mut out, &options).expect("the types agree");
+                    resizer.resize(black_box(&source), &mut out, &options).expect("equal pixel types");
                     out
                 });
             });

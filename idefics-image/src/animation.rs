@@ -1,4 +1,4 @@
-//! Animated GIF, WebP and PNG files: all frames, composited.
+//! Decodes all frames of animated GIF, WebP and PNG files, each composited on the canvas.
 //!
 //! The decoder of each format lists its frames ([`Frames`]) without decoding them. This module draws them one after
 //! another on one canvas, so that memory does not grow with the number of frames.
@@ -48,14 +48,14 @@ pub struct Animation<'a> {
 pub(crate) struct Frames<'a> {
     /// Width and height of the canvas, in pixels.
     pub(crate) canvas: (u32, u32),
-    /// RGBA of the canvas before the first frame.
+    /// RGBA colour that fills the canvas before the first frame.
     pub(crate) backdrop: [u8; 4],
     pub(crate) infos: Vec<FrameInfo>,
-    /// Decodes the pixels of a frame, `[height, width, 4]`.
+    /// Decodes the RGBA pixels of a frame, `[height, width, 4]`.
     pub(crate) pixels: Decode<'a>,
 }
 
-/// Decodes the frame with an index to RGBA.
+/// A function that decodes the frame with the given index to RGBA, `[height, width, 4]`.
 pub(crate) type Decode<'a> = Box<dyn Fn(usize, &Input<'_>) -> Result<Vec<u8>, ImageError> + Send + Sync + 'a>;
 
 /// Where and how a frame is drawn. Lengths are in pixels.
@@ -73,35 +73,35 @@ pub(crate) struct FrameInfo {
 /// What happens to the area of a frame before the next frame is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dispose {
-    /// It stays.
+    /// The area stays unchanged.
     Keep,
-    /// It is filled with an RGBA colour.
+    /// The area is filled with an RGBA colour.
     Fill([u8; 4]),
-    /// What was there before the frame is restored.
+    /// The area gets back the pixels that it had before the frame was drawn.
     Previous,
 }
 
 /// How a frame is drawn on the canvas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blend {
-    /// Its pixels replace those of the canvas.
+    /// The frame's pixels replace the pixels of the canvas.
     Replace,
-    /// Its pixels replace those of the canvas where they are not fully transparent.
+    /// The frame's pixels replace the pixels of the canvas, except where the frame is fully transparent.
     Mask,
-    /// Its pixels are blended as in libwebp, with the same rounding.
+    /// The frame is blended over the canvas as in libwebp, with the same rounding.
     WebP,
-    /// Its pixels are blended with rounding to the nearest level.
+    /// The frame is blended over the canvas, with rounding to the nearest level.
     Over,
 }
 
 impl<'a> Animation<'a> {
-    /// Lists the frames of a file. `None` if it is a still picture of a format other than GIF. `name` begins error
-    /// messages.
+    /// Lists the frames of a file. Returns `None` if the file is neither a GIF nor an animated WebP or PNG file. Error
+    /// messages begin with `name`.
     ///
-    /// Transparent areas are handled as `alpha` says. In a GIF they are always white.
+    /// `alpha` selects how transparent areas are handled. In a GIF they are always white.
     ///
     /// # Errors
-    /// Those of [`decode`](crate::decode()) before pixels are decoded, and [`ImageError::TooManyFrames`].
+    /// The errors that [`decode`](crate::decode()) returns before it decodes pixels, and [`ImageError::TooManyFrames`].
     pub fn open(
         bytes: &'a [u8],
         name: &'a str,
@@ -121,32 +121,33 @@ impl<'a> Animation<'a> {
         };
         let Some(frames) = frames else { return Ok(None) };
         let alpha = if format == Format::Gif { Alpha::White } else { alpha };
-        // The canvas, a frame, what the frame covers, and the RGB picture.
+        // Bytes per pixel: 4 for the canvas, 4 for a frame, 4 for the saved area under the frame, 3 for the RGB
+        // picture.
         input.check_memory(15 * u64::from(frames.canvas.0) * u64::from(frames.canvas.1))?;
         Ok(Some(Self { name, format, read, alpha, frames }))
     }
 
-    /// Number of frames, at least 1.
+    /// Returns the number of frames, at least 1.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.frames.infos.len()
     }
 
-    /// Total time for which the frames are shown.
+    /// Returns the total time for which the frames are shown.
     pub fn duration(&self) -> Duration {
         self.frames.infos.iter().map(|info| info.duration).sum()
     }
 
-    /// Time for which each frame is shown.
+    /// Returns the time for which each frame is shown.
     pub fn durations(&self) -> impl ExactSizeIterator<Item = Duration> {
         self.frames.infos.iter().map(|info| info.duration)
     }
 
-    /// Decodes the frames at `indices`, which must ascend, and calls `take` with each of them. Only one frame is held
-    /// in memory. Indices beyond the last frame are ignored.
+    /// Decodes the frames at `indices`, which must be in ascending order, and calls `take` with each frame. Only one
+    /// frame is held in memory at a time. Indices beyond the last frame are ignored.
     ///
     /// # Errors
-    /// Those of [`decode`](crate::decode()); [`ImageError::TooManyFramePixels`]; [`ImageError::Cancelled`] if the
+    /// The errors of [`decode`](crate::decode()); [`ImageError::TooManyFramePixels`]; [`ImageError::Cancelled`] if the
     /// caller cancels.
     pub fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<(), ImageError> {
         let shown = self.frames.infos.iter().take(indices.last().map_or(0, |last| last.saturating_add(1)));
@@ -155,7 +156,7 @@ impl<'a> Animation<'a> {
         if pixels > limit {
             return Err(ImageError::TooManyFramePixels { image: self.name.to_owned(), pixels, limit });
         }
-        // Unwind safety: everything that a panicking decoder wrote to is dropped.
+        // Unwind safety: after a panic, everything that the decoder wrote to is dropped.
         catch_unwind(AssertUnwindSafe(|| self.draw(indices, &mut take))).unwrap_or_else(|_| {
             Err(ImageError::DecoderPanic { image: self.name.to_owned(), format: self.format.name() })
         })
@@ -174,7 +175,7 @@ impl<'a> Animation<'a> {
             }
             let pixels = (self.frames.pixels)(index, &input)?;
             if pixels.len() as u64 != 4 * u64::from(info.width) * u64::from(info.height) {
-                return Err(input.damaged(format!("frame {index} has another size than its header says")));
+                return Err(input.damaged(format!("the size of frame {index} differs from its header")));
             }
             canvas.draw(info, &pixels);
             while wanted.next_if_eq(&&index).is_some() {
@@ -191,15 +192,15 @@ impl std::fmt::Debug for Animation<'_> {
     }
 }
 
-/// What is shown, and what has to happen before the next frame.
+/// The picture shown so far, and what is needed to dispose of its last frame.
 struct Canvas {
     width: usize,
     height: usize,
-    /// `[height, width, 4]`.
+    /// RGBA pixels, `[height, width, 4]`.
     rgba: Pixels,
-    /// The last frame.
+    /// The frame that was drawn last.
     last: Option<FrameInfo>,
-    /// The rows of the last frame's area before it was drawn, if they have to be restored.
+    /// The pixels that the last frame covers, row by row, if they must be restored after it.
     covered: Vec<u8>,
 }
 
@@ -211,7 +212,7 @@ impl Canvas {
         Ok(Self { width, height, rgba: Pixels::Rgba(rgba), last: None, covered: Vec::new() })
     }
 
-    /// The rows of an area inside the canvas, each `[width, 4]`.
+    /// Returns the canvas rows of a frame's area, clipped to the canvas, each `[width, 4]`.
     fn rows(&mut self, info: &FrameInfo) -> impl Iterator<Item = &mut [u8]> {
         let clip = |start: u32, length: u32, side: usize| {
             let start = (start as usize).min(side);
@@ -266,7 +267,7 @@ impl Canvas {
     }
 }
 
-/// Source: `BlendPixelNonPremult` of libwebp.
+/// Blends one RGBA pixel over another like `BlendPixelNonPremult` of libwebp.
 fn blend_webp(source: [u8; 4], below: [u8; 4]) -> [u8; 4] {
     let alpha = u32::from(source[3]);
     if alpha == 0 {
@@ -285,7 +286,7 @@ fn blend_webp(source: [u8; 4], below: [u8; 4]) -> [u8; 4] {
     [channel(0), channel(1), channel(2), sum as u8]
 }
 
-/// Source: section 13.16 of the PNG specification: the operation "over".
+/// Blends one RGBA pixel over another with the operation "over" of the PNG specification, section 13.16.
 fn blend_over(source: [u8; 4], below: [u8; 4]) -> [u8; 4] {
     let (alpha, under) = (u32::from(source[3]), u32::from(below[3]));
     if alpha == 0 {
@@ -294,14 +295,14 @@ fn blend_over(source: [u8; 4], below: [u8; 4]) -> [u8; 4] {
     if alpha == 255 || under == 0 {
         return source;
     }
-    // All weights are multiplied by 255.
+    // Both weights are scaled by 255, so that they stay integers.
     let (over, rest) = (255 * alpha, under * (255 - alpha));
     let sum = over + rest;
     let channel = |at: usize| ((u32::from(source[at]) * over + u32::from(below[at]) * rest + sum / 2) / sum) as u8;
     [channel(0), channel(1), channel(2), ((sum + 127) / 255) as u8]
 }
 
-/// Converts pixels to RGBA; those of the colour `key` are transparent.
+/// Converts pixels to RGBA. If the pixels have no alpha, pixels of the colour `key` become transparent.
 pub(crate) fn to_rgba(pixels: &Pixels, key: Option<[u8; 3]>) -> Vec<u8> {
     let with_key = |color: [u8; 3]| [color[0], color[1], color[2], if key == Some(color) { 0 } else { 255 }];
     match pixels {

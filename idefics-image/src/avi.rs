@@ -1,13 +1,14 @@
-//! AVI files: the chunks of the first video stream. Motion JPEG, where every frame is a JPEG picture, is decoded.
+//! Reads AVI files: lists the frames of the first video stream, and decodes them if every frame is a JPEG picture
+//! (Motion JPEG).
 //!
-//! Source: the AVI RIFF file reference of Microsoft, and the OpenDML 1.02 extensions for files of several RIFF lists.
+//! Source: Microsoft's AVI RIFF file reference, and the OpenDML 1.02 extensions for files with several RIFF lists.
 
 use std::num::NonZeroU32;
 
 use crate::animation::MAX_FRAMES;
 use crate::{Alpha, ImageError, ReadOptions, RgbImage, decode};
 
-/// Maximum depth of lists in lists. Files have at most three levels.
+/// Maximum nesting depth of lists. Usual files have at most three levels.
 const MAX_DEPTH: usize = 8;
 
 /// Length of the header of a chunk, in bytes.
@@ -23,12 +24,12 @@ pub struct Avi<'a> {
     frames: Vec<Chunk>,
 }
 
-/// What the headers say about the first video stream.
+/// The header fields that describe the first video stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct Header {
-    /// Microseconds per frame in the header of the file; 0 if unknown.
+    /// Microseconds per frame, from the header of the file; 0 if unknown.
     frame_time: u32,
-    /// Number of streams so far.
+    /// Number of stream lists that have been read completely.
     n_streams: usize,
     stream: Option<Stream>,
 }
@@ -39,7 +40,7 @@ struct Stream {
     /// Frames per second are `rate / scale`.
     rate: u32,
     scale: u32,
-    /// Code of the compression, such as `MJPG`.
+    /// Four-character code of the codec, such as `MJPG`.
     codec: [u8; 4],
     /// Whether the format of the stream has been read.
     is_complete: bool,
@@ -56,28 +57,28 @@ struct Chunk {
 }
 
 impl Chunk {
-    /// Offset of the header.
+    /// Returns the offset of the chunk's header.
     fn offset(&self) -> usize {
         self.start - HEAD
     }
 
-    /// Offset of what follows. Data of odd length is padded.
+    /// Returns the offset of the next chunk. Data of odd length is followed by one byte of padding.
     fn next(&self) -> usize {
         self.start + self.len + self.len % 2
     }
 }
 
 impl<'a> Avi<'a> {
-    /// Whether the file begins like an AVI file.
+    /// Returns whether `bytes` begin with the header of an AVI file.
     pub fn is_avi(bytes: &[u8]) -> bool {
         matches!(bytes, [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', b' ', ..])
     }
 
-    /// Lists the frames of the first video stream. `name` begins error messages.
+    /// Lists the frames of the first video stream. Error messages begin with `name`.
     ///
     /// # Errors
-    /// [`ImageError::Avi`] with the offset of a chunk that is damaged or cut off, or if there is no video;
-    /// [`ImageError::TooManyFrames`], [`ImageError::TooManyBytes`].
+    /// [`ImageError::Avi`] if a chunk is damaged or cut off, or if there is no video; [`ImageError::TooManyFrames`];
+    /// [`ImageError::TooManyBytes`].
     pub fn open(bytes: &'a [u8], name: &'a str, read: &'a ReadOptions) -> Result<Self, ImageError> {
         if bytes.len() as u64 > read.limits.max_bytes {
             return Err(ImageError::TooManyBytes { image: name.to_owned(), limit: read.limits.max_bytes });
@@ -97,13 +98,13 @@ impl<'a> Avi<'a> {
         Ok(avi)
     }
 
-    /// Number of frames, at least 1.
+    /// Returns the number of frames, at least 1.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Frames per second, if the headers give a rate.
+    /// Returns the frames per second, or `None` if the headers do not give a rate.
     pub fn fps(&self) -> Option<f64> {
         let stream = self.header.stream?;
         let of_stream = NonZeroU32::new(stream.scale).filter(|_| stream.rate > 0);
@@ -111,26 +112,26 @@ impl<'a> Avi<'a> {
         of_stream.or_else(|| NonZeroU32::new(self.header.frame_time).map(|time| 1e6 / f64::from(time.get())))
     }
 
-    /// Code of the compression, such as `MJPG` or `H264`.
+    /// Returns the four-character code of the codec, such as `MJPG` or `H264`.
     pub fn codec(&self) -> String {
         let codec = self.header.stream.map_or([0; 4], |stream| stream.codec);
         String::from_utf8_lossy(&codec).trim_end_matches('\0').to_owned()
     }
 
-    /// Whether every frame is a JPEG picture, so that [`Self::decode`] can decode it.
+    /// Returns whether every frame is a JPEG picture. [`Self::decode`] can decode only such files.
     pub fn is_motion_jpeg(&self) -> bool {
         matches!(self.codec().to_ascii_uppercase().as_str(), "MJPG" | "JPEG" | "AVRN" | "DMB1")
     }
 
-    /// Decodes the frames at `indices`, which must ascend, and calls `take` with each of them. An empty chunk repeats
-    /// the frame before it. Indices beyond the last frame are ignored.
+    /// Decodes the frames at `indices`, which must be in ascending order, and calls `take` with each frame. An empty
+    /// chunk repeats the frame before it. Indices beyond the last frame are ignored.
     ///
     /// # Errors
-    /// [`ImageError::Coding`] if the compression is not Motion JPEG; those of [`decode`](crate::decode()) for a frame,
-    /// named by its index and offset; [`ImageError::Cancelled`] if the caller cancels.
+    /// [`ImageError::Coding`] if the codec is not Motion JPEG; the errors of [`decode`](crate::decode()) for a frame,
+    /// with the frame's index and offset in the name; [`ImageError::Cancelled`] if the caller cancels.
     pub fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<(), ImageError> {
         if !self.is_motion_jpeg() {
-            let reason = format!("its frames are coded as {:?}; expected \"MJPG\" (Motion JPEG)", self.codec());
+            let reason = format!("its frames are coded with {:?}; expected \"MJPG\" (Motion JPEG)", self.codec());
             return Err(ImageError::Coding { image: self.name.to_owned(), format: "AVI", reason });
         }
         for &index in indices.iter().filter(|&&index| index < self.frames.len()) {
@@ -148,14 +149,14 @@ impl<'a> Avi<'a> {
         Ok(())
     }
 
-    /// Reads the chunks of a list: the bytes from `at` to `end`.
+    /// Reads the chunks of a list, which occupies the bytes from `at` to `end`.
     fn walk(&mut self, mut at: usize, end: usize, depth: usize) -> Result<(), ImageError> {
         if depth > MAX_DEPTH {
-            return Err(self.damaged(at, "lists are nested too deep"));
+            return Err(self.damaged(at, "the lists are nested too deeply"));
         }
         while at < end {
             if depth == 0 && !self.bytes[at..].starts_with(b"RIFF") {
-                return Ok(()); // what follows the lists is no part of the file
+                return Ok(()); // bytes after the RIFF lists are ignored
             }
             let chunk = self.chunk(at, end)?;
             match &chunk.kind {
@@ -196,7 +197,7 @@ impl<'a> Avi<'a> {
         Ok(Chunk { kind, start: at + HEAD, len })
     }
 
-    /// Four bytes of a chunk's data.
+    /// Returns four bytes of a chunk's data, which start at the offset `at`.
     fn field(&self, chunk: &Chunk, at: usize) -> Result<[u8; 4], ImageError> {
         let data = &self.bytes[chunk.start..chunk.start + chunk.len];
         let field = data.get(at..).and_then(|rest| rest.first_chunk());
@@ -218,7 +219,7 @@ impl<'a> Avi<'a> {
         Ok(())
     }
 
-    /// Reads `strf`, a `BITMAPINFOHEADER` for videos. Its compression wins over that of the stream's header.
+    /// Reads `strf`, which is a `BITMAPINFOHEADER` for videos. Its codec takes precedence over the codec in `strh`.
     fn read_format(&mut self, chunk: &Chunk) -> Result<(), ImageError> {
         let codec = match &self.header.stream {
             Some(stream) if stream.index == self.header.n_streams => self.field(chunk, 16)?,
@@ -233,7 +234,8 @@ impl<'a> Avi<'a> {
         Ok(())
     }
 
-    /// Keeps a frame of the video stream. The kind of its chunk begins with the number of the stream.
+    /// Records a frame if it belongs to the video stream. `number` is the stream's index in two decimal digits, with
+    /// which the kind of a frame's chunk begins.
     fn read_frame(&mut self, chunk: &Chunk, number: [u8; 2]) -> Result<(), ImageError> {
         let [tens, ones] = number.map(|digit| char::from(digit).to_digit(10));
         let (Some(tens), Some(ones), Some(stream)) = (tens, ones, self.header.stream) else { return Ok(()) };

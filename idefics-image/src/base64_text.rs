@@ -19,8 +19,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// characters.
 const MIN_BASE64: usize = 40;
 
-/// Whether a string that is not a URL could be base64 of an image file: it is long enough and only has characters of
-/// base64 and white space. Most file names contain a dot and are excluded by it.
+/// Returns whether a string that is not a URL could be an image file in base64: it is long enough and consists of
+/// base64 characters and white space. Most file names do not pass, because they contain a dot.
 pub(crate) fn is_base64(text: &str) -> bool {
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
     text.len() >= MIN_BASE64 && text.bytes().all(|byte| is_letter(byte) || byte.is_ascii_whitespace())
@@ -43,7 +43,7 @@ pub(crate) fn decode_data_url(text: &str, limits: &Limits) -> Result<Vec<u8>, Im
 
 /// Why base64 text could not be decoded.
 pub(crate) enum Base64Error {
-    /// It decodes to more than [`Limits::max_bytes`].
+    /// The text decodes to more than [`Limits::max_bytes`] bytes.
     TooManyBytes,
     /// What is wrong with the text.
     Invalid(String),

@@ -1,4 +1,4 @@
-//! Decoder for Windows and OS/2 bitmaps, equal to Pillow.
+//! Decoder for Windows and OS/2 bitmaps with the same output as Pillow.
 //!
 //! Source: `BmpImagePlugin.py` of Pillow.
 
@@ -46,8 +46,8 @@ pub(crate) struct Bitmap {
 }
 
 impl Bitmap {
-    /// Reads the header at `start`. `offset` is the offset of the pixels that the file declares, or 0. `has_alpha`
-    /// says that 32-bit pixels have an alpha channel, as in some cursors.
+    /// Reads the header at `start`. `offset` is the declared offset of the pixels, or 0 if the file declares none.
+    /// `has_alpha` says that 32-bit pixels have an alpha channel, as in some cursors.
     pub(crate) fn read(
         bytes: &[u8],
         start: usize,
@@ -92,7 +92,7 @@ impl Bitmap {
             BITFIELDS => {
                 let mut masks = [0; 4];
                 let count = if header_size >= 56 { 4 } else { 3 };
-                // A header that is too short for the masks is followed by them.
+                // If the header is too short to contain the masks, they follow it.
                 let place = if header_size >= 52 { start + 40 } else { end };
                 for (at, mask) in masks[..count].iter_mut().enumerate() {
                     *mask = u32_at(bytes, place + 4 * at).ok_or_else(early)?;
@@ -103,7 +103,7 @@ impl Bitmap {
                     input.coding(format!("{bits} bits with the masks {red:x}, {green:x}, {blue:x} and {alpha:x}"))
                 })?;
             }
-            other => return Err(input.coding(format!("compression {other} of {bits} bits"))),
+            other => return Err(input.coding(format!("compression {other} of {bits}-bit pixels"))),
         }
         let mut at = offset;
         if bits <= 8 && offset == FILE_HEADER + header_size {
@@ -132,12 +132,12 @@ impl Bitmap {
         })
     }
 
-    /// Offset of the end of the first `height` rows, if they are not compressed.
+    /// Returns the offset of the end of the first `height` rows, provided that they are not compressed.
     pub(crate) fn end(&self, height: u32) -> usize {
         self.at + self.stride * height as usize
     }
 
-    /// Whether the rows are run-length coded.
+    /// Returns whether the rows are run-length coded.
     fn is_run_length_coded(&self) -> bool {
         self.compression == RLE8 || self.compression == RLE4
     }
@@ -163,7 +163,8 @@ impl Bitmap {
     }
 }
 
-/// The layout for red, green, blue and alpha bit masks; `None` for masks that Pillow does not support.
+/// Returns the layout of pixels of `bits` bits with the given masks for red, green, blue and alpha, or `None` if Pillow
+/// does not support the masks.
 fn masked(bits: u32, masks: [u32; 4]) -> Option<Layout> {
     match (bits, masks) {
         (32, [0xff_0000, 0xff00, 0xff, 0]) => Some(Layout::BGRX),
@@ -180,8 +181,8 @@ fn masked(bits: u32, masks: [u32; 4]) -> Option<Layout> {
     }
 }
 
-/// Reads the palette. If every entry is the grey level of its index, or the palette is black and white, there is no
-/// palette: Pillow reads the pixels as 8-bit grey or 1-bit, whatever depth the header declares.
+/// Reads the palette. Returns no palette if every entry is the grey level of its index, or if the palette is black and
+/// white. Pillow then reads the pixels as 8-bit grey or as 1-bit, whatever depth the header declares.
 fn read_palette(
     entries: &[u8],
     padding: usize,

@@ -16,14 +16,14 @@ use crate::{avif, bmp, gif, ico, jpeg2000, png, pnm, tga, tiff, webp};
 #[non_exhaustive]
 pub enum Alpha {
     /// Composites the image on white with the integer arithmetic of Pillow's `alpha_composite`, like `convert_to_rgb`
-    /// of the reference's image processors. The result is what a person sees.
+    /// of the image processors in Transformers. The result is what a viewer shows on a white page.
     #[default]
     White,
-    /// Drops alpha and keeps the stored colours, as the reference does when it loads an image *file*. Exception: a
-    /// colour key, that is one colour that the file declares fully transparent, becomes white.
+    /// Drops alpha and keeps the stored colours, as Transformers does when it loads an image *file*. Exception: a
+    /// colour key (a single colour that the file declares fully transparent) becomes white.
     ///
-    /// The reference's loader calls Pillow's `convert("RGB")`, which drops an alpha channel and the partial alpha of
-    /// a palette. A colour key survives the loader, and the image processor then composites it on white. A colour key
+    /// Transformers' `load_image` calls Pillow's `convert("RGB")`, which drops an alpha channel and the partial alpha
+    /// of a palette. A colour key survives this call, and the image processor then composites it on white. A colour key
     /// is the `tRNS` colour of a grey or RGB PNG, the only transparent entry of a palette whose other entries are
     /// opaque, or the transparent index of a GIF. It denotes a colour: every pixel of that colour becomes white.
     Drop,
@@ -57,7 +57,7 @@ pub fn decode(
 /// decoded row by row, only the rows that resizing needs are held in memory.
 ///
 /// # Errors
-/// Those of [`decode`], and [`ImageError::Target`] if a target is empty or reaches outside the image.
+/// The errors of [`decode`], and [`ImageError::Target`] if a target is empty or reaches outside the image.
 pub fn decode_resized(
     bytes: &[u8],
     name: &str,
@@ -77,7 +77,7 @@ pub fn decode_resized(
     if page.get() > 1 && format != Format::Tiff {
         return Err(ImageError::NoSuchPage { image: name.to_owned(), page, pages: 1 });
     }
-    // Unwind safety: everything that a panicking decoder wrote to is dropped.
+    // Unwind safety: after a panic, everything that the decoder wrote to is dropped.
     catch_unwind(AssertUnwindSafe(|| {
         let rows = input.decode(bytes, Output::new(Box::new(plan), alpha))?;
         Ok(rows.finish())
@@ -93,12 +93,12 @@ pub(crate) struct Input<'a> {
     name: &'a str,
     format: Format,
     limits: &'a Limits,
-    /// Counted from 1.
+    /// The page to decode, counted from 1.
     page: NonZeroU32,
 }
 
 impl<'a> Input<'a> {
-    /// A file of which the first page is decoded.
+    /// Describes a file whose first page is to be decoded.
     pub(crate) fn new(name: &'a str, format: Format, limits: &'a Limits) -> Self {
         Self { name, format, limits, page: NonZeroU32::MIN }
     }
@@ -132,8 +132,8 @@ impl Input<'_> {
         Ok(rows)
     }
 
-    /// Rejects sides of 0 and sizes beyond the limits. A size that passes never overflows when the bytes of its
-    /// pixels are counted, even without limits.
+    /// Rejects sides of 0 and sizes beyond the limits. If a size passes, the number of bytes of its pixels does not
+    /// overflow, even if no limits are set.
     pub(crate) fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
         let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
@@ -161,12 +161,12 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// The memory limit in bytes, for decoders that enforce it themselves.
+    /// Returns the memory limit in bytes, for decoders that enforce it themselves.
     pub(crate) fn max_decoded_bytes(&self) -> usize {
         usize::try_from(self.limits.max_decoded_bytes).unwrap_or(usize::MAX)
     }
 
-    /// The error for an animation of more than `limit` frames.
+    /// Returns the error for an animation of more than `limit` frames.
     pub(crate) fn too_many_frames(&self, limit: usize) -> ImageError {
         ImageError::TooManyFrames { image: self.name.to_owned(), limit }
     }
@@ -188,7 +188,7 @@ impl Input<'_> {
         ImageError::OutOfMemory { image: self.name.to_owned(), needed }
     }
 
-    /// The error for a target that does not fit an upright image of `width` × `height` pixels.
+    /// Returns the error for a target that does not fit into an upright image of `width` × `height` pixels.
     pub(crate) fn bad_target(&self, target: ResizeTarget, width: u32, height: u32) -> ImageError {
         let ResizeTarget { crop, width: target_width, height: target_height, .. } = target;
         let Crop { left, top, right, bottom } = crop;
@@ -205,12 +205,12 @@ impl Input<'_> {
         }
     }
 
-    /// The error for a file that is damaged or ends early.
+    /// Returns the error for a file that is damaged or ends early.
     pub(crate) fn damaged(&self, reason: impl Into<String>) -> ImageError {
         ImageError::Decode { image: self.name.to_owned(), format: self.format.name(), reason: reason.into() }
     }
 
-    /// The error for a valid file with an unsupported coding.
+    /// Returns the error for a valid file with an unsupported coding.
     pub(crate) fn coding(&self, reason: impl Into<String>) -> ImageError {
         ImageError::Coding { image: self.name.to_owned(), format: self.format.name(), reason: reason.into() }
     }

@@ -9,10 +9,9 @@ use std::num::NonZeroU32;
 pub enum ImageErrorKind {
     /// The file could not be opened or read: it is missing, not readable, or not a regular file.
     FileSystem,
-    /// The input is not an image that we accept: an unsupported format, damaged, too large, or not allowed by the
-    /// policy.
+    /// The input is rejected: its format is unsupported, it is damaged or too large, or the policy does not allow it.
     Input,
-    /// The encoded image exceeds the limit in bytes, or the system is out of memory.
+    /// The input has too many encoded bytes, frames, or pixels in all frames together; or the system is out of memory.
     Limit,
     /// A remote image could not be fetched.
     Network,
@@ -70,7 +69,7 @@ pub enum ImageError {
     Format {
         /// Name of the input.
         image: String,
-        /// What the first bytes look like, and a suggestion what to do.
+        /// Description of the first bytes, and a suggestion of what to do.
         found: String,
     },
 
@@ -102,7 +101,7 @@ pub enum ImageError {
         max_pixels: u64,
     },
 
-    /// Decoding, or the images to produce, would need more memory than
+    /// Decoding and resizing would need more memory than
     /// [`Limits::max_decoded_bytes`](crate::Limits::max_decoded_bytes).
     #[error(
         "{image}: decoding needs {needed} bytes of memory; at most {limit} are allowed; scale it down or raise the \
@@ -117,8 +116,8 @@ pub enum ImageError {
         limit: u64,
     },
 
-    /// A video or an animation has more frames than are accepted.
-    #[error("{image}: there are more than {limit} frames; cut the video into shorter ones")]
+    /// A video or an animation has more frames than this crate accepts.
+    #[error("{image}: the file has more than {limit} frames; cut it into shorter files")]
     TooManyFrames {
         /// Name of the input.
         image: String,
@@ -126,15 +125,15 @@ pub enum ImageError {
         limit: usize,
     },
 
-    /// The frames that have to be decoded have more pixels together than are accepted.
+    /// The frames that must be decoded have too many pixels in total.
     #[error(
-        "{image}: {pixels} pixels of all frames together have to be decoded, more than the limit of {limit}; cut or \
-         scale the video down, or raise the limit (--max-image-pixels N, or none)"
+        "{image}: the frames to decode have {pixels} pixels in total; at most {limit} are allowed; cut the file, scale \
+         it down, or raise the limit (--max-image-pixels N, or none)"
     )]
     TooManyFramePixels {
         /// Name of the input.
         image: String,
-        /// Pixels of all frames up to the last one that is needed.
+        /// Total pixels of all frames up to the last requested frame.
         pixels: u64,
         /// Maximum number of pixels.
         limit: u64,
@@ -142,15 +141,15 @@ pub enum ImageError {
 
     /// An AVI file is damaged or ends early.
     #[error(
-        "{image}: not a complete, valid AVI file: byte {offset}: {reason}; repair it (ffmpeg -i FILE -c copy NEW.avi), \
-         or save or download it again"
+        "{image}: not a complete, valid AVI file: at byte {offset}: {reason}; repair it (ffmpeg -i FILE -c copy \
+         NEW.avi), or save or download it again"
     )]
     Avi {
         /// Name of the input.
         image: String,
-        /// Offset of the chunk that is wrong, in bytes.
+        /// Offset of the damaged chunk, in bytes.
         offset: u64,
-        /// What is wrong with it.
+        /// What is wrong with the chunk.
         reason: String,
     },
 
@@ -163,8 +162,8 @@ pub enum ImageError {
         needed: u64,
     },
 
-    /// A [`ResizeTarget`](crate::ResizeTarget) whose rectangle is empty or reaches outside the image, or whose size
-    /// is 0.
+    /// A [`ResizeTarget`](crate::ResizeTarget) has a rectangle that is empty or reaches outside the image, or a size of
+    /// 0.
     #[error(
         "{image}: cannot resize columns {left} to {right} and rows {top} to {bottom} of the {width}x{height} image to \
          {target_width}x{target_height}; expected a rectangle inside the image and a target of at least 1x1 pixels"
@@ -190,9 +189,10 @@ pub enum ImageError {
         target_height: u32,
     },
 
-    /// The ratio of the sides exceeds [`Limits::max_aspect_ratio`](crate::Limits::max_aspect_ratio): nothing would be
+    /// The ratio of the longer side to the shorter exceeds
+    /// [`Limits::max_aspect_ratio`](crate::Limits::max_aspect_ratio). The contents of such an image would not be
     /// recognisable after resizing.
-    #[error("{image}: {width}x{height} pixels; the longer side may be at most {max} times the shorter; crop it")]
+    #[error("{image}: the size is {width}x{height}; the long side may be at most {max} times the short side; crop it")]
     TooThin {
         /// Name of the input.
         image: String,
@@ -235,24 +235,24 @@ pub enum ImageError {
         format: &'static str,
     },
 
-    /// A malformed `data:` URL: expected `data:image/…;base64,…`.
+    /// A `data:` URL is malformed. The expected form is `data:image/…;base64,…`.
     #[error("{image}: {reason}; expected data:image/png;base64,… (of any media type)")]
     DataUrl {
         /// Always `data URL`.
         image: String,
-        /// What is wrong with it.
+        /// What is wrong with the URL.
         reason: String,
     },
 
-    /// Text that is neither the name of an existing file nor base64 of an image.
+    /// A text is neither the name of an existing file nor an image in base64.
     #[error(
-        "{image}: no file has this name, and the text is not base64 of an image: {reason}; give a path, an http(s) \
-         URL, a data URL, or base64 of an image file"
+        "{image}: no file has this name, and the text is not an image in base64: {reason}; give a path, an http(s) \
+         URL, a data URL, or an image file in base64"
     )]
     Text {
         /// The start of the text.
         image: String,
-        /// Why it is not base64 of an image.
+        /// Why the text is not an image in base64.
         reason: String,
     },
 
@@ -274,12 +274,12 @@ pub enum ImageError {
         image: String,
     },
 
-    /// A URL with an unsupported scheme, or one that cannot be parsed.
+    /// A URL has an unsupported scheme or cannot be parsed.
     #[error("{url}: {reason}; give an http or https URL, a data URL or a path")]
     Url {
         /// The URL as the caller wrote it, shortened if it is long.
         url: String,
-        /// What is wrong with it.
+        /// What is wrong with the URL.
         reason: String,
     },
 
@@ -323,7 +323,7 @@ pub enum ImageError {
 }
 
 impl ImageError {
-    /// The category of this error.
+    /// Returns the category of this error.
     pub fn kind(&self) -> ImageErrorKind {
         match self {
             Self::Read { .. } | Self::NotAFile { .. } => ImageErrorKind::FileSystem,

@@ -13,7 +13,7 @@ pub(crate) fn fetch(url: &Url, options: &ReadOptions) -> Result<Vec<u8>, ImageEr
     http::fetch(url, options)
 }
 
-/// Stub for builds without the feature `http`.
+/// Always returns an error, because this build lacks the feature `http`.
 ///
 /// # Errors
 /// [`ImageError::NotAllowed`] or [`ImageError::HttpDisabled`].
@@ -42,8 +42,8 @@ mod http {
     /// Value of the `User-Agent` header. Some hosts require one.
     const USER_AGENT: &str = concat!("idefics/", env!("CARGO_PKG_VERSION"));
 
-    /// Fetches a URL. Name resolution, connecting and reading can each block up to the time limit. If the caller can
-    /// cancel, they therefore run on a separate thread, which ends by itself at the time limit.
+    /// Fetches a URL. Name resolution, connecting and reading can each block up to the time limit. Therefore, if the
+    /// caller can cancel, they run on a separate thread, which ends by itself at the time limit.
     pub(super) fn fetch(url: &Url, options: &ReadOptions) -> Result<Vec<u8>, ImageError> {
         if options.cancel.is_none() {
             return follow(url, options);
@@ -64,7 +64,8 @@ mod http {
         }
     }
 
-    /// Follows redirects itself instead of leaving them to `ureq`, because the policy must allow each address.
+    /// Fetches a URL and follows redirects. Redirects are not left to `ureq`, because the policy must allow each
+    /// address.
     fn follow(start: &Url, options: &ReadOptions) -> Result<Vec<u8>, ImageError> {
         let now = Instant::now();
         // If the deadline overflows the clock, use one day.

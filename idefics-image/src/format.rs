@@ -1,4 +1,4 @@
-//! Detecting the format of an image from its first bytes.
+//! Detects the format of an image from its first bytes.
 
 use crate::avif::is_avif;
 use crate::ico::is_cursor;
@@ -10,13 +10,13 @@ use crate::tga::is_tga;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// Portable Network Graphics. Of an animated PNG, the default image is decoded.
+    /// Portable Network Graphics. If the file is animated, its default image is decoded.
     Png,
     /// JPEG: baseline, extended 8-bit, progressive.
     Jpeg,
-    /// WebP, lossy or lossless. Of an animation, the first frame is decoded.
+    /// WebP, lossy or lossless. If the file is animated, its first frame is decoded.
     WebP,
-    /// GIF. Of an animation, the first frame is decoded.
+    /// GIF. If the file is animated, its first frame is decoded.
     Gif,
     /// Windows or OS/2 bitmap.
     Bmp,
@@ -28,17 +28,17 @@ pub enum Format {
     Cur,
     /// Truevision TGA.
     Tga,
-    /// AVIF. Of an animation, the still image is decoded, or the first frame if there is none.
+    /// AVIF. If the file is animated, its still image is decoded, or its first frame if it has no still image.
     Avif,
     /// JPEG 2000: a JP2 file or a bare codestream.
     Jpeg2000,
-    /// TIFF, classic or BigTIFF. Of a multi-page file, the first page is decoded unless
+    /// TIFF, classic or BigTIFF. If the file has several pages, the first page is decoded unless
     /// [`DecodeOptions::page`](crate::DecodeOptions::page) selects another.
     Tiff,
 }
 
 impl Format {
-    /// The usual name of the format, for messages.
+    /// Returns the usual name of the format, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Png => "PNG",
@@ -59,7 +59,7 @@ impl Format {
     /// Detects the format from the first bytes. File names and media types are not used.
     ///
     /// # Errors
-    /// A text for messages: what the bytes look like instead, and a suggestion what to do.
+    /// A text for error messages: what the bytes look like, and a suggestion of what to do.
     pub fn sniff(bytes: &[u8]) -> Result<Self, String> {
         match bytes {
             [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, ..] => Ok(Self::Png),
@@ -82,7 +82,7 @@ impl Format {
     }
 }
 
-/// Describes bytes of an unsupported format: what they are (for common file types) and a suggestion what to do.
+/// Describes bytes of an unsupported format: names the file type if it is a common one, and suggests what to do.
 fn describe(bytes: &[u8]) -> String {
     const CONVERT: &str = "convert it to PNG or JPEG";
     const RAW: (&str, &str) = ("a camera raw file", "export it as JPEG, or develop it with dcraw or darktable-cli");
@@ -134,12 +134,12 @@ fn describe_text(bytes: &[u8]) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether the first kilobyte is ASCII or UTF-8 text without control characters other than white space.
+/// Returns whether the first kilobyte is ASCII or UTF-8 text without control characters other than white space.
 fn is_text(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(1024)];
     let valid = match std::str::from_utf8(head) {
         Ok(_) => true,
-        // A character cut off at the end of the window is still text.
+        // The end of the kilobyte may cut a character.
         Err(error) => error.error_len().is_none(),
     };
     valid && head.iter().all(|&byte| byte >= 0x20 || matches!(byte, b'\t' | b'\n' | b'\r' | 0x0c))

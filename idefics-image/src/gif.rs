@@ -1,4 +1,5 @@
-//! GIF decoder, equal to Pillow. A picture is the first frame, placed on the canvas; an animation has all frames.
+//! GIF decoder with the same output as Pillow. It decodes the first frame, placed on the canvas, or all frames of an
+//! animation.
 //!
 //! Source: `GifImagePlugin.py` of Pillow. The crate `weezl` decompresses the indices.
 
@@ -33,11 +34,11 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { keys, ..Raster::new(width, height, Pixels::Indexed(indices, palette)) })
 }
 
-/// The frames of an animation. Frames that reach beyond the canvas of the first one are cut off.
+/// Lists the frames of an animation. The canvas covers the first frame. Later frames that reach beyond it are clipped.
 pub(crate) fn animation<'a>(bytes: &'a [u8], input: &Input<'_>, max_frames: usize) -> Result<Frames<'a>, ImageError> {
     let early = || input.damaged("the file ends early");
     let mut reader = Reader::new(bytes).ok_or_else(early)?;
-    // Only an entry of the global palette can be the background.
+    // The background index in the header is valid only if there is a global palette.
     let background = reader.palette.and_then(|_| bytes.get(11).copied()).unwrap_or(0);
     let mut images: Vec<Frame<'a>> = Vec::new();
     while let Some(frame) = reader.next_frame() {
@@ -55,7 +56,7 @@ pub(crate) fn animation<'a>(bytes: &'a [u8], input: &Input<'_>, max_frames: usiz
     };
     let mut infos: Vec<FrameInfo> = images.iter().map(|frame| frame.info(background)).collect();
     if first.transparent.is_none() && infos[0].dispose == Dispose::Previous {
-        infos[0].dispose = Dispose::Keep; // nothing was there before
+        infos[0].dispose = Dispose::Keep; // there are no earlier pixels to restore
     }
     let pixels = move |index: usize, input: &Input<'_>| -> Result<Vec<u8>, ImageError> {
         let frame: &Frame<'a> = &images[index];
@@ -78,32 +79,33 @@ struct Frame<'a> {
     width: u16,
     height: u16,
     is_interlaced: bool,
-    /// Packed RGB of the local or global palette, if there is one.
+    /// Entries of the local palette or, if there is none, of the global palette, as packed RGB.
     palette: Option<&'a [u8]>,
     transparent: Option<u8>,
-    /// What happens to the frame before the next one is drawn: 2 clears it, 3 restores what was there.
+    /// What happens to the frame's area before the next frame is drawn: 2 clears it, 3 restores its earlier pixels, and
+    /// other values keep it.
     disposal: u8,
-    /// Time that the frame is shown, in hundredths of a second.
+    /// Time for which the frame is shown, in hundredths of a second.
     delay: u16,
     /// The LZW code size, followed by the blocks of compressed indices.
     data: &'a [u8],
 }
 
-/// Reads one frame after another.
+/// A reader that returns one frame after another.
 struct Reader<'a> {
     rest: &'a [u8],
-    /// Packed RGB of the global palette, if there is one.
+    /// Entries of the global palette as packed RGB, if there is one.
     palette: Option<&'a [u8]>,
-    /// The disposal of the last frame that named one.
+    /// The last disposal other than 0 that was read; 0 at first.
     disposal: u8,
 }
 
-/// Length in bytes of the palette that a flag byte announces.
+/// Returns the length in bytes of the palette that a flag byte announces; 0 if there is no palette.
 fn palette_length(flags: u8) -> usize {
     if flags & 0x80 != 0 { 3 << ((flags & 7) + 1) } else { 0 }
 }
 
-/// What follows a list of blocks; `None` if the file ends before the list does.
+/// Returns the bytes after a list of blocks, or `None` if the file ends within the list.
 fn after_blocks(mut blocks: &[u8]) -> Option<&[u8]> {
     while let (&length @ 1.., tail) = blocks.split_first()? {
         blocks = tail.get(usize::from(length)..)?;
@@ -118,7 +120,8 @@ impl<'a> Reader<'a> {
         Some(Self { rest: bytes.get(13 + length..)?, palette, disposal: 0 })
     }
 
-    /// The next frame; `None` at the end of the file, and where it is cut off before the pixels of a frame.
+    /// Returns the next frame, or `None` at the end of the file. A frame that is cut off before its pixels counts as
+    /// the end.
     fn next_frame(&mut self) -> Option<Frame<'a>> {
         const EXTENSION: u8 = 0x21;
         const GRAPHIC_CONTROL: u8 = 0xf9;
@@ -134,7 +137,7 @@ impl<'a> Reader<'a> {
                         // A transparent index stays in effect until another block sets one.
                         transparent = (flags & 1 == 1).then_some(*index).or(transparent);
                         delay = u16::from_le_bytes([*d0, *d1]);
-                        // 0 leaves the disposal as it is.
+                        // A disposal of 0 leaves the previous one in effect.
                         self.disposal = Some(flags >> 2 & 7).filter(|&disposal| disposal > 0).unwrap_or(self.disposal);
                     }
                     self.rest = after_blocks(blocks)?;
@@ -169,8 +172,8 @@ impl<'a> Reader<'a> {
 }
 
 impl Frame<'_> {
-    /// Width and height of the canvas of a file with this first frame. If the frame reaches beyond the screen, the
-    /// canvas is enlarged.
+    /// Returns the width and height of the canvas of a file whose first frame is `self`. The canvas is the logical
+    /// screen, enlarged if the frame reaches beyond it.
     fn canvas(&self, bytes: &[u8], input: &Input<'_>) -> Result<(u32, u32), ImageError> {
         let screen = bytes.get(6..10).and_then(read_size).ok_or_else(|| input.damaged("the file ends early"))?;
         input.check_size(u32::from(screen.0), u32::from(screen.1))?;
@@ -183,9 +186,9 @@ impl Frame<'_> {
         Ok((width, height))
     }
 
-    /// `background` is the palette index of the background.
+    /// Returns where and how the frame is drawn. `background` is the palette index of the background colour.
     fn info(&self, background: u8) -> FrameInfo {
-        // Players show frames with a delay of 0 or 1 for a tenth of a second.
+        // Players show a frame with a delay of 0 or 1 hundredths of a second for a tenth of a second.
         let hundredths = if self.delay < 2 { 10 } else { self.delay };
         let dispose = match (self.disposal, self.transparent) {
             (2, Some(index)) => Dispose::Fill(self.rgba_palette().0[usize::from(index)]),
@@ -204,7 +207,7 @@ impl Frame<'_> {
         }
     }
 
-    /// The palette with the transparent index.
+    /// Returns the palette, in which the transparent index has alpha 0. Without a palette, each index is a grey level.
     fn rgba_palette(&self) -> Palette {
         let mut palette = match self.palette {
             Some(palette) => Palette::from_rgb(palette),
@@ -237,7 +240,7 @@ impl Frame<'_> {
             let decoded = decoder.decode_bytes(&packed[read..], &mut indices[written..]);
             read += decoded.consumed_in;
             written += decoded.consumed_out;
-            // The data may contain an end code before the last pixel.
+            // Stop at an end code before the last pixel, and if the decoder makes no progress.
             let goes_on = matches!(decoded.status, Ok(LzwStatus::Ok)) && decoded.consumed_in + decoded.consumed_out > 0;
             if written < indices.len() && !goes_on {
                 return Err(input.damaged("the pixel data ends early"));
@@ -246,8 +249,8 @@ impl Frame<'_> {
         Ok(if self.is_interlaced { deinterlaced(&indices, width, height) } else { indices })
     }
 
-    /// The palette and the colour keys. Without a palette, or if every palette entry is the grey level of its index,
-    /// Pillow treats the image as grey.
+    /// Returns the palette and the colour keys. Without a palette, or if every palette entry is the grey level of its
+    /// index, Pillow treats the image as grey.
     fn palette(&self) -> (Palette, Keys) {
         let is_needed = |palette: &&[u8]| {
             let mut entries = palette.chunks_exact(3).enumerate();
@@ -270,7 +273,7 @@ impl Frame<'_> {
     }
 }
 
-/// Sorts interlaced rows. They are stored in four passes: first every eighth row, then those in between.
+/// Puts interlaced rows in order. They are stored in four passes: first every eighth row, then the rows in between.
 fn deinterlaced(indices: &[u8], width: usize, height: usize) -> Vec<u8> {
     let passes = [(0, 8), (4, 8), (2, 4), (1, 2)];
     let order = passes.into_iter().flat_map(|(first, step)| (first..height).step_by(step));

@@ -1,4 +1,4 @@
-//! Decoder for Windows icons and cursors, equal to Pillow. It decodes the largest image.
+//! Decoder for Windows icons and cursors with the same output as Pillow. It decodes the largest image.
 //!
 //! Source: `IcoImagePlugin.py` and `CurImagePlugin.py` of Pillow.
 
@@ -9,12 +9,13 @@ use crate::png;
 use crate::raster::{Palette, Pixels, Raster};
 use crate::raw::{Layout, Rows};
 
-/// Length in bytes of the file header, and of a directory entry.
+/// Length of the file header, in bytes.
 const HEADER: usize = 6;
+/// Length of a directory entry, in bytes.
 const ENTRY: usize = 16;
 
-/// Whether the file starts like a cursor file with at least one image. A TGA file can start with the same first
-/// bytes.
+/// Returns whether the file starts like a cursor file with at least one image. The number of images is checked because
+/// a TGA file can start with the same four bytes.
 pub(crate) fn is_cursor(bytes: &[u8]) -> bool {
     matches!(bytes, [0, 0, 2, 0, low, high, ..] if (*low, *high) != (0, 0))
 }
@@ -62,7 +63,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     let start = bytes.get(entry.offset..).unwrap_or_default();
     if start.starts_with(png::SIGNATURE) {
         let mut picture = png::decode_stored(start, input)?;
-        // Only the pixels are used. Orientation and transparency are ignored, except an alpha channel.
+        // The orientation is ignored, and so is any transparency other than an alpha channel.
         if let Pixels::Indexed(_, palette) = &mut picture.pixels {
             palette.0.iter_mut().for_each(|color| color[3] = 255);
         }
@@ -86,8 +87,8 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
             .ok_or_else(|| input.damaged("its transparency mask is cut off"))?;
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
         let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
-        // Pillow writes masks without row padding; reading such a file, it takes part of the colours for the mask
-        // (which `load_image` then drops). So a mask that overlaps the pixels is ignored.
+        // Pillow writes masks without row padding. When it reads such a file, it mistakes part of the colours for the
+        // mask, which `load_image` then drops. Therefore a mask that overlaps the pixels is ignored here.
         if at < bitmap.end(height) {
             mask.fill(255);
         }
@@ -117,8 +118,8 @@ fn with_alpha(pixels: Pixels, alpha: &[u8]) -> Vec<u8> {
     rgba
 }
 
-/// Decodes the first cursor, or a later one that is both wider and higher than the best before it. The mask is
-/// applied only to monochrome and grey cursors.
+/// Decodes the largest cursor. A cursor counts as larger only if it is both wider and higher than the largest before
+/// it. The mask is applied only to monochrome and grey cursors.
 pub(crate) fn decode_cursor(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
     let table = entries(bytes, input)?;
     // A side of 256 is stored as 0, and Pillow compares the stored values.
@@ -134,7 +135,7 @@ pub(crate) fn decode_cursor(bytes: &[u8], input: &Input<'_>) -> Result<Raster, I
     if !matches!(bitmap.layout, Layout::Bit | Layout::Grey) {
         return Ok(Raster::new(width, height, bitmap.pixels(bytes, height, input)?));
     }
-    // The bitmap contains the mask above the image.
+    // The bitmap is twice as high as the image: it holds the mask above the image.
     let Pixels::Grey(both) = bitmap.pixels(bytes, 2 * height, input)? else {
         return Err(input.coding("a mask that is not grey"));
     };
@@ -146,7 +147,7 @@ pub(crate) fn decode_cursor(bytes: &[u8], input: &Input<'_>) -> Result<Raster, I
     Ok(Raster::new(width, height, Pixels::GreyAlpha(pixels)))
 }
 
-/// Source: `MULDIV255` of Pillow.
+/// Multiplies two values of 0 to 255 and divides the product by 255 with rounding, like `MULDIV255` of Pillow.
 fn muldiv255(value: u8, factor: u8) -> u8 {
     let product = u32::from(value) * u32::from(factor) + 128;
     (((product >> 8) + product) >> 8) as u8

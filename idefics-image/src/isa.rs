@@ -1,27 +1,27 @@
-//! The environment variable `IDEFICS_ISA`, which caps the instruction sets of the vector loops. `idefics-kernels` reads
-//! the same variable; this crate does not depend on it.
+//! Reads the environment variable `IDEFICS_ISA`, which limits the instruction sets that vector loops may use.
+//! `idefics-kernels` reads the same variable, but this crate does not depend on that crate.
 
 use std::env;
 use std::sync::OnceLock;
 
-/// The variable.
+/// Name of the environment variable.
 const CAP: &str = "IDEFICS_ISA";
 
-/// Its values, in ascending order.
+/// Values of the variable, in ascending order.
 const LEVELS: [&str; 7] = ["plain", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"];
 
 /// An instruction set that vector loops of this crate are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
-    /// AVX2; also BMI1 and BMI2, which came with it.
+    /// AVX2 with BMI1 and BMI2, which were introduced with it.
     Avx2,
     /// AVX-512 with VNNI.
     Avx512Vnni,
 }
 
 impl Isa {
-    /// Whether `IDEFICS_ISA` allows this instruction set. The variable is read once. Whether the CPU supports the
-    /// instructions is another question.
+    /// Returns whether `IDEFICS_ISA` allows this instruction set. The variable is read once. This function does not
+    /// check whether the CPU supports the instructions.
     ///
     /// # Panics
     /// If the value of the variable is not a level of this architecture.
@@ -43,7 +43,7 @@ impl Isa {
     }
 }
 
-/// Index of the highest level that a value of the variable allows. An empty value allows all.
+/// Returns the index of the highest level that a value of the variable allows. An empty value allows all levels.
 fn highest(value: &str) -> Result<usize, String> {
     if value.is_empty() {
         return Ok(LEVELS.len() - 1);
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_allow_what_is_not_above_them() {
+    fn each_level_allows_itself_and_lower_levels() {
         let allowed = |value| [Isa::Avx2, Isa::Avx512Vnni].map(|isa| isa.is_within(highest(value).unwrap()));
         assert_eq!(allowed("plain"), [false, false]);
         assert_eq!(allowed("AVX2"), [true, false]);
@@ -75,14 +75,15 @@ mod tests {
         assert!(error.starts_with("IDEFICS_ISA: \"neon\" is not") && error.ends_with("avx512bf16, amx"), "{error}");
     }
 
-    /// Prints what the environment of this process allows. The test below runs it in a child process.
+    /// Prints which instruction sets the environment of this process allows. The test below runs this test in a child
+    /// process.
     #[test]
     fn choice_of_this_process() {
         println!("allowed {:?}", [Isa::Avx2, Isa::Avx512Vnni].map(Isa::is_allowed));
     }
 
     #[test]
-    fn variable_is_read() {
+    fn environment_variable_is_read() {
         let choice = |value: &str| {
             let mut command = Command::new(env::current_exe().unwrap());
             let command = command.args(["--exact", "isa::tests::choice_of_this_process", "--nocapture"]);

@@ -1,4 +1,4 @@
-//! JPEG 2000 decoder for JP2 files and bare codestreams, with the modes and depths of Pillow.
+//! JPEG 2000 decoder for JP2 files and bare codestreams, with the same pixel modes and depths as Pillow.
 //!
 //! The crate `hayro-jpeg2000` decodes the codestream. This module parses the JP2 boxes around it.
 //!
@@ -45,7 +45,8 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
 /// The parsed boxes of the file.
 struct Boxes<'a> {
     codestream: &'a [u8],
-    /// Number of components in the header of the JP2 file or, without one, of the codestream.
+    /// Number of components, from the header of the JP2 file or, for a bare codestream, from the header of the
+    /// codestream.
     channels: u16,
     is_deep: bool,
     space: Option<Space>,
@@ -82,7 +83,7 @@ impl Size {
         })
     }
 
-    /// Whether exactly the second and third of three components are subsampled.
+    /// Returns whether there are three components and exactly the second and third are subsampled, by equal factors.
     fn has_subsampled_chroma(&self) -> bool {
         matches!(self.components[..], [(_, 1, 1), (_, a, b), (_, c, d)] if (a, b) != (1, 1) && (a, b) == (c, d))
     }
@@ -98,7 +99,7 @@ fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
         }
         length => (rest, (length as usize).checked_sub(8)?),
     };
-    // The last box may be cut off; the codestream marks its own end.
+    // The last box may be cut off, because the codestream marks its own end.
     let (data, rest) = rest.split_at(length.min(rest.len()));
     Some((kind, data, rest))
 }
@@ -153,7 +154,7 @@ impl<'a> Boxes<'a> {
         Some(())
     }
 
-    /// Converts the planes to the pixels of Pillow's mode.
+    /// Converts the planes to pixels in the mode that Pillow uses. `is_converted` says that the planes are already RGB.
     fn pixels(&self, size: &Size, planes: &[&[f32]], is_converted: bool) -> Option<Pixels> {
         let depth = |at: usize| size.components[at].0;
         let plane = |at: usize| planes[at].iter().map(move |&sample| (to_level(sample, depth(at)), depth(at)));
@@ -194,8 +195,7 @@ impl<'a> Boxes<'a> {
     }
 }
 
-/// Reads a palette. Pillow drops repeated colours, which shifts the indices of the colours after them; this is
-/// reproduced.
+/// Reads a palette. Like Pillow, it drops repeated colours, which shifts the indices of all later colours.
 fn read_palette(data: &[u8], is_cmyk: bool) -> Option<(Palette, bool)> {
     let count = usize::from(u16::from_be_bytes(*data.first_chunk()?));
     let columns = usize::from(*data.get(2)?);
@@ -232,7 +232,7 @@ fn to_level(sample: f32, depth: u32) -> u32 {
     sample.round_ties_even().clamp(0.0, max) as u32
 }
 
-/// Converts a level of `depth` bits to 8 bits: left shift, or rounded right shift that may overflow.
+/// Converts a level of `depth` bits to 8 bits: by a left shift, or by a rounded right shift that may wrap around.
 ///
 /// Source: `j2ku_shift` of Pillow.
 fn to_byte(level: u32, depth: u32) -> u8 {
@@ -247,7 +247,7 @@ fn to_word(level: u32, depth: u32) -> u16 {
     }
 }
 
-/// Source: `ImagingConvertYCbCr2RGB` of Pillow. The products equal the entries of Pillow's tables.
+/// Converts YCbCr to RGB like `ImagingConvertYCbCr2RGB` of Pillow. The products equal the entries of Pillow's tables.
 fn ycbcr_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     let product = |weight: f64, chroma: u8| (weight * 64.0 * (f64::from(chroma) - 128.0) + 0.5) as i32;
     let y = i32::from(y);

@@ -4,16 +4,16 @@ use std::num::NonZeroU32;
 
 use crate::Alpha;
 
-/// How an image is decoded. [`Limits`](crate::Limits) bounds its size and memory.
+/// Options that select how an image is decoded. The limits on its size and memory are in [`Limits`](crate::Limits).
 ///
-/// An [`Alpha`] alone converts into options, so `decode(bytes, name, &limits, Alpha::White)` works.
+/// An [`Alpha`] converts into options, so that `decode(bytes, name, &limits, Alpha::White)` works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct DecodeOptions {
     /// How transparency is flattened.
     pub alpha: Alpha,
-    /// The page of a multi-page file (TIFF), counted from 1; the default is 1. Other formats have one page. The page
-    /// of an animation is its first frame.
+    /// The page of a multi-page file (TIFF), counted from 1; the default is 1. Other formats have one page. The only
+    /// page of an animation is its first frame.
     pub page: NonZeroU32,
 }
 

@@ -8,7 +8,7 @@ use crate::RgbImage;
 /// Number of the tag `Orientation` of TIFF and EXIF.
 const ORIENTATION: u16 = 0x0112;
 
-/// The orientation from an EXIF block or, if it has no orientation tag, from an XMP packet.
+/// Returns the orientation from an EXIF block or, if the block has no orientation tag, from an XMP packet.
 ///
 /// If the EXIF block does not start with a TIFF header, the image is not rotated, and XMP is ignored too.
 ///
@@ -22,7 +22,7 @@ pub(crate) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientatio
     code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Whether the orientation exchanges width and height.
+/// Returns whether the orientation exchanges width and height.
 pub(crate) fn exchanges_axes(orientation: Orientation) -> bool {
     match orientation {
         Orientation::NoTransforms
@@ -46,7 +46,7 @@ pub(crate) fn upright(picture: RgbImage, orientation: Orientation) -> RgbImage {
     RgbImage::new(image.width(), image.height(), image.into_bytes()).expect("rotation keeps the number of pixels")
 }
 
-/// Whether an EXIF block has an orientation tag, valid or not.
+/// Returns whether an EXIF block has an orientation tag, valid or not.
 pub(crate) fn has_tag(exif: &[u8]) -> bool {
     read_exif(exif) != Tag::Absent
 }
@@ -94,7 +94,7 @@ fn read_exif(mut block: &[u8]) -> Tag {
     tag
 }
 
-/// The byte order of a TIFF header. Source: `PREFIXES` in Pillow's `TiffImagePlugin.py`.
+/// Returns the byte order that a TIFF header declares. Source: `PREFIXES` in Pillow's `TiffImagePlugin.py`.
 fn byte_order(block: &[u8]) -> Option<ByteOrder> {
     match block.get(..8)? {
         [b'I', b'I', 42, 0, ..] | [b'I', b'I', 0, 42, ..] => Some(ByteOrder::Little),
@@ -103,7 +103,7 @@ fn byte_order(block: &[u8]) -> Option<ByteOrder> {
     }
 }
 
-/// Size in bytes of one value of a type; `None` for types that Pillow does not read.
+/// Returns the size in bytes of one value of a type, or `None` if Pillow does not read the type.
 fn unit_size(kind: u16) -> Option<u64> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -137,8 +137,8 @@ impl ByteOrder {
         self.bytes(bytes).map(u32::from_le_bytes)
     }
 
-    /// The first value, if it is a whole number from 1 to 8. Pillow does not treat unsigned bytes and text as
-    /// numbers.
+    /// Returns the first value of an entry if it is a whole number from 1 to 8. Pillow does not treat unsigned bytes
+    /// and text as numbers.
     fn code(self, kind: u16, data: &[u8]) -> Option<u8> {
         let number = match kind {
             3 => i64::from(self.u16(data)?),
@@ -165,7 +165,7 @@ fn whole_float(value: f64) -> Option<i64> {
     (value.fract() == 0.0 && value.abs() < 256.0).then_some(value as i64)
 }
 
-/// The digit of the first match of `tiff:Orientation(="|>)([0-9])`, which may be an attribute or an element.
+/// Returns the digit of the first match of `tiff:Orientation(="|>)([0-9])`, which may be an attribute or an element.
 pub(crate) fn read_xmp(packet: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = packet;

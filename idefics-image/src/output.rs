@@ -23,17 +23,17 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// A header of an upright image without transparent colours.
+    /// Creates the header of an upright image without transparent colours.
     pub(crate) fn new(width: u32, height: u32) -> Self {
         Self { width, height, orientation: Orientation::NoTransforms, keys: Keys::default() }
     }
 }
 
-/// Returns the images to produce, given the upright width and height in pixels.
+/// A function that returns the images to produce, given the upright width and height in pixels.
 pub(crate) type Plan<'a> = Box<dyn FnOnce(u32, u32) -> Vec<ResizeTarget> + Send + 'a>;
 
-/// The requested output of one decode. A decoder calls [`begin`](Self::begin) with the header and writes rows to the
-/// [`RowSink`] it returns, or calls [`put`](Self::put) with a whole image.
+/// The requested output of one decode. A decoder either calls [`begin`](Self::begin) with the header and writes rows to
+/// the returned [`RowSink`], or calls [`put`](Self::put) with a whole image.
 pub(crate) struct Output<'a> {
     plan: Plan<'a>,
     alpha: Alpha,
@@ -47,7 +47,7 @@ impl<'a> Output<'a> {
     /// Asks the plan for the images to produce, checks their size and allocates them.
     ///
     /// # Errors
-    /// If the targets do not fit the image, the memory limit or the available memory.
+    /// If a target does not fit into the image, or if the memory limit or the available memory is exceeded.
     pub(crate) fn begin(self, header: Header, input: &Input<'_>) -> Result<RowSink, ImageError> {
         let Header { width, height, orientation, keys } = header;
         let (upright_width, upright_height) = upright_size(width, height, orientation);
@@ -75,17 +75,17 @@ impl<'a> Output<'a> {
     }
 }
 
-/// A buffer that a decoder writes rows of pixels to, from the top: first [`space`](Self::space), then
-/// [`take`](Self::take).
+/// A destination for rows of pixels, from the top. A decoder calls [`space`](Self::space), writes rows to the returned
+/// buffer, and then calls [`take`](Self::take).
 pub(crate) trait RowSpace {
     /// Returns a buffer of `bytes` bytes for the next rows. Its initial contents are unspecified.
     fn space(&mut self, bytes: usize) -> &mut [u8];
 
-    /// Consumes the rows that were written to the last [`space`](Self::space).
+    /// Consumes the rows in the buffer that [`space`](Self::space) last returned.
     fn take(&mut self);
 }
 
-/// Passes the rows that a decoder writes to a closure.
+/// A [`RowSpace`] that passes the written rows to the closure `take`.
 pub(crate) struct Bands<F> {
     rows: Vec<u8>,
     n_written: usize,
@@ -117,7 +117,7 @@ fn room(buffer: &mut Vec<u8>, start: usize, bytes: usize) -> &mut [u8] {
     &mut buffer[start..start + bytes]
 }
 
-/// Receives the rows of one image, from the top, and produces the requested images from them.
+/// A receiver of the rows of one image, from the top, which produces the requested images from these rows.
 #[derive(Debug)]
 pub(crate) struct RowSink {
     width: usize,
@@ -130,8 +130,8 @@ pub(crate) struct RowSink {
     n_written: usize,
 }
 
-/// For decoders that write RGB without a transparent colour. If the caller wants only the whole image without resizing,
-/// the decoder writes directly to its buffer.
+/// This implementation is for decoders that write RGB without a transparent colour. If the caller wants only the whole
+/// image without resizing, the decoder writes directly to its buffer.
 impl RowSpace for RowSink {
     fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.n_written = bytes;
@@ -161,7 +161,7 @@ const BAND_PIXELS: usize = 64 << 10;
 const MIN_BAND_PIXELS: usize = 16 << 10;
 
 impl RowSink {
-    /// Whether the only output is the stored image, unchanged.
+    /// Returns whether the only output is the stored image, unchanged.
     pub(crate) fn is_copy(&self) -> bool {
         matches!(&self.resizers[..], [only] if only.is_copy(self.width))
     }
@@ -205,8 +205,8 @@ fn upright_size(width: u32, height: u32, orientation: Orientation) -> (u32, u32)
     if exchanges_axes(orientation) { (height, width) } else { (width, height) }
 }
 
-/// Reads pieces until `read` returns `None`, and passes them to `take` in order. The next piece is read on another
-/// thread while `take` processes the current one.
+/// Calls `read` until it returns `None`, and passes the pieces to `take` in order. While `take` processes a piece, the
+/// next one is read on another thread.
 pub(crate) fn read_ahead<T: Send, E: Send>(
     mut read: impl FnMut() -> Result<Option<T>, E> + Send,
     mut take: impl FnMut(T) + Send,

@@ -1,4 +1,4 @@
-//! Decoder for the Netpbm formats PBM, PGM and PPM, plain and raw, and grey PFM, equal to Pillow.
+//! Decoder for Netpbm formats with the same output as Pillow: PBM, PGM and PPM, plain and raw, and grey PFM.
 //!
 //! Source: `PpmImagePlugin.py` of Pillow.
 
@@ -11,7 +11,7 @@ use crate::raw::{Layout, Rows};
 /// Maximum length of a number, in characters.
 const MAX_TOKEN: usize = 10;
 
-/// Whether the file starts with a magic number, white space, and a number or comment.
+/// Returns whether the file starts with a magic number, white space, and a number or comment.
 pub(crate) fn is_pnm(bytes: &[u8]) -> bool {
     match bytes {
         [b'P', b'1'..=b'6' | b'f', space, rest @ ..] if is_space(*space) => {
@@ -62,7 +62,7 @@ struct Header<'a> {
 }
 
 impl Header<'_> {
-    /// Reads characters up to white space, which is consumed. Comments are skipped, even inside a token.
+    /// Reads a token and consumes the white-space character after it. Comments are skipped, even inside a token.
     fn token(&mut self, input: &Input<'_>) -> Result<String, ImageError> {
         let mut token = String::new();
         while token.len() <= MAX_TOKEN {

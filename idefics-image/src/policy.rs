@@ -1,4 +1,4 @@
-//! Policies that restrict which image sources may be read.
+//! Policies that decide which image sources may be read.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -7,10 +7,10 @@ use url::Url;
 use crate::ImageError;
 use crate::source::{path_name, shorten};
 
-/// Restricts which image sources may be read.
+/// A policy that decides which image sources may be read.
 ///
-/// The strings in a sample can name any file or address. A program that runs samples written by other people should
-/// not let them read files of its machine or addresses in its network. Bytes passed by the caller
+/// The strings in a sample can name any file or address. A program that runs samples written by other people should not
+/// let these samples read files of its machine or addresses in its network. Bytes passed by the caller
 /// ([`ImageSource::Bytes`](crate::ImageSource::Bytes)) are always allowed.
 ///
 /// ```
@@ -39,8 +39,8 @@ pub struct SourcePolicy {
 pub enum FileAccess {
     /// No file.
     None,
-    /// Files below this folder. Paths that leave it through `..` or a symbolic link are rejected. The check is not
-    /// safe if others change the folder at the same time.
+    /// Files below this folder. Paths that leave the folder through `..` or a symbolic link are rejected. The check is
+    /// not safe if another program changes the folder at the same time.
     Below(PathBuf),
     /// Every file.
     #[default]
@@ -53,14 +53,14 @@ pub enum FileAccess {
 pub enum UrlAccess {
     /// No URL.
     None,
-    /// URLs of these hosts. The host name must match exactly.
+    /// URLs whose host is in this list. The host name must match exactly.
     Hosts(Vec<String>),
-    /// Every `http` and `https` URL, including those of this machine and its local network.
+    /// Every `http` and `https` URL, including addresses of this machine and its local network.
     #[default]
     All,
 }
 
-/// Allows everything. Meant for samples that the caller wrote.
+/// The default policy allows everything. It is meant for samples that the caller wrote.
 impl Default for SourcePolicy {
     fn default() -> Self {
         Self { files: FileAccess::All, urls: UrlAccess::All, data: true }
@@ -68,7 +68,7 @@ impl Default for SourcePolicy {
 }
 
 impl SourcePolicy {
-    /// Allows only data URLs and base64: neither files nor the network are accessed.
+    /// Returns a policy that allows only data URLs and base64. Neither files nor the network are accessed.
     pub fn data_only() -> Self {
         Self { files: FileAccess::None, urls: UrlAccess::None, data: true }
     }
@@ -141,7 +141,8 @@ fn not_allowed(image: String, what: &str, field: &str) -> ImageError {
     ImageError::NotAllowed { image, what: what.to_owned(), option }
 }
 
-/// Whether `path` is lexically below `folder`. Does not access the file system.
+/// Returns whether `path` is below `folder`. Only the texts of the paths are compared, without access to the file
+/// system.
 fn is_below(path: &Path, folder: &Path) -> bool {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     normalized(&absolute(path)).starts_with(normalized(&absolute(folder)))

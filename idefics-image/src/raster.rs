@@ -1,4 +1,4 @@
-//! A decoded image in one of Pillow's pixel formats, and its conversion to RGB.
+//! A decoded image in one of Pillow's pixel modes, and its conversion to RGB.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub(crate) struct Raster {
     pub(crate) orientation: Orientation,
 }
 
-/// Pixel data in one of Pillow's modes (named in each comment).
+/// Pixel data. Each comment below begins with the names of the Pillow modes that a variant holds.
 #[derive(Debug)]
 pub(crate) enum Pixels {
     /// `1`, `L`, and also `I;16`, `I` and `F` after clipping to 0..255 ([`clip`]): `[height, width]`.
@@ -38,7 +38,7 @@ pub(crate) enum Pixels {
     IndexedAlpha(Vec<u8>, Palette),
 }
 
-/// RGBA colours of 256 palette entries. Entries that the file leaves out are opaque black, as in Pillow's
+/// RGBA colours of 256 palette entries. Entries that the file does not define are opaque black, as in Pillow's
 /// `ImagingPaletteNew`.
 #[derive(Debug, Clone)]
 pub(crate) struct Palette(pub(crate) Box<[[u8; 4]; 256]>);
@@ -58,18 +58,19 @@ impl Palette {
         Self::new(bytes.chunks_exact(3).map(|color| [color[0], color[1], color[2]]))
     }
 
-    /// The RGB colour of an index.
+    /// Returns the RGB colour of an index.
     pub(crate) fn color(&self, index: u8) -> [u8; 3] {
         let [red, green, blue, _] = self.0[usize::from(index)];
         [red, green, blue]
     }
 }
 
-/// Colour keys: the colour that the file declares transparent. Every pixel of that colour becomes white.
+/// The colour that the file declares transparent (colour key), for each alpha mode. Every pixel of that colour becomes
+/// white.
 ///
-/// The colour can differ between the two alpha modes, because Pillow treats it differently. `over_white` is the colour
-/// that `convert("RGBA")` makes transparent ([`Alpha::White`]). `dropped` is the colour that `convert("RGB")` passes
-/// on in `info["transparency"]` ([`Alpha::Drop`]).
+/// The two colours can differ because Pillow's conversions treat the key differently. `over_white` is the colour that
+/// `convert("RGBA")` makes transparent ([`Alpha::White`]). `dropped` is the colour that `convert("RGB")` passes on in
+/// `info["transparency"]` ([`Alpha::Drop`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Keys {
     pub(crate) over_white: Option<[u8; 3]>,
@@ -84,13 +85,13 @@ impl Keys {
 }
 
 impl Raster {
-    /// An upright image without colour keys.
+    /// Creates an upright image without colour keys.
     pub(crate) fn new(width: u32, height: u32, pixels: Pixels) -> Self {
         Self { width, height, pixels, keys: Keys::default(), orientation: Orientation::NoTransforms }
     }
 }
 
-/// How transparent pixels are converted to opaque ones.
+/// How transparent pixels are converted to opaque pixels.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flattening {
     alpha: Alpha,
@@ -120,7 +121,7 @@ impl Flattening {
 }
 
 impl Pixels {
-    /// The samples, and the number of samples per pixel.
+    /// Returns the samples, and the number of samples per pixel.
     fn samples(&self) -> (&[u8], usize) {
         match self {
             Self::Grey(data) | Self::Indexed(data, _) => (data, 1),
@@ -130,7 +131,7 @@ impl Pixels {
         }
     }
 
-    /// Number of pixels.
+    /// Returns the number of pixels.
     pub(crate) fn len(&self) -> usize {
         let (data, samples) = self.samples();
         data.len() / samples
@@ -173,7 +174,7 @@ fn map_pixels<const N: usize>(data: &[u8], color: impl Fn(&[u8; N]) -> [u8; 3]) 
     rgb
 }
 
-/// Clips a 16-bit grey level to 255, like Pillow's `convert("RGB")`. It is not scaled.
+/// Clips a 16-bit grey level to 255, like Pillow's `convert("RGB")`. The level is not scaled.
 ///
 /// Source: `I16_RGB` and `i2rgb` in `Convert.c`.
 pub(crate) fn clip(level: u16) -> u8 {
@@ -192,7 +193,7 @@ fn over_white(value: u8, alpha: u8) -> u8 {
     ((((sum >> 8) + sum) >> 8) >> PRECISION_BITS) as u8
 }
 
-/// Source: `cmyk2rgb` and `MULDIV255` of Pillow.
+/// Converts CMYK, where 255 is full ink, to RGB. Source: `cmyk2rgb` and `MULDIV255` of Pillow.
 fn cmyk_to_rgb([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
     let light = u32::from(255 - black);
     [cyan, magenta, yellow].map(|ink| {

@@ -8,19 +8,19 @@ use crate::ImageError;
 use crate::decode::Input;
 use crate::raster::{Palette, Pixels};
 
-/// The layout of a pixel in its row; the comments give Pillow's raw modes. Names such as `BGRX` list the bytes in the
-/// order of the file.
+/// The layout of a pixel in its row. Each comment below begins with the name of Pillow's raw mode, if there is a single
+/// one. Names such as `BGRX` list the bytes in the order of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// `1`: one bit, 1 is white, highest bit first.
     Bit,
-    /// `1;I`: one bit, 1 is black.
+    /// `1;I`: one bit, 1 is black, highest bit first.
     BitInverted,
     /// `P;1`, `P;4` and `P`: a palette index of 1, 4 or 8 bits, highest bits first.
     Index(u8),
-    /// `L`.
+    /// `L`: one byte of grey.
     Grey,
-    /// `LA`.
+    /// `LA`: one byte of grey and one byte of alpha.
     GreyAlpha,
     /// One byte per channel: the offsets of red, green and blue in a pixel, and the number of bytes per pixel.
     Rgb([u8; 3], u8),
@@ -51,12 +51,12 @@ impl Layout {
         }
     }
 
-    /// Length of a row without padding, in bytes.
+    /// Returns the length of a row without padding, in bytes.
     pub(crate) fn row_bytes(self, width: u32) -> usize {
         (width as usize * usize::from(self.bits())).div_ceil(8)
     }
 
-    /// Bytes per unpacked pixel.
+    /// Returns the number of bytes per unpacked pixel.
     pub(crate) fn unpacked_bytes(self) -> u64 {
         match self {
             Self::Bit | Self::BitInverted | Self::Index(_) | Self::Grey => 1,
@@ -101,7 +101,7 @@ impl Layout {
         }
     }
 
-    /// Wraps unpacked samples in their pixel format. `palette` is only used for indices.
+    /// Converts unpacked samples to [`Pixels`] without copying them. `palette` is used only for palette indices.
     pub(crate) fn pixels(self, samples: Vec<u8>, palette: Option<Palette>) -> Pixels {
         match self {
             Self::Bit | Self::BitInverted | Self::Grey => Pixels::Grey(samples),
@@ -113,15 +113,15 @@ impl Layout {
     }
 }
 
-/// Scales a value of 0 to `max` to 8 bits, rounded down.
+/// Scales a value in the range 0 to `max` to 8 bits and rounds it down.
 fn scale(value: u16, max: u16) -> u8 {
     (value * 255 / max) as u8
 }
 
-/// Bytes of the file that are unpacked at once.
+/// Approximate number of bytes of the file that are unpacked at once.
 const BAND_BYTES: usize = 256 << 10;
 
-/// Describes uncompressed rows in a file.
+/// A description of uncompressed rows in a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rows {
     pub(crate) width: u32,

@@ -35,7 +35,7 @@ impl RgbImage {
         self.height
     }
 
-    /// The pixel data, `[height, width, 3]`.
+    /// Borrows the pixel data, `[height, width, 3]`.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
@@ -45,7 +45,7 @@ impl RgbImage {
         self.data
     }
 
-    /// A view of the whole image.
+    /// Returns a view of the whole image.
     pub fn view(&self) -> RgbView<'_> {
         RgbView {
             data: &self.data,
@@ -76,7 +76,7 @@ pub struct RgbView<'a> {
 }
 
 impl<'a> RgbView<'a> {
-    /// A view of contiguous rows of `width` pixels.
+    /// Creates a view of contiguous rows of `width` pixels.
     pub(crate) fn of_rows(data: &'a [u8], width: usize) -> Self {
         Self { data, stride: 3 * width, left: 0, top: 0, width, height: data.len() / (3 * width) }
     }
@@ -91,7 +91,7 @@ impl<'a> RgbView<'a> {
         self.height
     }
 
-    /// The rectangle with columns `left..right` and rows `top..bottom` of this view.
+    /// Returns the rectangle with columns `left..right` and rows `top..bottom` of this view.
     ///
     /// # Panics
     /// If the rectangle is empty or reaches outside the view.
@@ -103,7 +103,7 @@ impl<'a> RgbView<'a> {
         Self { left: self.left + left, top: self.top + top, width: right - left, height: bottom - top, ..*self }
     }
 
-    /// Row `y`, `[width, 3]`.
+    /// Returns row `y`, `[width, 3]`.
     ///
     /// # Panics
     /// If `y >= height`.
@@ -118,7 +118,7 @@ impl<'a> RgbView<'a> {
         for y in 0..self.height {
             data.extend_from_slice(self.row(y));
         }
-        // The sides fit: a view is a part of an image, and the sides of an image are u32.
+        // The casts are lossless: a view is a part of an image, and the sides of an image are u32.
         RgbImage { width: self.width as u32, height: self.height as u32, data }
     }
 }

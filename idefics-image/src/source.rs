@@ -1,4 +1,4 @@
-//! Image sources, and reading their bytes within limits.
+//! Image sources, and functions that read their bytes within limits.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,7 +19,8 @@ use crate::{DecodeOptions, Format, ImageError, ResizeTarget, RgbImage, SourcePol
 /// Limits that an image must not exceed. The size is checked from the header before pixels are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum length of the encoded image, in bytes. Counted while reading, whatever length is declared.
+    /// Maximum length of the encoded image, in bytes. The bytes are counted while they are read, whatever length is
+    /// declared.
     pub max_bytes: u64,
     /// Maximum area, in pixels. [`Self::with_max_pixels`] raises it together with the limits in bytes.
     pub max_pixels: u64,
@@ -43,8 +44,9 @@ const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;
 /// Default maximum area, in pixels.
 const MAX_PIXELS: u64 = 64_000_000;
 
-/// Large enough for any photograph or scan, but not for decompression bombs: 64 megapixels; 257 MB of encoded bytes,
-/// so that an uncompressed image with 8 bits per sample fits; 1 GB of memory while decoding.
+/// The default limits are large enough for any photograph or scan, but reject decompression bombs. They are 64
+/// megapixels, 257 MB of encoded bytes, and 1 GB of memory while decoding. An uncompressed image with 8 bits per sample
+/// fits into the encoded bytes.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -81,22 +83,22 @@ pub struct ReadOptions {
     pub limits: Limits,
     /// Which sources may be read. All are allowed by default.
     pub sources: SourcePolicy,
-    /// Set this to `true` to cancel. Reading then fails with [`ImageError::Cancelled`], within 100 ms if it is
-    /// waiting for a server.
+    /// A flag that the caller sets to `true` to cancel. Reading then fails with [`ImageError::Cancelled`], within 100
+    /// ms if it is waiting for a server.
     pub cancel: Option<Arc<AtomicBool>>,
 }
 
 impl ReadOptions {
-    /// Whether the caller has cancelled.
+    /// Returns whether the caller has cancelled.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed))
     }
 }
 
-/// Where an image comes from.
+/// The place or data that an image comes from.
 ///
-/// Strings are interpreted as by Transformers' `load_image`: as an `http(s)` URL, a file, a data URL, or base64 of an
-/// image file, in this order.
+/// Strings are interpreted as by Transformers' `load_image`: as an `http(s)` URL, a file, a data URL, or an image file
+/// in base64, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageSource {
@@ -104,13 +106,14 @@ pub enum ImageSource {
     Path(PathBuf),
     /// An `http` or `https` URL. Needs the feature `http`.
     Url(Url),
-    /// A data URL `data:…,…`. Its payload must be base64; the declared media type is ignored.
+    /// A data URL `data:…,…`. Its payload must be base64. The declared media type is ignored.
     DataUrl(String),
-    /// Text that may be base64 of an image file. If `folder` has a file of this name, that file is read instead.
+    /// Text that may be an image file in base64. If `folder` contains a file with this text as its name, that file is
+    /// read instead.
     Base64 {
         /// The text.
         text: String,
-        /// The folder to look for a file of this name. An empty path means the working directory.
+        /// The folder that may contain a file of this name. An empty path means the working directory.
         folder: PathBuf,
     },
     /// The encoded bytes of an image file.
@@ -118,15 +121,15 @@ pub enum ImageSource {
 }
 
 impl ImageSource {
-    /// Reads the encoded bytes, at most [`Limits::max_bytes`]. Every kind of source is allowed.
+    /// Reads the encoded bytes, at most [`Limits::max_bytes`] of them. Every kind of source is allowed.
     ///
     /// # Errors
-    /// Those of [`Self::read_with`].
+    /// The errors of [`Self::read_with`].
     pub fn read(&self, limits: &Limits) -> Result<Cow<'_, [u8]>, ImageError> {
         self.read_with(&ReadOptions { limits: limits.clone(), ..ReadOptions::default() })
     }
 
-    /// Reads the encoded bytes, at most [`Limits::max_bytes`], if the policy allows this source.
+    /// Reads the encoded bytes, at most [`Limits::max_bytes`] of them, if the policy allows this source.
     ///
     /// # Errors
     /// [`ImageError::NotAllowed`], [`ImageError::Read`], [`ImageError::NotAFile`], [`ImageError::TooManyBytes`],
@@ -165,8 +168,8 @@ impl ImageSource {
         Ok(bytes)
     }
 
-    /// The file that the image would be read from if the policy allows it. A path is returned even if it does not
-    /// exist; text is returned as a path only if a file of this name exists.
+    /// Returns the file that the image would be read from if the policy allows it. A path is returned even if it does
+    /// not exist. A text is returned as a path only if a file of this name exists.
     pub fn file(&self) -> Option<Cow<'_, Path>> {
         match self {
             Self::Path(path) => Some(Cow::Borrowed(path)),
@@ -199,8 +202,8 @@ impl ImageSource {
     }
 }
 
-/// The name of the source in messages: the path, the URL, `data URL`, the start of the text, or `image bytes`. Paths
-/// and URLs are cut to 200 characters, text to 40.
+/// Writes the name of the source for messages: the path, the URL, `data URL`, the start of the text, or `image bytes`.
+/// Paths and URLs are cut to 200 characters, text to 40.
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -213,7 +216,7 @@ impl fmt::Display for ImageSource {
     }
 }
 
-/// The name of a file in messages: its path, cut to 200 characters.
+/// Returns the name of a file for messages: its path, cut to 200 characters.
 pub(crate) fn path_name(path: &Path) -> String {
     shorten(&path.display().to_string(), 200)
 }
@@ -226,8 +229,8 @@ pub(crate) fn shorten(text: &str, limit: usize) -> String {
     }
 }
 
-/// A string that starts with `data:` or `http(s)://` is a URL; any other `scheme://` is rejected. Other strings are
-/// base64 text if they could be, otherwise a path.
+/// A string that starts with `data:` or `http(s)://` is a URL. Any other `scheme://` is rejected. Other strings are
+/// base64 text if they have the form of base64, and paths otherwise.
 impl FromStr for ImageSource {
     type Err = ImageError;
 
@@ -271,7 +274,7 @@ impl From<Vec<u8>> for ImageSource {
 /// transparency is handled as `options` says.
 ///
 /// # Errors
-/// Those of [`ImageSource::read_with`] and [`decode`]. [`ImageError::kind`] groups them into categories.
+/// The errors of [`ImageSource::read_with`] and [`decode`]. [`ImageError::kind`] groups them into categories.
 pub fn load(source: &ImageSource, limits: &Limits, options: impl Into<DecodeOptions>) -> Result<RgbImage, ImageError> {
     load_with(source, &ReadOptions { limits: limits.clone(), ..ReadOptions::default() }, options)
 }
@@ -279,7 +282,7 @@ pub fn load(source: &ImageSource, limits: &Limits, options: impl Into<DecodeOpti
 /// Like [`load`], with a source policy and cancellation.
 ///
 /// # Errors
-/// Those of [`load`], [`ImageError::NotAllowed`] and [`ImageError::Cancelled`].
+/// The errors of [`load`], [`ImageError::NotAllowed`] and [`ImageError::Cancelled`].
 pub fn load_with(
     source: &ImageSource,
     read: &ReadOptions,
@@ -292,7 +295,7 @@ pub fn load_with(
 /// [`decode_resized`](crate::decode_resized).
 ///
 /// # Errors
-/// Those of [`load_with`], and [`ImageError::Target`].
+/// The errors of [`load_with`], and [`ImageError::Target`].
 pub fn load_resized(
     source: &ImageSource,
     read: &ReadOptions,
@@ -302,7 +305,7 @@ pub fn load_resized(
     decode_resized(&source.read_with(read)?, &source.to_string(), &read.limits, options, plan)
 }
 
-/// Whether the text is a URL scheme of at least two characters. `C://x` and `a b://c` are paths.
+/// Returns whether the text is a URL scheme of at least two characters. The strings `C://x` and `a b://c` are paths.
 fn is_scheme(text: &str) -> bool {
     text.len() > 1
         && text.starts_with(|c: char| c.is_ascii_alphabetic())
@@ -313,8 +316,8 @@ pub(crate) fn starts_with_ignore_case(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Whether a regular file exists at this path. Paths longer than 4096 bytes, more than systems allow, are not looked
-/// up.
+/// Returns whether a regular file exists at this path. Paths of more than 4096 bytes are not looked up, because systems
+/// do not allow them.
 fn is_file(path: &Path) -> bool {
     path.as_os_str().len() <= 4096 && path.is_file()
 }

@@ -1,4 +1,4 @@
-//! Truevision TGA decoder, equal to Pillow. The format has no magic number, so it is tried last.
+//! Truevision TGA decoder with the same output as Pillow. The format has no magic number, so it is tried last.
 //!
 //! Source: `TgaImagePlugin.py` and `TgaRleDecode.c` of Pillow.
 
@@ -10,7 +10,7 @@ use crate::raw::{Layout, Rows};
 /// Length of the header, in bytes.
 const HEADER: usize = 18;
 
-/// Whether Pillow accepts the header as that of a TGA file.
+/// Returns whether Pillow accepts the start of the file as the header of a TGA file.
 pub(crate) fn is_tga(bytes: &[u8]) -> bool {
     Header::read(bytes).is_some_and(|header| header.width > 0 && header.height > 0)
 }
@@ -70,7 +70,7 @@ struct Header {
 }
 
 impl Header {
-    /// Parses the header; `None` if Pillow rejects the file or cannot load it.
+    /// Parses the header. Returns `None` if Pillow rejects the file or cannot load it.
     fn read(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; HEADER] = bytes.first_chunk()?;
         let word = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
@@ -125,8 +125,8 @@ impl Header {
     }
 }
 
-/// Decompresses run-length coded rows, in the order of the file. A run must not cross the end of its row; literal
-/// pixels may.
+/// Decompresses run-length coded rows, in the order of the file. A run must not cross the end of its row. Literal
+/// pixels may cross it.
 fn decompress(
     mut data: &[u8],
     row_bytes: usize,
@@ -161,7 +161,7 @@ fn decompress(
     Ok(rows)
 }
 
-/// Whether the extension area of a TGA 2.0 file declares that the fourth channel is not alpha.
+/// Returns whether the extension area of a TGA 2.0 file declares that the fourth channel is not alpha.
 fn has_no_alpha(bytes: &[u8]) -> bool {
     const ATTRIBUTES: usize = 494;
     let read = || {

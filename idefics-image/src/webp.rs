@@ -1,5 +1,5 @@
-//! WebP decoder, equal to Pillow with libwebp's `WebPAnimDecoder`. A picture is a still image or the first frame of an
-//! animation; an animation has all frames.
+//! WebP decoder with the same output as Pillow with libwebp's `WebPAnimDecoder`. It decodes a still image, the first
+//! frame of an animation, or all frames of an animation.
 //!
 //! This module parses the container itself. Each frame is decoded as a still image, so that it is not blended with the
 //! background, and then placed on a transparent canvas.
@@ -49,9 +49,10 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { orientation: orientation(file.exif, file.xmp), ..Raster::new(canvas.0, canvas.1, pixels) })
 }
 
-/// The frames of an animation; `None` for a still image.
+/// Lists the frames of an animation. Returns `None` for a still image.
 ///
-/// Source: `anim_decode.c` of libwebp, which ignores the background colour of the file: cleared areas are transparent.
+/// Source: `anim_decode.c` of libwebp. It ignores the background colour of the file, so that cleared areas are
+/// transparent.
 pub(crate) fn animation<'a>(
     bytes: &'a [u8],
     input: &Input<'_>,
@@ -102,10 +103,10 @@ pub(crate) fn animation<'a>(
     Ok(Some(Frames { canvas, backdrop: [0; 4], infos, pixels: Box::new(pixels) }))
 }
 
-/// A frame after which nothing of an earlier one is left is not blended, which can differ by one level from blending
-/// it with transparent pixels.
+/// Turns off blending for key frames, which are frames over an empty canvas and frames that replace the whole canvas.
+/// Blending such a frame with transparent pixels could change it by one level.
 ///
-/// Source: `IsKeyFrame` of libwebp, except that frames without alpha need no such rule.
+/// Source: `IsKeyFrame` of libwebp, without its rule for frames without alpha, which makes no difference here.
 fn copy_key_frames(infos: &mut [FrameInfo], canvas: (u32, u32)) {
     let is_full = |info: &FrameInfo| (info.width, info.height) == canvas;
     let mut was_key = false;
@@ -121,7 +122,7 @@ fn copy_key_frames(infos: &mut [FrameInfo], canvas: (u32, u32)) {
     }
 }
 
-/// The chunks of the file.
+/// Returns the bytes of all chunks of the file.
 fn body(bytes: &[u8]) -> Option<&[u8]> {
     let length = bytes.get(4..8).and_then(u32_le)?;
     bytes.get(12..(8 + length as usize))
@@ -131,8 +132,8 @@ fn body(bytes: &[u8]) -> Option<&[u8]> {
 struct File<'a> {
     /// Canvas width and height of an extended file (`VP8X`), in pixels.
     canvas: Option<(u32, u32)>,
-    /// Whether the image has alpha, from the flags in the header of an animation. `None` for a still picture: there,
-    /// the frame itself says so.
+    /// Whether the image has alpha, from the flags in the header of an animation. `None` for a still picture, whose
+    /// frame declares whether it has alpha.
     has_alpha: Option<bool>,
     frame: Frame<'a>,
     exif: Option<&'a [u8]>,
@@ -240,7 +241,7 @@ impl<'a> Frame<'a> {
                 push_chunk(&mut body, b"ALPH", alpha);
                 push_chunk(&mut body, b"VP8 ", lossy);
             }
-            _ => return Err(input.damaged("there is no image, or more than one in a frame")),
+            _ => return Err(input.damaged("there is no image, or a frame has several images")),
         }
         let mut still = Vec::with_capacity(body.len() + 8);
         push_chunk(&mut still, b"RIFF", &body);
@@ -257,7 +258,7 @@ fn push_chunk(file: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) {
     }
 }
 
-/// Iterates over the chunks of a RIFF list. Yields `None` for a chunk that is cut off, and ends.
+/// Iterates over the chunks of a RIFF list. If a chunk is cut off, the iterator yields `None` and ends.
 fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Option<([u8; 4], &[u8])>> {
     std::iter::from_fn(move || {
         if rest.len() < 8 {
@@ -283,7 +284,8 @@ fn u24(bytes: &[u8]) -> u32 {
     u32::from(bytes[0]) | u32::from(bytes[1]) << 8 | u32::from(bytes[2]) << 16
 }
 
-/// Places a frame on a canvas of `N` channels. The area around it is transparent (4 channels) or black (3 channels).
+/// Places a frame on a canvas of `N` channels. The area around the frame is transparent (4 channels) or black (3
+/// channels).
 fn on_canvas<const N: usize>(
     data: &[u8],
     is_rgba: bool,

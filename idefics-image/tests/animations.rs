@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 
 use crate::files::{fixture, fixtures};
 
-/// The frames at `indices`, `[frames, height, width, 3]`.
+/// Decodes the frames at `indices`, each to `[height, width, 3]`.
 fn frames(bytes: &[u8], indices: &[usize]) -> Result<Vec<Vec<u8>>, ImageError> {
     let read = ReadOptions::default();
     let animation = Animation::open(bytes, "test", &read, Alpha::White)?.expect("an animation");
@@ -18,7 +18,7 @@ fn frames(bytes: &[u8], indices: &[usize]) -> Result<Vec<Vec<u8>>, ImageError> {
     Ok(frames)
 }
 
-/// All files, by name.
+/// Returns the names and contents of all test files, sorted by name.
 fn files() -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(fixtures().join("animations"))
         .unwrap()
@@ -63,7 +63,7 @@ fn every_frame_matches_pillow() {
 fn first_frame_is_the_picture_and_frames_are_chosen_by_index() {
     for (name, bytes) in files() {
         let all = frames(&bytes, &[0, 1, 2, 3]).unwrap();
-        // A default image that is no part of the animation is the picture.
+        // The picture in `default.png` is a default image that does not belong to the animation.
         if name != "default.png" {
             let picture = decode(&bytes, &name, &Limits::default(), Alpha::White).unwrap();
             assert!(picture.data() == all[0], "{name}");
@@ -75,7 +75,7 @@ fn first_frame_is_the_picture_and_frames_are_chosen_by_index() {
 }
 
 #[test]
-fn still_pictures_are_no_animations() {
+fn still_pictures_are_not_animations() {
     let read = ReadOptions::default();
     for name in ["lossless.webp", "lossy.webp"] {
         let bytes = fixture(&format!("images/{name}"));
@@ -104,7 +104,7 @@ fn limits_apply_to_the_canvas_and_to_all_frames_together() {
     let error = Animation::open(&gif, "clip.gif", &read, Alpha::White).unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Limit);
 
-    // 70 frames with as many pixels as one picture may have.
+    // 70 frames, each with the maximum number of pixels of one picture.
     let frame = &b"\x21\xf9\x04\0\x05\0\0\0\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0"[..];
     let gif = [&b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff"[..], &frame.repeat(70), b";"].concat();
     let mut read = ReadOptions::default();

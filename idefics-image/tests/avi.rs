@@ -1,9 +1,9 @@
-//! AVI files that the tests write themselves.
+//! Tests decoding of AVI files, which the tests write themselves.
 
 use idefics_image::{Alpha, Avi, ImageError, ImageErrorKind, Limits, ReadOptions, decode};
 use proptest::prelude::*;
 
-/// A chunk with its header and padding.
+/// Returns a chunk with its header and padding.
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let mut chunk = [&kind[..], &(data.len() as u32).to_le_bytes(), data].concat();
     chunk.resize(chunk.len() + data.len() % 2, 0);
@@ -14,7 +14,7 @@ fn list(kind: &[u8; 4], name: &[u8; 4], chunks: &[Vec<u8>]) -> Vec<u8> {
     chunk(kind, &[&name[..], &chunks.concat()].concat())
 }
 
-/// A stream list: `kind` is `vids` or `auds`.
+/// Returns the list that describes a stream. `kind` is `vids` or `auds`.
 fn stream(kind: &[u8; 4], codec: &[u8; 4], rate: u32, scale: u32) -> Vec<u8> {
     let mut header = [&kind[..], codec].concat();
     header.extend([0; 12]);
@@ -46,7 +46,7 @@ fn jpeg(level: u8) -> Vec<u8> {
     bytes
 }
 
-/// Three frames at 15 per second, in the second stream of the file.
+/// Returns a file with three frames at 15 frames per second, in its second stream.
 fn clip() -> Vec<u8> {
     let frames = [10, 90, 200].map(|level| chunk(b"01dc", &jpeg(level)));
     let sound = chunk(b"00wb", &[0; 9]);
@@ -80,7 +80,7 @@ fn empty_chunks_repeat_frames_and_further_lists_continue_the_file() {
     let bytes = [first, more, b"rest".to_vec()].concat();
     let read = ReadOptions::default();
     let avi = Avi::open(&bytes, "clip.avi", &read).unwrap();
-    assert_eq!((avi.len(), avi.fps()), (3, Some(25.0))); // the time of a frame in the header of the file
+    assert_eq!((avi.len(), avi.fps()), (3, Some(25.0))); // from the frame time of 40 ms in the main header
     let frames = pictures(&bytes, &[0, 1, 2]).unwrap();
     assert!(frames[0] == frames[1] && frames[1] != frames[2]);
 }

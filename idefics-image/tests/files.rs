@@ -28,7 +28,7 @@ fn decode_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     decode(bytes, "test", &Limits::default(), Alpha::White)
 }
 
-/// A PNG signature and header, without pixels.
+/// Returns a PNG signature and header, without pixels.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
     bytes.extend(width.to_be_bytes());
@@ -56,7 +56,7 @@ fn every_file_matches_pillow() {
         }
         files += 1;
     }
-    assert!(files >= 53, "only {files} files");
+    assert!(files >= 53, "only {files} files were compared");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn rejects_sizes_from_header() {
     assert!(!matches!(fail(&png_header(20_000, 20)), ImageError::TooThin { .. }));
     assert!(matches!(fail(&png_header(1, 10_000)), ImageError::TooThin { .. }));
     assert!(matches!(fail(&png_header(0, 10)), ImageError::Decode { .. }));
-    // A GIF of 65535x65535 with a single frame of 1x1.
+    // A GIF of 65535x65535 pixels with a single frame of 1x1 pixels.
     let gif = b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
     assert!(matches!(fail(gif), ImageError::TooLarge { .. }));
 
@@ -204,8 +204,7 @@ fn reads_file_whose_name_could_be_base64() {
     source.resolve(folder.path());
     assert_eq!(source.file().unwrap(), path);
     assert!(load(&source, &Limits::default(), Alpha::White).is_ok());
-    // If the policy only allows another folder, the file is not read, and the error is the same as for a missing
-    // file.
+    // If the policy allows only another folder, the file is not read, and the error is the same as for a missing file.
     let below = tempfile::tempdir().unwrap();
     let read = |source: &ImageSource| {
         let mut options = ReadOptions::default();
@@ -274,7 +273,8 @@ proptest! {
     }
 }
 
-/// Compressed PNG data of 16-pixel RGB rows. The last row has the given filter type, the others 0.
+/// Returns compressed PNG data of 16-pixel RGB rows. The last row has the given filter type, and all other rows have
+/// type 0.
 fn rows_of_png(rows: usize, filter: u8) -> Vec<u8> {
     let mut raw = Vec::new();
     for y in 0..rows {
@@ -286,7 +286,7 @@ fn rows_of_png(rows: usize, filter: u8) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A PNG of 16x12 RGB pixels, with one IDAT chunk per slice of compressed data.
+/// Returns a PNG of 16x12 RGB pixels, with one IDAT chunk per slice of compressed data.
 fn png_of_chunks(chunks: &[&[u8]]) -> Vec<u8> {
     let chunk = |kind: &[u8; 4], data: &[u8]| {
         let body = [kind, data].concat();
@@ -331,7 +331,8 @@ fn png_checksum_is_verified_only_in_the_chunk_of_the_last_row() {
     assert!(decode_bytes(&png_of_chunks(&[&data[..10], &data[10..]])).is_err());
 }
 
-/// The same for an interlaced image of 2x2 pixels.
+/// Like in Pillow, a wrong checksum in a separate chunk is tolerated in an interlaced image too. The image has 2x2
+/// pixels.
 #[test]
 fn interlaced_png_tolerates_wrong_checksum_but_not_damage() {
     let file = |filter: u8, split: bool| {

@@ -1,4 +1,4 @@
-//! Compares all formats with Pillow, including damage that it tolerates or rejects.
+//! Compares all formats with Pillow, including damaged files that Pillow tolerates or rejects.
 
 use idefics_image::{Alpha, DecodeOptions, ImageErrorKind, Limits, decode};
 use proptest::prelude::*;
@@ -14,9 +14,9 @@ fn tolerance(name: &str) -> u8 {
     }
 }
 
-/// Files that we read although Pillow rejects them.
+/// Returns whether we read a file although Pillow rejects it.
 fn is_rejected_only_by_pillow(name: &str) -> bool {
-    // Pillow cannot determine the mode of the palette; the pixels are complete.
+    // Pillow cannot determine the mode of the palette, although the pixels are complete.
     matches!(name, "24_with_palette.tga" | "indexed_32.tga")
 }
 
@@ -56,7 +56,7 @@ fn every_format_matches_pillow() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Kind and data range of each of the consecutive boxes.
+/// Returns the kind and the range of the data of each box.
 fn boxes(bytes: &[u8]) -> Vec<([u8; 4], std::ops::Range<usize>)> {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {

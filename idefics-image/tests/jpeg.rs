@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
-/// The fixture written by `xtask/reference/jpeg_fixtures.py`.
+/// Reads the fixture that `xtask/reference/jpeg_fixtures.py` writes.
 fn fixture() -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.safetensors")).unwrap()
 }
@@ -16,7 +16,7 @@ fn read(bytes: &[u8]) -> Result<RgbImage, ImageError> {
     decode(bytes, "test", &Limits::default(), Alpha::White)
 }
 
-/// The test files, sorted by name.
+/// Returns the test files, sorted by name.
 fn files() -> Vec<(String, Vec<u8>)> {
     let fixture = fixture();
     let tensors = SafeTensors::deserialize(&fixture).unwrap();
@@ -29,7 +29,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Width, height and a hash of the pixels, in the format of the fixture.
+/// Returns width, height and a hash of the pixels, in the format of the fixture.
 fn digest(image: &RgbImage) -> Vec<u8> {
     let mut digest = [image.width().to_le_bytes(), image.height().to_le_bytes()].concat();
     digest.extend(Sha256::digest(image.data()));
@@ -119,8 +119,9 @@ fn rejects_too_many_scans() {
 #[test]
 fn progressive_coefficients_count_as_memory() {
     let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
-    // 3x2 units, with the blocks per row rounded up to an even number: 2x6 blocks of luminance and 4 of each
-    // chrominance component per row of units. A block takes 128 bytes and 8 bytes for its mask.
+    // The image has 3x2 units (MCUs). The number of blocks per row is rounded up to an even number. Therefore each of
+    // the 2 rows of units has 2x6 blocks of luminance and 4 blocks of each chrominance component. A block takes 128
+    // bytes, and its mask 8 bytes.
     let needed = 2 * (2 * 6 + 4 + 4) * (128 + 8);
     let limits = |max_decoded_bytes| Limits { max_decoded_bytes, ..Limits::default() };
     let read = |limit| decode(&file, "test", &limits(limit), Alpha::White);

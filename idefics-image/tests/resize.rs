@@ -6,7 +6,7 @@ use safetensors::SafeTensors;
 
 use crate::files::fixture;
 
-/// The same image as in `xtask/reference/processor_fixtures.py`.
+/// Returns the same image as in `xtask/reference/processor_fixtures.py`.
 fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
     let mut data = Vec::new();
     for y in 0..height {

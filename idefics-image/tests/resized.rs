@@ -1,4 +1,4 @@
-//! Compares resizing while decoding with resizing the decoded image.
+//! Compares resizing during decoding with resizing of the decoded image.
 
 use std::io::Cursor;
 use std::sync::OnceLock;
@@ -12,12 +12,12 @@ use proptest::prelude::*;
 
 use crate::files::fixtures;
 
-/// Pixels of an image with detail everywhere, `[height, width, 3]`.
+/// Returns the pixels of an image with detail everywhere, `[height, width, 3]`.
 fn pixels(width: u32, height: u32) -> Vec<u8> {
     (0..3 * width * height).map(|index| (index.wrapping_mul(2_654_435_761) >> 20) as u8).collect()
 }
 
-/// An EXIF block that starts with its TIFF header and has the orientation as its only tag.
+/// Returns an EXIF block that starts with its TIFF header and has the orientation as its only tag.
 fn exif(orientation: u8) -> Vec<u8> {
     let mut block = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     block.extend([orientation, 0, 0, 0, 0, 0, 0]);
@@ -52,7 +52,7 @@ fn ppm(width: u32, height: u32) -> Vec<u8> {
     [format!("P6 {width} {height} 255\n").into_bytes(), pixels(width, height)].concat()
 }
 
-/// An uncompressed TIFF in strips of seven rows.
+/// Returns an uncompressed TIFF in strips of seven rows.
 fn tiff(width: u32, height: u32, orientation: u8) -> Vec<u8> {
     const ROWS: u32 = 7;
     let strips = height.div_ceil(ROWS);
@@ -84,7 +84,7 @@ fn tiff(width: u32, height: u32, orientation: u8) -> Vec<u8> {
     file
 }
 
-/// A file of one of six kinds.
+/// Returns a file of one of six formats. `kind` is 0 to 5.
 fn file(kind: usize, width: u32, height: u32, orientation: u8) -> Vec<u8> {
     match kind {
         0 => jpeg(width, height, orientation, false),
@@ -96,7 +96,7 @@ fn file(kind: usize, width: u32, height: u32, orientation: u8) -> Vec<u8> {
     }
 }
 
-/// A half-open range of at least one pixel inside `0..side`.
+/// Returns a half-open range of at least one pixel inside `0..side`.
 fn range(side: u32, [a, b]: [u32; 2]) -> (u32, u32) {
     let (a, b) = (a % side, b % side);
     (a.min(b), a.max(b) + 1)
@@ -151,7 +151,7 @@ proptest! {
     }
 }
 
-/// Uses every test file, including damaged, interlaced and animated ones.
+/// Uses every test file, including damaged, interlaced and animated files.
 #[test]
 fn decode_resized_matches_on_every_test_file() {
     let mut count = 0;

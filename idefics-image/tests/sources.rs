@@ -1,4 +1,4 @@
-//! Image sources: parsing strings, source policies, and servers that redirect or stall.
+//! Tests image sources: parsing of strings, source policies, and servers that redirect or stall.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -142,8 +142,8 @@ fn rejects_paths_that_leave_the_allowed_folder() {
     assert!(matches!(missing, ImageError::Read { .. }), "{missing}");
 }
 
-/// Starts a server that answers each request with what `answer` writes for the path. Returns its address, and the
-/// heads of the requests it receives.
+/// Starts a server that calls `answer` with the path of each request and the stream to write to. Returns the address of
+/// the server, and a list to which it adds the head of each request.
 fn serve(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());

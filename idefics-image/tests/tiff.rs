@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
-/// The fixture written by `xtask/reference/tiff_fixtures.py`.
+/// Reads the fixture that `xtask/reference/tiff_fixtures.py` writes.
 fn fixture() -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiff.safetensors.zlib");
     let mut bytes = Vec::new();
@@ -20,7 +20,7 @@ fn fixture() -> Vec<u8> {
     bytes
 }
 
-/// The test files, sorted by name.
+/// Returns the test files, sorted by name.
 fn files(fixture: &[u8]) -> Vec<(String, Vec<u8>)> {
     let tensors = SafeTensors::deserialize(fixture).unwrap();
     let is_file = |name: &str| !name.ends_with("/drop") && !name.ends_with("/white");
@@ -41,14 +41,14 @@ fn read(bytes: &[u8], options: impl Into<DecodeOptions>) -> Result<RgbImage, Ima
     decode(bytes, "test", &Limits::default(), options)
 }
 
-/// Width, height and a hash of the pixels, in the format of the fixture.
+/// Returns width, height and a hash of the pixels, in the format of the fixture.
 fn digest(image: &RgbImage) -> Vec<u8> {
     let mut digest = [image.width().to_le_bytes(), image.height().to_le_bytes()].concat();
     digest.extend(Sha256::digest(image.data()));
     digest
 }
 
-/// Files that we read although Pillow rejects them.
+/// Returns whether we read a file although Pillow rejects it.
 fn is_rejected_only_by_pillow(name: &str) -> bool {
     // Pillow mistakes big-endian BigTIFF for classic TIFF.
     name.starts_with("big_") && name.ends_with("_be")
@@ -150,7 +150,7 @@ fn truncated_file_is_an_error_or_an_image() {
     }
 }
 
-/// A little-endian file with one page. `data` is at offset 8.
+/// Returns a little-endian file with one page. `data` is at offset 8.
 fn tiff(tags: &[(u16, Values<'_>)], data: &[u8]) -> Vec<u8> {
     let directory = 8 + data.len();
     let mut file = [b"II*\0", &u32::try_from(directory).unwrap().to_le_bytes()[..], data].concat();
@@ -201,7 +201,7 @@ const TILE_COUNTS: u16 = 325;
 const JPEG_AT: u16 = 513;
 const JPEG_LENGTH: u16 = 514;
 
-/// A file with an 8-bit grey image and the additional tags `more`.
+/// Returns a file with an 8-bit grey image and the additional tags `more`.
 fn grey(width: u32, height: u32, compression: u32, more: Vec<(u16, Values<'_>)>, data: &[u8]) -> Vec<u8> {
     let sides = [[width], [height], [compression]];
     let mut tags = vec![
@@ -216,12 +216,12 @@ fn grey(width: u32, height: u32, compression: u32, more: Vec<(u16, Values<'_>)>,
     tiff(&tags, data)
 }
 
-/// Limits that are never exceeded.
+/// Returns limits that are never exceeded.
 fn no_limits() -> Limits {
     Limits { max_pixels: u64::MAX, max_decoded_bytes: u64::MAX, max_aspect_ratio: u32::MAX, ..Limits::default() }
 }
 
-/// An image of one pixel in a CCITT group 4 tile of the given width.
+/// Returns a file with an image of one pixel in a CCITT group 4 tile of the given width.
 fn group_4_tile(width: u32) -> Vec<u8> {
     let tags = [
         (WIDTH, Values::Longs(&[1])),
@@ -319,7 +319,7 @@ fn largest_of_several_offsets_of_a_rectangle_wins() {
         (1, &[8, 9, 11, 10], [3, 2]),
         (1, &[11, 9, 8, 10, 9, 9], [3, 2]),
         (1, &[9], [1, 0]),
-        // Here each rectangle covers the whole image: the last offset in the list is used.
+        // In these cases a rectangle covers the whole image, and the last offset in the list is used.
         (2, &[11, 9], [1, 2]),
         (3, &[11, 9], [3, 4]),
         (u32::MAX, &[11, 9], [3, 4]),
@@ -342,7 +342,7 @@ fn many_offsets_are_not_all_decoded() {
 
 #[test]
 fn rejects_tiles_much_larger_than_the_image() {
-    // 256 tiles of 100 MB each for an image of 4096x32. Damaged data is not an error here, so all tiles would be
+    // 256 tiles of 100 MB each for an image of 4096x32. Damaged YCbCr data is not an error, so all tiles would be
     // filled.
     let (offsets, counts) = ([8; 256], [1; 256]);
     let tags = [
@@ -403,8 +403,8 @@ fn count(bytes: isize) {
     PEAK.set(PEAK.get().max(held));
 }
 
-// SAFETY: every call is forwarded unchanged to the system allocator. The counters are plain cells without
-// destructors.
+// SAFETY: every call is forwarded unchanged to the system allocator. The counters are cells without destructors, so
+// they can be used at any time in the life of a thread and do not allocate.
 #[allow(unsafe_code, reason = "an allocator is unsafe to implement")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -420,8 +420,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Runs `work`. Returns its result, and the peak number of bytes that it held on this thread in addition to those
-/// held before.
+/// Runs `work`. Returns its result, and the peak number of bytes that this thread held in addition to the bytes held
+/// before.
 fn peak_memory<T>(work: impl FnOnce() -> T) -> (T, isize) {
     let before = HELD.get();
     PEAK.set(before);

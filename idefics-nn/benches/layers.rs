@@ -1,6 +1,6 @@
-//! Layers with the shapes of idefics2-8b: `cargo bench -p idefics-nn`.
+//! Benchmarks of layers with the shapes of idefics2-8b: `cargo bench -p idefics-nn`.
 
-#![allow(clippy::disallowed_methods)] // results are compared on the host
+#![allow(clippy::disallowed_methods)] // the benchmarks wait for the device
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use idefics_nn::{Activation, Activations, KvCache, LayerNorm, Linear, RmsNorm, attention};
 
-const F32: usize = 4; // bytes
+const F32: usize = 4; // size of a value in bytes
 
 fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Default, device)
 }
 
-/// Times `work`; the result is kept until the device has finished. Runs it once beforehand, because weights are
+/// Times `work`, whose result is kept until the device has finished. Calls `work` once beforehand, because weights are
 /// initialised at first use.
 fn bench<T>(
     group: &mut BenchmarkGroup<'_, WallTime>,
@@ -42,9 +42,9 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     group
 }
 
-/// Mistral's up projection, for one token and for a prompt.
+/// Benchmarks Mistral's up projection, for one token and for a prompt.
 fn linear(c: &mut Criterion) {
-    let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
+    let device = Device::default(); // chosen by the environment variable BURN_DEVICE: flex, cuda or wgpu
     let mut group = group(c, "linear");
     let linear = Linear::new_without_bias(4096, 14_336, &device);
     let weight_bytes = Throughput::Bytes((4096 * 14_336 * F32) as u64);
@@ -68,7 +68,7 @@ fn elementwise(c: &mut Criterion) {
     bench(&mut group, "gelu_tanh_676x4304", n([676, 4304]), &device, gelu);
 }
 
-/// 32 query heads and 8 key/value heads of width 128.
+/// Benchmarks attention with 32 query heads and 8 key/value heads of width 128.
 fn attend(c: &mut Criterion) {
     let device = Device::default();
     let mut group = group(c, "attention");
@@ -77,7 +77,8 @@ fn attend(c: &mut Criterion) {
         let [key, value] = [(); 2].map(|()| random([1, 8, keys, 128], &device));
         let causal = (queries > 1)
             .then(|| Tensor::<2, Bool>::tril_mask([queries, keys], 0, &device).reshape([1, 1, queries, keys]));
-        // Decoding reads all keys and values; prefill computes all scores.
+        // The time of a decode step depends on the keys and values that are read, and that of prefill on the number of
+        // scores.
         let throughput = match queries {
             1 => Throughput::Bytes((2 * 8 * keys * 128 * F32) as u64),
             _ => Throughput::Elements((32 * queries * keys) as u64),
@@ -88,7 +89,7 @@ fn attend(c: &mut Criterion) {
     }
 }
 
-/// Appends one token in place; the time must not depend on the number of cached tokens.
+/// Benchmarks appending one token in place. The time must not depend on the number of cached tokens.
 fn append(c: &mut Criterion) {
     let device = Device::default();
     let mut group = group(c, "kv_cache");

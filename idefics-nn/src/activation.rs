@@ -5,24 +5,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::ops;
 
-/// An activation function. The serialised names are those of the reference's `ACT2FN` table.
+/// An activation function. It is serialised under its name in the `ACT2FN` table of Transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Activation {
-    /// `x · Φ(x)`, where Φ is the normal distribution function, computed with the exact error function (IDEFICS
-    /// v1's vision tower).
+    /// The exact GELU, `x · Φ(x)`, where Φ is the cumulative distribution function of the standard normal distribution.
+    /// IDEFICS v1's vision tower uses it.
     #[serde(rename = "gelu")]
     Gelu,
-    /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))` (every SigLIP tower).
+    /// The tanh approximation of GELU, `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`. Every SigLIP tower uses it.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
     GeluTanh,
-    /// `x · σ(1.702 x)`.
+    /// The sigmoid approximation of GELU, `x · σ(1.702 x)`, where σ is the logistic sigmoid.
     #[serde(rename = "quick_gelu")]
     QuickGelu,
-    /// `max(x, 0)` (IDEFICS v1's resampler).
+    /// `max(x, 0)`. IDEFICS v1's resampler uses it.
     #[serde(rename = "relu")]
     Relu,
-    /// `x · σ(x)` (the decoders and Idefics2's connector).
+    /// `x · σ(x)`, where σ is the logistic sigmoid. The decoders and Idefics2's connector use it.
     #[serde(rename = "silu", alias = "swish")]
     Silu,
 }

@@ -7,15 +7,15 @@ use burn::tensor::Tensor;
 
 use crate::ops;
 
-/// LoRA: adds `scale · (x Aᵀ) Bᵀ` to the output of a [`crate::Linear`]. The weight itself does not change, so it
-/// can have any format.
+/// LoRA: adds `scale · (x Aᵀ) Bᵀ` to the output of a [`crate::Linear`]. The weight of the layer does not change and may
+/// have any format.
 #[derive(Module, Debug)]
 pub struct Adapter {
-    /// A, `[rank, d_in]`.
+    /// Matrix A, `[rank, d_in]`.
     pub lora_a: Param<Tensor<2>>,
-    /// B, `[d_out, rank]`.
+    /// Matrix B, `[d_out, rank]`.
     pub lora_b: Param<Tensor<2>>,
-    /// Scale of the update, α / r.
+    /// Scale of the update, α / rank.
     pub scale: f64,
 }
 
@@ -29,12 +29,12 @@ impl Adapter {
         Self { lora_a: Param::from_tensor(lora_a), lora_b: Param::from_tensor(lora_b), scale }
     }
 
-    /// `[d_out, d_in]` of the linear layers that the adapter fits.
+    /// Returns `[d_out, d_in]`, the shape of the weights that the adapter fits.
     pub fn dims(&self) -> [usize; 2] {
         [self.lora_b.lazy_shape()[0], self.lora_a.lazy_shape()[1]]
     }
 
-    /// `scale · (x Aᵀ) Bᵀ`: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    /// Computes `scale · (x Aᵀ) Bᵀ`: takes `[n_rows, d_in]` and returns `[n_rows, d_out]`.
     pub(crate) fn forward(&self, rows: Tensor<2>) -> Tensor<2> {
         let down = ops::dense_product(rows, self.lora_a.val(), None); // [n_rows, rank]
         ops::dense_product(down, self.lora_b.val(), None) * self.scale

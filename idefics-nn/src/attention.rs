@@ -1,10 +1,10 @@
 //! Scaled dot-product attention with grouped key/value heads and boolean masks.
 //!
-//! Axes: `heads` query heads, `kv_heads` key/value heads (a divisor of `heads`), `queries` and `keys` positions.
-//! Query head `h` reads key/value head `h / (heads / kv_heads)`.
+//! Axes: `heads` is the number of query heads, and `kv_heads` the number of key/value heads, a divisor of `heads`.
+//! `queries` and `keys` are numbers of positions. Query head `h` reads key/value head `h / (heads / kv_heads)`.
 //!
-//! Masks are boolean; true means *hidden*. A query that sees no key gives exactly 0. (The reference's eager path
-//! averages all values there, its SDPA path gives 0; only padding rows are affected.)
+//! Masks are boolean: true *hides* the key from the query. A query whose keys are all hidden gives exactly 0. (For such
+//! a query, Transformers averages all values in eager attention, and gives 0 in SDPA. Only padding rows are affected.)
 
 use burn::tensor::activation::softmax;
 use burn::tensor::module::attention as scaled_dot_product_attention;
@@ -13,13 +13,13 @@ use burn::tensor::{Bool, Tensor};
 
 use crate::{Activations, ops};
 
-/// `softmax(query keyᵀ / √head_dim) value` over the keys that are not hidden.
+/// Computes `softmax(query keyᵀ / √head_dim) value` over the keys that are not hidden.
 ///
 /// # Shapes
 /// - `query`: `[batch, heads, queries, head_dim]`
 /// - `key`, `value`: `[batch, kv_heads, keys, head_dim]`
-/// - `mask`: `[batch, 1, queries, keys]`, true hides the key from the query
-/// - `activations`: element type in which products are computed, see [`Activations`]
+/// - `mask`: `[batch, 1, queries, keys]`; true hides the key from the query
+/// - `activations`: element type in which products are computed; see [`Activations`]
 /// - returns `[batch, heads, queries, head_dim]`
 ///
 /// # Panics
@@ -39,8 +39,8 @@ pub fn attention(
     }
     let (query, mask) = fold_groups(query, key.dims()[1], mask);
     let context = if query.device().is_autodiff() {
-        // Not Burn's attention: its gradient goes through the row maximum and −∞, and is NaN for fully masked
-        // rows.
+        // Burn's attention is not used for training: its gradient passes through the row maximum and −∞, so it is NaN
+        // for fully masked rows.
         weights_of_folded(query, key, mask).matmul(value)
     } else {
         let mask = mask.map(|mask| {
@@ -52,11 +52,11 @@ pub fn attention(
     context.reshape([batch, heads, queries, head_dim])
 }
 
-/// The attention weights of [`attention`], which the reference returns as `attentions`.
+/// Computes the attention weights of [`attention`], which Transformers returns as `attentions`.
 ///
 /// # Shapes
-/// As for [`attention`]; returns `[batch, heads, queries, keys]`. Each row sums to 1, or to 0 if every key is
-/// hidden.
+/// The inputs have the same shapes as for [`attention`]. Returns `[batch, heads, queries, keys]`. Each row sums to 1,
+/// or to 0 if every key is hidden.
 pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [batch, heads, queries, _] = query.dims();
     let keys = key.dims()[2];
@@ -64,7 +64,8 @@ pub fn attention_weights(query: Tensor<4>, key: Tensor<4>, mask: Option<Tensor<4
     weights_of_folded(query, key, mask).reshape([batch, heads, queries, keys])
 }
 
-/// `[batch, kv_heads, queries, keys]`.
+/// Computes the attention weights of queries that were folded by [`fold_groups`]:
+/// `[batch, kv_heads, group · queries, keys]`.
 fn weights_of_folded(query: Tensor<4>, key: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let head_dim = query.dims()[3];
     let scores = query.matmul(key.swap_dims(2, 3)) / (head_dim as f64).sqrt();

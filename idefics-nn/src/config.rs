@@ -17,7 +17,7 @@ pub enum ConfigError {
         expected: String,
     },
     /// A number that is not a multiple of another.
-    #[error("`{field}` is {value}; expected a multiple of `{divisor_field}`, {divisor}")]
+    #[error("`{field}` is {value}; expected a multiple of `{divisor_field}`, which is {divisor}")]
     Divisibility {
         /// Key of the number that must be a multiple of the divisor.
         field: &'static str,
@@ -31,7 +31,7 @@ pub enum ConfigError {
     /// An option that is not implemented.
     #[error("`{field}` is {value:?}; supported: {supported}")]
     Unsupported {
-        /// Key with its section.
+        /// Key with its section, for example `text_config.model_type`.
         field: &'static str,
         /// Value in the file.
         value: String,
@@ -41,8 +41,9 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Strips `section` from the keys, for a file that has the section's keys at the top level:
-    /// `text_config.hidden_size` becomes `hidden_size`.
+    /// Strips `section` from the keys. `section` includes the dot: with `text_config.`, the key
+    /// `text_config.hidden_size` becomes `hidden_size`. This is for a file that has the keys of the section at its top
+    /// level.
     #[must_use]
     pub fn without_section(mut self, section: &str) -> Self {
         let strip = |name: &mut &'static str| *name = name.strip_prefix(section).unwrap_or(name);

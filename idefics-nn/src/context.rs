@@ -1,19 +1,19 @@
-//! Keys and values of a cross-attention context, computed once and used by every decoding step.
+//! Keys and values of a cross-attention context. They are computed once and used by every decode step.
 //!
-//! A context consists of *parts*, for example images. All vectors of a part are visible or hidden together. Every
-//! row of a batch has the same number of parts; parts that only pad a row are always hidden.
+//! A context consists of *parts*, for example images. All vectors of a part are visible or hidden together. Every row
+//! of a batch has the same number of parts: shorter rows are padded with parts that are always hidden.
 
 use std::ops::Range;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-/// Which parts of the context each new token may attend to.
+/// The parts of the context that each new token may attend to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextView {
     batch: usize,
     n_new: usize,
     n_parts: usize,
-    /// `[batch, n_new, n_parts]`, true = may be attended to.
+    /// `[batch, n_new, n_parts]` in row-major order; true where the token may attend to the part.
     seen: Vec<bool>,
 }
 
@@ -22,38 +22,39 @@ impl ContextView {
     /// true where a token may attend to a part.
     ///
     /// # Panics
-    /// If the length of `seen` does not match.
+    /// If the length of `seen` is not `batch · n_new · n_parts`.
     pub fn new(batch: usize, n_new: usize, n_parts: usize, seen: Vec<bool>) -> Self {
-        assert_eq!(seen.len(), batch * n_new * n_parts, "`seen` must have one value for each token and part");
+        assert_eq!(seen.len(), batch * n_new * n_parts, "`seen` must have one value for each row, token and part");
         Self { batch, n_new, n_parts, seen }
     }
 
-    /// Number of rows.
+    /// Returns the number of rows in the batch.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Number of tokens in a row.
+    /// Returns the number of tokens in each row.
     pub fn n_new(&self) -> usize {
         self.n_new
     }
 
-    /// Number of parts of a row.
+    /// Returns the number of parts of each row.
     pub fn n_parts(&self) -> usize {
         self.n_parts
     }
 
-    /// `[batch, n_new, n_parts]`, true = may be attended to.
+    /// Returns whether each token may attend to each part: `[batch, n_new, n_parts]` in row-major order.
     pub fn seen(&self) -> &[bool] {
         &self.seen
     }
 
-    /// Whether every part is hidden from every token.
+    /// Returns whether every part is hidden from every token.
     pub fn sees_nothing(&self) -> bool {
         !self.seen.contains(&true)
     }
 
-    /// A view for `n_new` tokens that see the same parts as the last token of their row.
+    /// Returns a view with `n_new` tokens in each row. All of them see the same parts as the last token of the row in
+    /// this view.
     #[must_use]
     pub fn repeat_last(&self, n_new: usize) -> Self {
         let row_len = self.n_new * self.n_parts;
@@ -62,7 +63,7 @@ impl ContextView {
         Self { n_new, seen, ..*self }
     }
 
-    /// The view of the tokens from index `start` on.
+    /// Returns the view of the tokens from index `start` on, in every row.
     ///
     /// # Panics
     /// If `start` is greater than the number of tokens.
@@ -71,7 +72,7 @@ impl ContextView {
         self.narrow(start..self.n_new)
     }
 
-    /// The view of a range of tokens.
+    /// Returns the view of a range of tokens, in every row.
     ///
     /// # Panics
     /// If the range is out of bounds.
@@ -82,7 +83,7 @@ impl ContextView {
         Self { n_new: tokens.len(), seen, ..*self }
     }
 
-    /// Concatenates the tokens of two views, row by row. Both views have the same number of parts.
+    /// Concatenates the tokens of two views, row by row. Both views must have the same number of parts.
     fn then(&self, next: &Self) -> Self {
         let rows = |view: &Self| view.seen.chunks((view.n_new * view.n_parts).max(1)).map(<[bool]>::to_vec).collect();
         let (ours, theirs): (Vec<_>, Vec<_>) = (rows(self), rows(next));
@@ -90,8 +91,8 @@ impl ContextView {
         Self { n_new: self.n_new + next.n_new, seen, ..*self }
     }
 
-    /// Mask, `[batch, 1, n_new, n_parts · part_len]`, true where a key is hidden from a token; `None` if every
-    /// token sees everything.
+    /// Returns the attention mask, `[batch, 1, n_new, n_parts · part_len]`; true hides the key from the token.
+    /// `part_len` is the number of vectors in a part. Returns `None` if every token sees everything.
     pub fn mask(&self, part_len: usize, device: &Device) -> Option<Tensor<4, Bool>> {
         if !self.seen.contains(&false) {
             return None;
@@ -103,26 +104,27 @@ impl ContextView {
     }
 }
 
-/// The cross-attention context of the rows of a cache.
+/// The cross-attention context of a KV cache: keys and values of each layer, and the parts that each token sees.
 #[derive(Debug, Clone)]
 pub struct ContextCache {
-    /// Keys and values of each layer with cross-attention, `[batch, n_heads, n_parts · part_len, head_dim]`.
+    /// Keys and values of each layer with cross-attention, each `[batch, n_heads, n_parts · part_len, head_dim]`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,
     part_len: usize,
-    /// The parts that each token sees, beginning with the token in slot `first_slot`. Tokens after the view see the
-    /// same parts as its last token.
+    /// The parts that each token sees, beginning with the token in slot `first_slot`. Tokens after the end of the view
+    /// see the same parts as its last token.
     view: ContextView,
     first_slot: usize,
 }
 
 impl ContextCache {
-    /// Creates a context from the keys and values of each layer. `view` says which parts each token may see, beginning
-    /// with the token in slot `first_slot` of the cache. Tokens after the view see the same parts as its last token.
+    /// Creates a context from the keys and values of each layer. `part_len` is the number of vectors in a part. `view`
+    /// says which parts each token may see, beginning with the token in slot `first_slot` of the cache. Tokens after
+    /// the end of the view see the same parts as its last token.
     pub fn new(layers: Vec<(Tensor<4>, Tensor<4>)>, part_len: usize, view: ContextView, first_slot: usize) -> Self {
         Self { layers, part_len, view, first_slot }
     }
 
-    /// Keys and values of a layer, each `[batch, n_heads, n_parts · part_len, head_dim]`.
+    /// Returns the keys and values of a layer, each `[batch, n_heads, n_parts · part_len, head_dim]`.
     ///
     /// # Panics
     /// If there is no such layer.
@@ -130,17 +132,17 @@ impl ContextCache {
         self.layers[layer_idx].clone()
     }
 
-    /// Number of vectors in a part.
+    /// Returns the number of vectors in a part.
     pub fn part_len(&self) -> usize {
         self.part_len
     }
 
-    /// Number of parts of a row.
+    /// Returns the number of parts of each row.
     pub fn n_parts(&self) -> usize {
         self.view.n_parts()
     }
 
-    /// The parts that the tokens in a range of slots may see.
+    /// Returns the parts that the tokens in a range of slots may see.
     ///
     /// # Panics
     /// If the range starts before the first slot of the view.
@@ -148,7 +150,7 @@ impl ContextCache {
         let known = self.first_slot + self.view.n_new();
         assert!(
             self.first_slot <= slots.start,
-            "slot {} is before the first slot of the view, {}",
+            "slot {} lies before the view, which starts at slot {}",
             slots.start,
             self.first_slot
         );
@@ -160,8 +162,8 @@ impl ContextCache {
         if end == slots.end { seen } else { seen.then(&self.view.repeat_last(slots.end - end)) }
     }
 
-    /// Keeps the first `n_parts` parts of each row, appends the keys and values in `more`, if any, and replaces
-    /// the view by `view`, which starts at slot `first_slot`.
+    /// Keeps the first `n_parts` parts of each row, and appends the keys and values in `more`, if any: one pair for
+    /// each layer. Replaces the view by `view`, which starts at slot `first_slot`.
     #[must_use]
     pub fn continued(
         self,
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
+    #[expect(clippy::disallowed_methods, reason = "the test reads the result back to the host")]
     fn vectors_of_a_part_are_hidden_together() {
         let view = ContextView::new(1, 2, 2, vec![true, false, true, true]);
         let mask = view.mask(3, &Device::flex()).unwrap().into_data();

@@ -4,14 +4,15 @@ use burn::tensor::{Device, Tensor};
 
 use crate::ops;
 
-/// Maximum bytes of scratch memory that the device's operations keep for reuse, beside weights, caches and
-/// activations. 0 where Burn manages the memory.
+/// Returns the maximum size, in bytes, of the scratch buffers that operations on `device` keep for reuse. Weights,
+/// caches and activations are not included. Returns 0 for devices whose memory Burn manages.
 pub fn kept_bytes(device: &Device) -> u64 {
     ops::kept_bytes(device)
 }
 
-/// Moves activations to the device of a parameter (one that is not a matrix) and casts them to its dtype, which is
-/// the dtype of all activations there (f32 on the CPU). Does nothing if both match already.
+/// Moves activations to the device of `parameter` and casts them to its dtype. `parameter` must not be a matrix: all
+/// other parameters of a device have the dtype of the activations there (f32 on the CPU). Does nothing if device and
+/// dtype match already.
 pub fn to_parameter_device<const D: usize, const P: usize>(activations: Tensor<D>, parameter: &Tensor<P>) -> Tensor<D> {
     let (device, dtype) = (parameter.device(), parameter.dtype());
     let activations = if activations.device() == device { activations } else { activations.to_device(&device) };

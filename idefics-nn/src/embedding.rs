@@ -9,17 +9,17 @@ use crate::{Weight, ops};
 /// A table of vectors, one per token.
 #[derive(Module, Debug)]
 pub struct Embedding {
-    /// `[vocab_size, hidden_size]`; packed only if a GGUF file has it in blocks.
+    /// The table, `[vocab_size, hidden_size]`. It is packed only if it was loaded from the blocks of a GGUF file.
     weight: Weight,
 }
 
 impl Embedding {
-    /// Creates a table with random values, to be replaced by a checkpoint.
+    /// Creates a table with random values, which loading a checkpoint replaces.
     pub fn new(vocab_size: usize, hidden_size: usize, device: &Device) -> Self {
         Self { weight: Weight::Dense(normal([vocab_size, hidden_size], 0.0, 0.02, device)) }
     }
 
-    /// Looks up each token's vector. Only these vectors of a packed table are dequantised.
+    /// Looks up each token's vector. If the table is packed, only these vectors are dequantised.
     ///
     /// The caller must make sure that every id is less than `vocab_size`: GPU backends do not check it.
     ///
@@ -34,12 +34,12 @@ impl Embedding {
             Weight::Dense(table) => table.val().select(0, ids),
             Weight::Packed(table) => table.rows(ids),
         };
-        // CPU activations are f32 whatever the dtype of the table.
+        // Activations are f32 on the CPU, whatever the dtype of the table.
         let vectors = if ops::is_cpu(&vectors.device()) { vectors.cast(DType::F32) } else { vectors };
         vectors.reshape([batch, seq, hidden_size])
     }
 
-    /// The table, `[vocab_size, hidden_size]`; a packed one is dequantised as a whole.
+    /// Returns the table, `[vocab_size, hidden_size]`. A packed table is dequantised as a whole.
     pub fn table(&self) -> Tensor<2> {
         match &self.weight {
             Weight::Dense(table) => table.val(),
@@ -47,12 +47,12 @@ impl Embedding {
         }
     }
 
-    /// The table in the format in which it is held.
+    /// Returns the table in its own format, dense or packed.
     pub fn weight(&self) -> &Weight {
         &self.weight
     }
 
-    /// The device of the table.
+    /// Returns the device of the table.
     pub fn device(&self) -> Device {
         self.weight.device()
     }

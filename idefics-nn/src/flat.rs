@@ -4,8 +4,9 @@ use std::ops::{Deref, DerefMut};
 
 use burn::module::Module;
 
-/// A module whose field adds nothing to the names of its tensors, for checkpoints that keep the tensors of several
-/// modules on one level of names. [`visit_parameters`](crate::visit_parameters) leaves the field out.
+/// A wrapper whose field name does not appear in the names of the tensors inside it. It is for checkpoints in which the
+/// tensors of several modules have names on the same level. [`visit_parameters`](crate::visit_parameters) leaves the
+/// field name out.
 ///
 /// ```
 /// use burn::module::Module;
@@ -22,7 +23,7 @@ pub struct FlatModule<M: Module> {
     module: M,
 }
 
-/// The name under which Burn's visitors see a [`FlatModule`].
+/// The container name that Burn passes to visitors and mappers for a [`FlatModule`].
 pub(crate) const CONTAINER: &str = "Struct:FlatModule";
 
 impl<M: Module> From<M> for FlatModule<M> {

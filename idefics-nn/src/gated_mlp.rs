@@ -5,14 +5,14 @@ use burn::tensor::{Device, Tensor};
 
 use crate::{Activation, Linear, ops};
 
-/// `down(act(gate(x)) · up(x))`, without biases.
+/// A gated feed-forward block, `down(act(gate(x)) · up(x))`, without biases.
 ///
-/// Paper: <https://arxiv.org/abs/2002.05202>. Source: `MistralMLP`, `Idefics2MLP`.
+/// Paper: <https://arxiv.org/abs/2002.05202>. Source: `MistralMLP` and `Idefics2MLP` in Transformers.
 #[derive(Module, Debug)]
 pub struct GatedMlp {
-    /// Branch that passes through the activation.
+    /// Projection to the inner width, followed by the activation.
     pub gate_proj: Linear,
-    /// Branch that is multiplied by the activated gate.
+    /// Projection to the inner width, whose result is multiplied by the activated gate.
     pub up_proj: Linear,
     /// Projection to the output width.
     pub down_proj: Linear,
@@ -21,7 +21,7 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// Creates a block with inner width `d_inner` and random weights, to be replaced by a checkpoint.
+    /// Creates a block with inner width `d_inner` and random weights, which loading a checkpoint replaces.
     pub fn new(d_in: usize, d_inner: usize, d_out: usize, activation: Activation, device: &Device) -> Self {
         Self {
             gate_proj: Linear::new_without_bias(d_in, d_inner, device),
@@ -31,7 +31,7 @@ impl GatedMlp {
         }
     }
 
-    /// `[.., d_in]` in, `[.., d_out]` out.
+    /// Applies the block to the last axis: takes `[.., d_in]` and returns `[.., d_out]`.
     pub fn forward<const D: usize>(&self, hidden_states: Tensor<D>) -> Tensor<D> {
         let gate = self.gate_proj.forward(hidden_states.clone());
         let up = self.up_proj.forward(hidden_states);

@@ -1,5 +1,5 @@
-//! Graph capture: a GPU records a step of fixed shapes once and replays it. CUDA launches a graph; other APIs
-//! repeat the recorded commands. In a replay only the upload of the inputs goes through Burn.
+//! Graph capture: a GPU records a step with fixed shapes once and then replays it. CUDA launches a CUDA graph; other
+//! APIs repeat the recorded commands. During a replay, only the upload of the inputs goes through Burn.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,20 +9,20 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::ops;
 
-/// Number of runs before the step is captured. The first chooses and compiles kernels; the later ones allocate the
+/// Number of runs before the step is captured. The first run chooses and compiles kernels. The later runs allocate the
 /// memory that the captured run reuses.
 const WARM_UPS: usize = 3;
 
-/// Whether the device supports graph capture. Even then it may reject a particular step.
+/// Returns whether the device supports graph capture. Such a device may still reject a particular step.
 pub fn supports_graph_capture(device: &Device) -> bool {
     ops::shares_memory(device)
 }
 
 /// A promise that this thread has exclusive use of its devices, which graph capture needs.
 ///
-/// Burn's safe operations can use a device from any thread, and this crate has no lock that could prevent it. So
-/// whoever creates a lease must know what the program's threads do, and is responsible for them until the lease is
-/// dropped. The type system ties the lease to its thread: it is neither `Send` nor `Sync`, and a [`CapturedGraph`]
+/// Burn's safe operations can use a device from any thread, and this crate has no lock that could prevent it. Whoever
+/// creates a lease must therefore know what all threads of the program do, and is responsible for them until the lease
+/// is dropped. The type system ties the lease to its thread: it is neither `Send` nor `Sync`, and a [`CapturedGraph`]
 /// borrows it. So a step is captured and replayed on the lease's thread, and cannot be replayed after the lease is
 /// dropped.
 ///
@@ -34,7 +34,7 @@ pub fn supports_graph_capture(device: &Device) -> bool {
 /// needs_send::<DeviceLease>();
 /// ```
 ///
-/// A reference to it, which [`CapturedGraph::capture`] takes, cannot move either:
+/// A reference to a lease, which [`CapturedGraph::capture`] takes, cannot move to another thread either:
 ///
 /// ```compile_fail,E0277
 /// # use idefics_nn::DeviceLease;
@@ -42,7 +42,7 @@ pub fn supports_graph_capture(device: &Device) -> bool {
 /// needs_send::<&DeviceLease>();
 /// ```
 ///
-/// Neither can a captured step:
+/// A captured step cannot move to another thread either:
 ///
 /// ```compile_fail,E0277
 /// # use idefics_nn::CapturedGraph;
@@ -62,7 +62,7 @@ pub fn supports_graph_capture(device: &Device) -> bool {
 /// ```
 #[derive(Debug)]
 pub struct DeviceLease {
-    /// A raw pointer, because it is neither `Send` nor `Sync`.
+    /// Makes the lease neither `Send` nor `Sync`, because a raw pointer is neither.
     thread: PhantomData<*const ()>,
 }
 
@@ -72,10 +72,11 @@ impl DeviceLease {
     /// # Safety
     /// Until the lease is dropped:
     /// - While this thread captures a step with the lease ([`CapturedGraph::capture`]), no other thread uses the step's
-    ///   device: its commands could become part of the capture, which would then refer to memory that is freed.
+    ///   device. Commands of another thread could become part of the capture, which would then refer to memory that is
+    ///   freed later.
     /// - While a captured step is replayed ([`CapturedGraph::run`]), no other thread uses the tensors that the step
-    ///   reads or writes, except to read what the step only reads.
-    #[allow(unsafe_code, reason = "a promise about all other threads")]
+    ///   reads or writes. The only exception: other threads may read tensors that the step only reads.
+    #[allow(unsafe_code, reason = "only the caller knows what other threads do")]
     pub unsafe fn for_this_thread() -> Self {
         Self { thread: PhantomData }
     }
@@ -88,8 +89,8 @@ impl<'a> Step<'a> {
     /// Creates a step that calls `run`.
     ///
     /// # Safety
-    /// - `run` must hold every tensor that it reads or writes, or borrow it for `'a`: a replay uses their memory
-    ///   without checking whether it is still allocated.
+    /// - `run` must hold every tensor that it reads or writes, or borrow it for `'a`. A replay uses the memory of these
+    ///   tensors without checking whether it is still allocated.
     /// - Every call must do the same operations on the same tensors, and must neither upload nor read back data.
     #[allow(unsafe_code, reason = "nothing tracks the memory that a replay uses")]
     pub unsafe fn new(run: impl FnMut() -> Tensor<2> + 'a) -> Self {
@@ -108,27 +109,28 @@ impl fmt::Debug for Step<'_> {
     }
 }
 
-/// A captured step with `N` inputs. It reads the inputs and writes the output at the addresses of the capture.
+/// A captured step with `N` inputs. A replay reads the inputs and writes the output at the memory addresses of the
+/// capture.
 pub struct CapturedGraph<'a, const N: usize> {
     graph: BackendGraph<Dispatch>,
     inputs: [Tensor<1, Int>; N],
     output: Tensor<2>,
     device: Device,
-    /// Keeps the step on the thread of the capture, so that its commands stay in order with the captured ones.
+    /// Ties the graph to the thread of the capture, so that uploads of inputs and replays stay in order.
     _lease: &'a DeviceLease,
     /// Keeps the tensors alive that the graph reads and writes.
     _step: Step<'a>,
 }
 
 impl<'a, const N: usize> CapturedGraph<'a, N> {
-    /// Captures the step that `step` creates for its inputs, each `[n_values]` in I32. Returns `None` if `step`
-    /// does, or if the device does not support graph capture.
+    /// Captures the step that `step` creates. `step` receives one tensor for each of `inputs`, with the same values:
+    /// `[n_values]` in I32. Returns `None` if `step` returns `None`, or if the device does not support graph capture.
     ///
-    /// The step runs four times with these inputs.
+    /// The step runs four times with these inputs: three times to warm up, and once for the capture.
     ///
     /// # Errors
-    /// [`ExecutionError`] if the device rejects the step; CUDA may do so if tensors were created on another
-    /// thread. The tensors that the step writes are then left with unspecified contents.
+    /// [`ExecutionError`] if the device rejects the step. CUDA may reject it if tensors were created on another thread.
+    /// After an error, the contents of the tensors that the step writes are unspecified.
     pub fn capture(
         inputs: [&[i32]; N],
         device: &Device,
@@ -144,7 +146,7 @@ impl<'a, const N: usize> CapturedGraph<'a, N> {
         for _ in 0..WARM_UPS {
             let output = step.run();
             device.sync()?;
-            drop(output); // not before the sync: an output that is dropped early is never computed
+            drop(output); // only after the sync: an output that is dropped earlier is never computed
         }
         Dispatch::graph_start_capture(device.as_dispatch())?;
         let output = step.run();
@@ -152,22 +154,23 @@ impl<'a, const N: usize> CapturedGraph<'a, N> {
         Ok(Some(Self { graph, inputs, output, device: device.clone(), _lease: lease, _step: step }))
     }
 
-    /// Runs the step with new inputs of the same lengths. The output is valid until the next run.
+    /// Replays the step with new inputs of the same lengths. The output is valid until the next run.
     ///
     /// # Errors
-    /// [`ExecutionError`] if the device fails.
+    /// [`ExecutionError`] if the device reports a failure.
     ///
     /// # Panics
-    /// If the length of an input differs.
+    /// If an input has another length than at the capture.
     #[allow(unsafe_code, reason = "nothing tracks the memory that a replay uses")]
     pub fn run(&mut self, inputs: [&[i32]; N]) -> Result<Tensor<2>, ExecutionError> {
         for (known, values) in self.inputs.iter_mut().zip(inputs) {
             let new = upload(values, &self.device);
             *known = ops::overwrite(known.clone(), new);
         }
-        // SAFETY: this struct holds the step, the inputs and the output, so their memory stays allocated
-        // (`Step::new`). No other thread uses that memory (`DeviceLease::for_this_thread`). The inputs are
-        // overwritten on the thread of the capture, to which the lease is bound.
+        // SAFETY: this struct holds the inputs, the output and the step, and the step holds every tensor that it uses
+        // (contract of `Step::new`), so their memory stays allocated. No other thread uses that memory (contract of
+        // `DeviceLease::for_this_thread`). The inputs were overwritten on the thread of the capture, because the lease
+        // that this struct borrows cannot move to another thread.
         unsafe { Dispatch::graph_replay(self.device.as_dispatch(), &self.graph) }?;
         Ok(self.output.clone())
     }
@@ -185,7 +188,8 @@ fn upload(values: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::from(values), (device, DType::I32))
 }
 
-/// A device in capture mode. Dropping it ends the capture, so the device stays usable if the step fails or panics.
+/// A device in capture mode. Dropping the guard ends the capture, so the device stays usable if the step fails or
+/// panics.
 struct CaptureGuard<'d>(&'d Device);
 
 impl<'d> CaptureGuard<'d> {

@@ -3,8 +3,8 @@
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Distribution, Shape, Tensor};
 
-/// A parameter that is drawn from N(`mean`, `std`²) when it is first used, or replaced by a checkpoint before
-/// that. So building a model of any size allocates nothing.
+/// Creates a parameter that is drawn from the normal distribution N(`mean`, `std`²) when it is first used. A checkpoint
+/// can replace it before that, so building a model of any size allocates nothing.
 ///
 /// `shape` is the shape of the tensor in the checkpoint.
 pub fn normal<const D: usize>(shape: [usize; D], mean: f64, std: f64, device: &Device) -> Param<Tensor<D>> {

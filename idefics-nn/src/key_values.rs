@@ -15,16 +15,18 @@ pub struct QueryKeyValue {
     pub value: Tensor<4>,
 }
 
-/// Stores new keys and values and attends to the stored ones. This trait is all that a decoder layer knows of its
-/// cache.
+/// A cache that stores the keys and values of new tokens and attends to all stored ones. Decoder layers access their
+/// cache only through this trait.
 ///
-/// [`KvCache`](crate::KvCache) is the contiguous implementation.
+/// [`KvCache`](crate::KvCache) implements it in contiguous memory, and [`PagedKeyValues`](crate::PagedKeyValues) in
+/// pages.
 pub trait KeyValues {
     /// Appends the keys and values of new tokens to layer `layer_idx`, and attends from the queries to all stored
     /// keys.
     ///
     /// # Shapes
-    /// - `mask`: `[batch, 1, n_new, len + n_new]`, true hides the key; `None` if nothing is hidden
+    /// - `mask`: `[batch, 1, n_new, len + n_new]`, where `len` is the number of tokens stored before; true hides the
+    ///   key; `None` if nothing is hidden
     /// - returns `[batch, heads, n_new, head_dim]`
     ///
     /// # Panics
@@ -37,18 +39,18 @@ pub trait KeyValues {
         activations: Activations,
     ) -> Tensor<4>;
 
-    /// The attention weights of queries over the keys of layer `layer_idx`, including those of the newest tokens.
-    /// The reference returns them as `attentions`.
+    /// Computes the attention weights of queries over the keys of layer `layer_idx`, including those of the newest
+    /// tokens. Transformers returns them as `attentions`.
     ///
     /// # Shapes
-    /// As [`Self::attend`]; returns `[batch, heads, n_new, len + n_new]`.
+    /// The inputs have the same shapes as for [`Self::attend`]. Returns `[batch, heads, n_new, len + n_new]`.
     ///
     /// # Panics
     /// If nothing has been appended to the layer yet.
     fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4>;
 
-    /// Keys and values of the context in gated cross-attention layer `layer_idx`, each `[batch, heads, n_keys,
-    /// head_dim]`; `None` if there is no context.
+    /// Returns the keys and values of the context in gated cross-attention layer `layer_idx`, each
+    /// `[batch, heads, n_keys, head_dim]`. Returns `None` if there is no context.
     ///
     /// # Panics
     /// If there is no such layer.

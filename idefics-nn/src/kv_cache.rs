@@ -6,9 +6,9 @@ use crate::{Activations, ContextCache, KeyValues, QueryKeyValue, attention, atte
 
 /// The cache of a whole decoder, with one [`LayerCache`] per layer.
 ///
-/// The rows of a batch share the slots. Shorter rows are padded on the left, so in a row with `p` padded slots,
-/// slot `i` holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each forward
-/// call.
+/// All rows of a batch have the same number of slots. Shorter rows are padded on the left: in a row with `p` padded
+/// slots, slot `i` holds the token at position `i − p`. The caller owns the cache and passes it as `&mut` to each
+/// forward call.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
@@ -16,20 +16,21 @@ pub struct KvCache {
     len: usize,
     capacity: usize,
     context: Option<ContextCache>,
-    /// Whether the slot of the next token is known only to the device (see [`KvCache::slot_view`]).
+    /// Whether this is a view for graph capture, in which only the device knows the slot of the next token (see
+    /// [`KvCache::slot_view`]).
     is_at_slot: bool,
 }
 
 impl KvCache {
-    /// Creates a cache for `left_padding.len()` rows of at most `capacity` tokens, padding included.
-    /// `left_padding` is the number of padded slots at the start of each row. [`KvCache::bytes`] bytes are
-    /// allocated at the first forward call.
+    /// Creates a cache for `left_padding.len()` rows of at most `capacity` tokens, padding included. `left_padding` is
+    /// the number of padded slots at the start of each row. The memory, [`KvCache::bytes`] bytes, is allocated at the
+    /// first forward call.
     pub fn new(n_layers: usize, left_padding: Vec<usize>, capacity: usize) -> Self {
         let layers = (0..n_layers).map(|_| LayerCache::new(capacity)).collect();
         Self { layers, left_padding, len: 0, capacity, context: None, is_at_slot: false }
     }
 
-    /// Size of a cache in bytes.
+    /// Computes the size of a cache in bytes.
     pub fn bytes(
         n_layers: usize,
         batch: usize,
@@ -41,32 +42,32 @@ impl KvCache {
         2 * n_layers * batch * n_kv_heads * capacity * head_dim * dtype.size()
     }
 
-    /// Number of slots filled so far, padding included.
+    /// Returns the number of slots filled so far, padding included.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no slot is filled yet.
+    /// Returns whether no slot is filled yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Total number of slots.
+    /// Returns the total number of slots in each row.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Number of rows in the batch.
+    /// Returns the number of rows in the batch.
     pub fn batch(&self) -> usize {
         self.left_padding.len()
     }
 
-    /// The number of padded slots at the start of each row.
+    /// Returns the number of padded slots at the start of each row.
     pub fn left_padding(&self) -> &[usize] {
         &self.left_padding
     }
 
-    /// The positions of the next `n_new` slots, row by row. Padded slots count as position 0.
+    /// Returns the positions of the next `n_new` slots, row by row. The position of padded slots is 0.
     pub fn next_positions(&self, n_new: usize) -> Vec<usize> {
         let slots = self.len..self.len + n_new;
         self.left_padding
@@ -75,7 +76,7 @@ impl KvCache {
             .collect()
     }
 
-    /// Grows to `capacity` slots. If the cache was smaller, its contents are copied once.
+    /// Grows the cache to `capacity` slots and copies its contents. Does nothing if the cache is large enough already.
     pub fn reserve(&mut self, capacity: usize) {
         if capacity > self.capacity {
             self.capacity = capacity;
@@ -83,7 +84,7 @@ impl KvCache {
         }
     }
 
-    /// A deep copy, in memory of its own.
+    /// Returns a copy whose keys and values are in memory of their own.
     #[must_use]
     pub fn copied(&self) -> Self {
         self.with(self.layers.iter().map(LayerCache::copied).collect())
@@ -94,28 +95,28 @@ impl KvCache {
         Self { layers, left_padding: left_padding.clone(), len, capacity, context: context.clone(), is_at_slot }
     }
 
-    /// Drops all slots from `len` on; earlier slots stay in place.
+    /// Drops all slots from number `len` on. Earlier slots stay in place.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.layers.iter_mut().for_each(|layer| layer.len = layer.len.min(len));
     }
 
-    /// The context of cross-attention, if any.
+    /// Returns the cross-attention context, if any.
     pub fn context(&self) -> Option<&ContextCache> {
         self.context.as_ref()
     }
 
-    /// Removes the context and returns it.
+    /// Removes the cross-attention context and returns it.
     pub fn take_context(&mut self) -> Option<ContextCache> {
         self.context.take()
     }
 
-    /// Replaces the context.
+    /// Replaces the cross-attention context.
     pub fn set_context(&mut self, context: Option<ContextCache>) {
         self.context = context;
     }
 
-    /// Layer `layer_idx`, to append to.
+    /// Returns the cache of layer `layer_idx`, to append to it.
     ///
     /// # Panics
     /// If there is no such layer.
@@ -123,10 +124,10 @@ impl KvCache {
         &mut self.layers[layer_idx]
     }
 
-    /// A view of this cache for graph capture: a step that is recorded once and replayed. Each call writes one
-    /// token per row into the slot whose number is in device memory, and returns every slot of the capacity,
-    /// filled or not. The view shares the memory of this cache; after each replay, call [`KvCache::mark_slot_written`]
-    /// on this cache.
+    /// Returns a view of this cache for graph capture, that is, for a step that is recorded once and replayed. Each
+    /// call of [`LayerCache::append`] on the view writes one token per row into the slot whose number is in device
+    /// memory, in `slot`. The call returns all slots of the capacity, filled or not. The view shares the memory of this
+    /// cache. After each replay, call [`KvCache::mark_slot_written`] on this cache.
     ///
     /// # Shapes
     /// - `slot`: `[1]`, I32
@@ -147,7 +148,7 @@ impl KvCache {
     /// # Panics
     /// If the cache was already full.
     pub fn mark_slot_written(&mut self) {
-        assert!(self.len < self.capacity, "{} tokens do not fit into a cache of {}", self.len + 1, self.capacity);
+        assert!(self.len < self.capacity, "{} tokens do not fit into a cache of {} slots", self.len + 1, self.capacity);
         self.layers.iter_mut().for_each(|layer| layer.len += 1);
         self.len += 1;
     }
@@ -155,7 +156,7 @@ impl KvCache {
     /// Records that every layer has appended `n_new` slots.
     ///
     /// # Panics
-    /// If some layer has appended another number of slots.
+    /// If a layer has appended another number of slots.
     pub fn advance(&mut self, n_new: usize) {
         if self.is_at_slot {
             return; // the device keeps track of the slot
@@ -194,7 +195,7 @@ impl KeyValues for KvCache {
 pub struct LayerCache {
     capacity: usize,
     len: usize,
-    /// Slot of the next token, `[1]`, if only the device knows it (see [`KvCache::slot_view`]).
+    /// Slot of the next token, `[1]`, in a view for graph capture (see [`KvCache::slot_view`]); otherwise `None`.
     slot: Option<Tensor<1, Int>>,
     /// Keys and values, each `[batch, n_kv_heads, capacity, head_dim]`.
     states: Option<(Tensor<4>, Tensor<4>)>,
@@ -226,21 +227,21 @@ impl LayerCache {
         Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options).slice_assign(filled, states.slice(filled))
     }
 
-    /// The keys that [`Self::append`] last returned.
+    /// Returns the keys that the last call of [`Self::append`] returned.
     fn keys(&self) -> Tensor<4> {
-        let (keys, _) = self.states.as_ref().expect("keys were appended");
+        let (keys, _) = self.states.as_ref().expect("keys must be appended before they are read");
         match self.slot {
             Some(_) => keys.clone(),
             None => keys.clone().slice(s![.., .., 0..self.len, ..]),
         }
     }
 
-    /// Writes the new slots in place and returns everything cached so far.
+    /// Writes new keys and values in place, and returns everything cached so far.
     ///
     /// # Shapes
     /// - `key`, `value`: `[batch, n_kv_heads, n_new, head_dim]`
-    /// - returns `[batch, n_kv_heads, len, head_dim]` for keys and values, as views of the cache: drop them before
-    ///   the next call, or the cache is copied. A layer of [`KvCache::slot_view`] returns all slots,
+    /// - returns `[batch, n_kv_heads, len, head_dim]` for keys and values, as views of the cache. Drop the views before
+    ///   the next call, which otherwise copies the cache. A layer of [`KvCache::slot_view`] returns all slots,
     ///   `[batch, n_kv_heads, capacity, head_dim]`
     ///
     /// # Panics
@@ -253,10 +254,10 @@ impl LayerCache {
         }
         let [batch, n_kv_heads, n_new, head_dim] = key.dims();
         let (start, end) = (self.len, self.len + n_new);
-        assert!(end <= self.capacity, "{end} tokens do not fit into a cache of {}", self.capacity);
+        assert!(end <= self.capacity, "{end} tokens do not fit into a cache of {} slots", self.capacity);
 
         if n_new == self.capacity {
-            // The cache is filled at once, as in training: no copy is needed.
+            // The new tokens fill the whole cache, as in training, so no copy is needed.
             self.len = end;
             self.states = Some((key.clone(), value.clone()));
             return (key, value);

@@ -6,8 +6,13 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::init::normal;
 use crate::{Activations, Adapter, Weight, ops};
 
-/// `x Wᵀ + b` with a weight that is shared with another layer, such as a tied head. `[n_rows, d_in]`, `[d_out,
-/// d_in]` and `[d_out]` in, `[n_rows, d_out]` out.
+/// Computes `x Wᵀ + b` with a weight that is shared with another layer, such as a tied head.
+///
+/// # Shapes
+/// - `rows` (x): `[n_rows, d_in]`
+/// - `weight` (W): `[d_out, d_in]`
+/// - `bias` (b): `[d_out]`
+/// - returns `[n_rows, d_out]`
 ///
 /// # Panics
 /// If the widths do not match.
@@ -15,32 +20,33 @@ pub fn linear(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Te
     ops::dense_product(rows, weight, bias)
 }
 
-/// `y = x Wᵀ + b`, with the weight in PyTorch's layout; with an adapter, `y + scale · (x Aᵀ) Bᵀ`.
+/// A linear layer, `y = x Wᵀ + b`, with the weight in PyTorch's layout. With an adapter, the output is
+/// `y + scale · (x Aᵀ) Bᵀ`.
 ///
 /// The fields are private, so that models do not depend on the format of the weight. A model only calls
 /// [`Linear::new`] or [`Linear::new_without_bias`], and [`Linear::forward`].
 #[derive(Module, Debug)]
 pub struct Linear {
-    /// `[d_out, d_in]`.
+    /// The weight W, `[d_out, d_in]`.
     weight: Weight,
-    /// `[d_out]`.
+    /// The bias b, `[d_out]`.
     bias: Option<Param<Tensor<1>>>,
     /// LoRA adapter, trained while the weight stays frozen.
     adapter: Option<Adapter>,
 }
 
 impl Linear {
-    /// Creates a layer with a bias and random weights, to be replaced by a checkpoint.
+    /// Creates a layer with a bias and random weights, which loading a checkpoint replaces.
     pub fn new(d_in: usize, d_out: usize, device: &Device) -> Self {
         Self { bias: Some(normal([d_out], 0.0, 0.02, device)), ..Self::new_without_bias(d_in, d_out, device) }
     }
 
-    /// Creates a layer without a bias and with random weights, to be replaced by a checkpoint.
+    /// Creates a layer without a bias and with random weights, which loading a checkpoint replaces.
     pub fn new_without_bias(d_in: usize, d_out: usize, device: &Device) -> Self {
         Self { weight: Weight::Dense(normal([d_out, d_in], 0.0, 0.02, device)), bias: None, adapter: None }
     }
 
-    /// Replaces the layer's adapter.
+    /// Replaces the layer's adapter. `None` removes it.
     ///
     /// # Panics
     /// If the shape of the adapter does not match the layer.
@@ -65,7 +71,7 @@ impl Linear {
         let mut dims = input.dims();
         let d_in = dims[D - 1];
         let n_rows = dims[..D - 1].iter().product();
-        // One product over all rows: a batched product would read the weight once per batch entry.
+        // All rows are multiplied in one product: a batched product would read the weight once per batch entry.
         let rows = input.reshape([n_rows, d_in]);
         let side = self.adapter.as_ref().map(|adapter| adapter.forward(rows.clone())); // [n_rows, d_out]
         let mut output = self.weight.product(rows, self.bias.as_ref().map(Param::val)); // [n_rows, d_out]
@@ -76,7 +82,7 @@ impl Linear {
         output.reshape(dims)
     }
 
-    /// Moves activations from another device to the device of the weight. On the CPU they become f32, like all
+    /// Moves activations to the device of the weight. If they move to the CPU, they are cast to f32, like all
     /// activations there.
     pub fn to_weight_device<const D: usize>(&self, activations: Tensor<D>) -> Tensor<D> {
         let device = self.weight.device();
@@ -87,17 +93,18 @@ impl Linear {
         if ops::is_cpu(&device) { activations.cast(DType::F32) } else { activations }
     }
 
-    /// The format to which activations are rounded for the product. Attention over the layer's output uses it too.
+    /// Returns the format to which activations are rounded for the product. Attention over the layer's output uses the
+    /// same format.
     pub fn activations(&self) -> Activations {
         self.weight.activations()
     }
 
-    /// The weight in the format in which it is held.
+    /// Returns the weight in its own format, dense or packed.
     pub fn weight(&self) -> &Weight {
         &self.weight
     }
 
-    /// `[d_out, d_in]`.
+    /// Returns the shape of the weight, `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         self.weight.dims()
     }

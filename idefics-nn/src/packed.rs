@@ -12,17 +12,20 @@ use idefics_kernels::formats::{
     Q4_TABLE, Weight,
 };
 
-/// The weight of a [`crate::Linear`] as codes and scales. It is never dequantised as a whole.
+/// The weight of a [`crate::Linear`] as codes and scales. Products on the CPU and on GPUs never dequantise it as a
+/// whole.
 ///
 /// Codes and scales are not parameters: they move with the module, but optimisers do not see them. They need not be
 /// frozen either, because no gradient is ever computed for them.
 #[derive(Module, Debug)]
 pub struct PackedWeight {
-    /// Flat, in the order of the format; on the CPU one byte per element, elsewhere packed four bytes per word.
+    /// Codes, flattened in the order of the format. On the CPU, an element is a byte; elsewhere, it is a word of four
+    /// bytes.
     codes: Tensor<1, Int>,
-    /// Flat, in the order of the format; for int4 with the zero points.
+    /// Scales, flattened in the order of the format. For int4, each scale is followed by its zero point.
     scales: Tensor<1>,
-    /// The input of each column of the codes, `[d_in]` in I32; `None` if they are in the order of the inputs.
+    /// Index of the input that each column of the codes belongs to, `[d_in]` in I32. `None` if the columns have the
+    /// order of the inputs.
     order: Option<Tensor<1, Int>>,
     #[module(skip)]
     format: PackedFormat,
@@ -32,8 +35,8 @@ pub struct PackedWeight {
     d_in: usize,
 }
 
-/// Burn's visitors and mappers know only parameters, so a packed weight passes through them attached to a
-/// parameter: `as_param` attaches it for all of them, `carry` for the mapper that loads it.
+/// Burn's visitors and mappers know only parameters, so they see a parameter with the packed weight attached.
+/// `as_param` creates this parameter. The loader uses `carry` to attach a newly read weight to an existing parameter.
 impl Reparameterization for PackedWeight {
     const NAME: &'static str = "packed";
 
@@ -97,25 +100,26 @@ impl PackedWeight {
         Ok(Self::new(codes, scales, quantization.format, dims, device))
     }
 
-    /// A weight in GGUF blocks, `[d_out, d_in]`, on a device in host memory. `blocks` has one U8 element per byte.
+    /// Creates a weight from GGUF blocks, `[d_out, d_in]`, on a device that keeps tensors in host memory. `blocks` has
+    /// one U8 element per byte.
     pub(crate) fn from_blocks(blocks: TensorData, kind: GgufType, dims: [usize; 2], device: &Device) -> Self {
         Self::new(blocks, flat(Vec::<f32>::new()), PackedFormat::Blocks(kind), dims, device)
     }
 
-    /// Rows of the weight by number, `[n]` in, `[n, d_in]` in f32 out.
+    /// Dequantises rows of the weight by number: takes `[n]` and returns `[n, d_in]` in f32.
     pub(crate) fn rows(&self, numbers: Tensor<1, Int>) -> Tensor<2> {
         let (codes, scales) = self.parts();
         let shape = PackedShape { format: self.format, d_out: self.d_out, d_in: self.d_in };
         ops::packed_rows(numbers, codes, scales, shape, || self.dequantize())
     }
 
-    /// `x Wᵀ + b`: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    /// Computes `x Wᵀ + b`: takes `[n_rows, d_in]` and returns `[n_rows, d_out]`.
     ///
     /// # Panics
-    /// If the activations have another width, or the codes or scales were replaced by ones of another length.
+    /// If the activations have another width, or the numbers of codes and scales do not match the format.
     pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         let (codes, scales) = self.parts();
-        assert_eq!(rows.dims()[1], self.d_in, "activations must be [{}, {}]", rows.dims()[0], self.d_in);
+        assert_eq!(rows.dims()[1], self.d_in, "activations must have shape [{}, {}]", rows.dims()[0], self.d_in);
         let rows = match self.order() {
             Some(order) => rows.select(1, order),
             None => rows,
@@ -124,8 +128,8 @@ impl PackedWeight {
         ops::packed_product(rows, codes, scales, bias, packing, || self.dequantize_columns())
     }
 
-    /// A parameter without memory whose value is dequantised on demand. It represents the weight in visitors and
-    /// mappers that know only parameters.
+    /// Returns a parameter that takes no memory and dequantises its value on demand. It represents the weight in
+    /// visitors and mappers that know only parameters.
     pub(crate) fn as_param(&self) -> Param<Tensor<2>> {
         let (weight, shape) = (self.clone(), Shape::from(self.dims()));
         let value = move |_: &Device, _: bool| weight.dequantize();
@@ -137,12 +141,13 @@ impl PackedWeight {
         param.apply_reparameterization(&mut Carrier(Some(self)))
     }
 
-    /// The packed weight that is attached to a parameter, if any.
+    /// Returns the packed weight that is attached to a parameter, if any.
     pub(crate) fn carried_by<const D: usize>(param: &Param<Tensor<D>>) -> Option<&Self> {
         param.reparameterization()
     }
 
-    /// Codes and scales, outside any autodiff graph. GPU kernels read them without bounds checks.
+    /// Returns the codes and scales, outside any autodiff graph. Checks their lengths, because GPU kernels read them
+    /// without bounds checks.
     ///
     /// # Panics
     /// If their lengths do not match the format.
@@ -153,18 +158,18 @@ impl PackedWeight {
         assert_eq!(
             (codes.dims(), scales.dims()),
             ([n_codes], [n_scales]),
-            "the numbers of codes and scales must match {}",
+            "the numbers of codes and scales must match the format {}",
             self.format.name()
         );
         (codes, scales)
     }
 
-    /// The input of each column, outside any autodiff graph.
+    /// Returns the index of the input that each column belongs to, outside any autodiff graph.
     fn order(&self) -> Option<Tensor<1, Int>> {
         self.order.clone().map(Tensor::without_autodiff)
     }
 
-    /// Number of bytes of codes, and number of scales.
+    /// Returns the number of bytes of codes and the number of scales that the format requires.
     fn part_lens(&self) -> [usize; 2] {
         let n_weights = self.d_out * self.d_in;
         match self.format {
@@ -184,7 +189,7 @@ impl PackedWeight {
         Self { activations, ..self }
     }
 
-    /// Element type to which activations are rounded for products.
+    /// Returns the element type to which activations are rounded for products.
     pub(crate) fn activations(&self) -> Activations {
         match self.format {
             PackedFormat::Int8 | PackedFormat::Q4 => self.activations,
@@ -192,22 +197,22 @@ impl PackedWeight {
         }
     }
 
-    /// The format.
+    /// Returns the format.
     pub fn format(&self) -> PackedFormat {
         self.format
     }
 
-    /// `[d_out, d_in]`.
+    /// Returns the shape of the weight, `[d_out, d_in]`.
     pub fn dims(&self) -> [usize; 2] {
         [self.d_out, self.d_in]
     }
 
-    /// The device of the codes and scales.
+    /// Returns the device of the codes and scales.
     pub fn device(&self) -> Device {
         self.scales.device()
     }
 
-    /// Size of the codes and scales in bytes.
+    /// Returns the size of the codes, scales and column order in bytes.
     pub fn bytes(&self) -> usize {
         let Self { codes, scales, order, .. } = self;
         let order = order.as_ref().map_or(0, |order| order.shape().num_elements() * order.dtype().size());
@@ -215,16 +220,16 @@ impl PackedWeight {
         codes + scales.shape().num_elements() * scales.dtype().size() + order
     }
 
-    /// The dequantised weight, `[d_out, d_in]` in f32. Works on any backend, and allocates the whole weight.
+    /// Dequantises the whole weight to `[d_out, d_in]` in f32. Works on any backend.
     pub fn dequantize(&self) -> Tensor<2> {
         let columns = self.dequantize_columns();
         match self.order() {
-            Some(order) => columns.select(1, order.argsort(0)), // the inverse order
+            Some(order) => columns.select(1, order.argsort(0)), // the inverse permutation
             None => columns,
         }
     }
 
-    /// [`Self::dequantize`] with the columns in the order of the codes.
+    /// Dequantises the whole weight like [`Self::dequantize`], but keeps the columns in the order of the codes.
     fn dequantize_columns(&self) -> Tensor<2> {
         let (codes, scales) = self.parts();
         let scales = scales.cast(DType::F32);
@@ -278,11 +283,12 @@ impl PackedWeight {
         }
     }
 
-    /// Copies codes and scales to the host. Int4 columns may be in another order than the inputs.
+    /// Copies codes and scales to the host. Int4 columns may have another order than the inputs (see
+    /// [`Self::read_order`]).
     pub(crate) fn read(&self) -> Weight<'static> {
         let (codes, scales) = self.parts();
         let n_bytes = self.part_lens()[0];
-        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        #[expect(clippy::disallowed_methods, reason = "a file needs the values on the host")]
         let (codes, scales) = (codes.into_data(), scales.into_data());
         let (mut codes, dims) = (codes.as_bytes().to_vec(), self.dims());
         codes.truncate(n_bytes); // drops the padding of the last word
@@ -294,23 +300,23 @@ impl PackedWeight {
             }
             PackedFormat::FourBit(kind) => FourBit::from_parts(kind, codes.into(), floats(), dims).map(Weight::from),
             PackedFormat::Q4 => {
-                let scales = scales.iter::<f32>().map(bf16::from_f32).collect::<Vec<bf16>>(); // exact: they were bf16
+                let scales = scales.iter::<f32>().map(bf16::from_f32).collect::<Vec<bf16>>(); // exact: scales are bf16
                 Q4::from_parts(codes.into(), scales.into(), dims).map(Weight::from)
             }
             PackedFormat::Int4 { group } => Int4::from_parts(codes.into(), floats(), group, dims).map(Weight::from),
             PackedFormat::Blocks(kind) => Blocks::new(kind, codes, dims[0], dims[1]).map(Weight::from),
         };
-        weight.expect("codes and scales have the sizes that the format requires")
+        weight.expect("codes and scales must have the sizes that the format requires")
     }
 
-    /// Copies the order of the columns to the host; `None` if it is the order of the inputs.
+    /// Copies the order of the columns to the host. Returns `None` if the columns have the order of the inputs.
     pub(crate) fn read_order(&self) -> Option<Vec<i32>> {
-        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        #[expect(clippy::disallowed_methods, reason = "a file needs the values on the host")]
         let order = self.order()?.into_data();
         Some(order.iter::<i32>().collect())
     }
 
-    /// Unpacks words into one integer per byte.
+    /// Unpacks words of four bytes into one integer per byte. The codes of int8 become signed.
     fn bytes_of(&self, words: Tensor<1, Int>) -> Tensor<1, Int> {
         let n_bytes = match self.format {
             PackedFormat::Int8 => self.d_out * self.d_in,
@@ -322,7 +328,7 @@ impl PackedWeight {
         let byte = |at| words.clone().bitwise_right_shift_scalar(8 * at).bitwise_and_scalar(255);
         let bytes = Tensor::stack::<2>((0..4).map(byte).collect(), 1).flatten::<1>(0, 1).narrow(0, 0, n_bytes);
         match self.format {
-            PackedFormat::Int8 => bytes.bitwise_xor_scalar(128) - 128, // two's complement
+            PackedFormat::Int8 => bytes.bitwise_xor_scalar(128) - 128, // converts two's complement
             _ => bytes,
         }
     }
@@ -352,7 +358,7 @@ impl PackedWeight {
 }
 
 impl PackedWeight {
-    /// Sets the input of each column of the codes, `[d_in]`.
+    /// Sets the index of the input that each column of the codes belongs to, `[d_in]`.
     pub(crate) fn with_order(self, order: Option<Vec<u32>>) -> Self {
         let device = self.device();
         let order = order.map(|order| {
@@ -363,18 +369,19 @@ impl PackedWeight {
     }
 }
 
-/// The high and the low four bits of bytes.
+/// Splits bytes into their high four bits and their low four bits.
 fn halves(bytes: Tensor<1, Int>) -> [Tensor<1, Int>; 2] {
     let bytes = bytes.cast(DType::I32);
     [bytes.clone().bitwise_right_shift_scalar(4), bytes.bitwise_and_scalar(15)]
 }
 
-/// `table[codes]`.
+/// Replaces each code by its value in `table`.
 fn look_up(table: &[f32; 16], codes: Tensor<1, Int>) -> Tensor<1> {
     Tensor::<1>::from_data(TensorData::from(table.as_slice()), (&codes.device(), DType::F32)).select(0, codes)
 }
 
-/// Packs one-byte codes into words, the first in the lowest bits. Copies only if the last word must be padded.
+/// Packs one-byte codes into words of four bytes, with the first code in the lowest bits. Copies only if the last word
+/// must be padded.
 fn in_words(codes: TensorData) -> TensorData {
     let n_bytes = codes.as_bytes().len();
     let n_words = n_bytes.div_ceil(4);
@@ -386,7 +393,7 @@ fn in_words(codes: TensorData) -> TensorData {
     TensorData::from_bytes_vec(bytes, [n_words], DType::U32)
 }
 
-/// A one-dimensional tensor.
+/// Creates the data of a one-dimensional tensor.
 fn flat<E: Element>(elements: Vec<E>) -> TensorData {
     let len = elements.len();
     TensorData::new(elements, [len])

@@ -1,8 +1,8 @@
 //! A cache that stores the keys and values of many sequences in pages. Sequences of any length can join and leave a
 //! batch, and can share the pages of a common prefix.
 //!
-//! Each sequence has a page table: its token at position `p` lies in slot `p % PAGE_LEN` of page
-//! `table[p / PAGE_LEN]`. There is no padding. Source: <https://arxiv.org/abs/2309.06180>.
+//! Each sequence has a page table: the token at position `p` is in slot `p % PAGE_LEN` of page `table[p / PAGE_LEN]`.
+//! There is no padding. Paper: <https://arxiv.org/abs/2309.06180>.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::{Activations, KeyValues, QueryKeyValue, attention, attention_weights,
 /// Tokens per page.
 pub const PAGE_LEN: usize = 64;
 
-/// The keys and values of all layers, allocated once.
+/// Pages for the keys and values of all layers, allocated once.
 #[derive(Debug)]
 pub struct PageStore {
-    /// Keys and values of each layer, each `[n_pages, kv_heads, PAGE_LEN, head_dim]`.
+    /// Keys and values of each layer, both of shape `[n_pages, kv_heads, PAGE_LEN, head_dim]`.
     layers: Vec<(Tensor<4>, Tensor<4>)>,
 }
 
@@ -28,12 +28,12 @@ impl PageStore {
         Self { layers: devices.iter().map(|device| (states(device), states(device))).collect() }
     }
 
-    /// Size of a page of all layers in bytes.
+    /// Computes the size of a page, in bytes, summed over all layers.
     pub fn page_bytes(n_layers: usize, n_kv_heads: usize, head_dim: usize, dtype: DType) -> usize {
         2 * n_layers * n_kv_heads * PAGE_LEN * head_dim * dtype.size()
     }
 
-    /// Number of pages.
+    /// Returns the number of pages.
     pub fn n_pages(&self) -> usize {
         self.layers.first().map_or(0, |(keys, _)| keys.dims()[0])
     }
@@ -53,7 +53,7 @@ impl PageStore {
         }
     }
 
-    /// The cache for one step in which each sequence of `rows` has one new token.
+    /// Returns the cache for one decode step, in which each sequence of `rows` has one new token.
     ///
     /// # Panics
     /// If a row has no page for its new token.
@@ -62,7 +62,7 @@ impl PageStore {
         PagedKeyValues { store: self, slots, tokens: 1, rows: rows.into() }
     }
 
-    /// The cache for one step in which a single sequence has several new tokens, at `positions`.
+    /// Returns the cache for one step in which a single sequence has several new tokens, at `positions`.
     ///
     /// # Panics
     /// If `pages` has no page for a position.
@@ -73,45 +73,46 @@ impl PageStore {
     }
 }
 
-/// The slot of a position in a sequence with these pages.
+/// Returns the slot of a position in a sequence that has the given pages. Slots are numbered across all pages of the
+/// store.
 fn slot(pages: &[u32], position: usize) -> u32 {
     let page = pages.get(position / PAGE_LEN);
     let page = page.unwrap_or_else(|| panic!("position {position} is beyond the {} pages of its row", pages.len()));
     page * PAGE_LEN as u32 + (position % PAGE_LEN) as u32
 }
 
-/// The tokens of a sequence that its newest token sees.
+/// A sequence of the batch, and which of its tokens the newest token sees.
 #[derive(Debug, Clone)]
 pub struct PagedRow {
     /// Pages of the sequence, in order.
     pub pages: Vec<u32>,
-    /// Positions that the newest token sees. The last one is its own.
+    /// Range of positions that the newest token sees. Its last position is that of the newest token itself.
     pub seen: Range<usize>,
-    /// For each position of `seen`, whether the newest token sees it; `None` if it sees all of them.
+    /// For each position of `seen`, true if the newest token sees it; `None` if it sees all of them.
     pub attention_mask: Option<Vec<bool>>,
 }
 
 impl PagedRow {
-    /// The slot of the newest token.
+    /// Returns the slot of the newest token.
     fn newest_slot(&self) -> u32 {
         slot(&self.pages, self.seen.end - 1)
     }
 }
 
-/// The pages of the rows of one forward call.
+/// The cache of one forward call: the page store, and the rows that have new tokens.
 #[derive(Debug)]
 pub struct PagedKeyValues<'a> {
     store: &'a mut PageStore,
     /// Slots of the new tokens, `[rows, tokens]`.
     slots: Arc<[u32]>,
-    /// New tokens per row.
+    /// Number of new tokens per row.
     tokens: usize,
     rows: Arc<[PagedRow]>,
 }
 
 impl PagedKeyValues<'_> {
-    /// Keys and values of the only row up to its newest token, each `[1, kv_heads, len, head_dim]`, copied from the
-    /// pages.
+    /// Copies the keys and values of the only row from its pages, up to its newest token: each
+    /// `[1, kv_heads, len, head_dim]`.
     fn gathered(&self, layer_idx: usize) -> (Tensor<4>, Tensor<4>) {
         let row = &self.rows[0];
         let (keys, values) = &self.store.layers[layer_idx];
@@ -121,8 +122,8 @@ impl PagedKeyValues<'_> {
     }
 }
 
-/// With one new token per row, `seen` and `attention_mask` of each row say what is visible, and `mask` must be `None`.
-/// With several new tokens, there must be a single row.
+/// With one new token per row, `seen` and `attention_mask` of each [`PagedRow`] say what is visible, and `mask` must be
+/// `None`. With several new tokens, there must be a single row, and `mask` says what is visible.
 impl KeyValues for PagedKeyValues<'_> {
     fn attend(
         &mut self,
@@ -131,7 +132,7 @@ impl KeyValues for PagedKeyValues<'_> {
         mask: Option<Tensor<4, Bool>>,
         activations: Activations,
     ) -> Tensor<4> {
-        assert_eq!(query.dims()[0] * query.dims()[2], self.slots.len(), "one slot for each new token");
+        assert_eq!(query.dims()[0] * query.dims()[2], self.slots.len(), "there must be one slot for each new token");
         let (keys, values) = &mut self.store.layers[layer_idx];
         keys.inplace(|keys| ops::write_pages(keys, key, &self.slots));
         values.inplace(|values| ops::write_pages(values, value, &self.slots));
@@ -144,7 +145,7 @@ impl KeyValues for PagedKeyValues<'_> {
     }
 
     fn attention_weights(&self, layer_idx: usize, query: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
-        assert_eq!(self.rows.len(), 1, "attention weights are computed for a single row");
+        assert_eq!(self.rows.len(), 1, "attention weights are available only for a single row");
         let (key, _) = self.gathered(layer_idx); // [1, kv_heads, len, head_dim]
         attention_weights(query, key, mask)
     }

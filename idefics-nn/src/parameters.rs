@@ -25,8 +25,8 @@ pub trait ParameterMapper {
     /// instead.
     fn map<const D: usize>(&mut self, name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
 
-    /// Called instead of [`Self::map`] for a quantised weight, which is attached to `param`. The weight stays
-    /// quantised if `param` is returned, as by default, and becomes dense if another parameter is returned.
+    /// Called instead of [`Self::map`] for a quantised weight, which is attached to `param`. If `param` is returned, as
+    /// by default, the weight stays quantised. If another parameter is returned, the weight becomes dense.
     fn map_packed<const D: usize>(&mut self, _name: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         param
     }
@@ -42,13 +42,13 @@ pub fn map_parameters<M: Module>(module: M, mapper: &mut impl ParameterMapper) -
     module.map(&mut Named { path: Path::default(), inner: mapper })
 }
 
-/// The fields on the way to the current parameter.
+/// The fields that lead from the module to the current parameter.
 #[derive(Default)]
 struct Path(Vec<Field>);
 
 struct Field {
     name: String,
-    /// The type of the struct that has the field.
+    /// Burn's name for the type that has the field, for example `Struct:Linear`.
     container: String,
     /// Whether the field is left out of names.
     is_hidden: bool,
@@ -72,7 +72,7 @@ impl Path {
         }
     }
 
-    /// The name of the current parameter.
+    /// Returns the name of the current parameter.
     fn name(&self) -> String {
         let names: Vec<&str> =
             self.0.iter().filter(|field| !field.is_hidden).map(|field| field.name.as_str()).collect();
@@ -80,7 +80,7 @@ impl Path {
     }
 }
 
-/// Whether the container is a derived enum, so that the name is its variant.
+/// Returns whether the container is a derived enum. If so, Burn passes the name of a variant, not of a field.
 fn is_enum(container: &str) -> bool {
     container.starts_with("Enum:")
 }
@@ -127,7 +127,7 @@ impl<T: ParameterMapper> ModuleMapper for Named<'_, T> {
     }
 }
 
-/// The matrices, which hold most of a model's bytes.
+/// The kinds of matrices. Matrices hold most of a model's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Matrix {
     /// Weight of a [`crate::Linear`].
@@ -136,7 +136,7 @@ pub(crate) enum Matrix {
     Embedding,
 }
 
-/// The matrices of `module` by name.
+/// Finds the matrices of `module`, by name.
 pub(crate) fn matrices<M: Module>(module: &M) -> HashMap<String, Matrix> {
     let mut found = Matrices::default();
     module.visit(&mut found);

@@ -26,8 +26,8 @@ pub struct Operation {
     /// Execution unit that does the arithmetic; `None` if it is not known, or if there is almost no arithmetic.
     #[serde(serialize_with = "unit_name")]
     pub unit: Option<ComputeUnit>,
-    /// Additions and multiplications that the unit executes. Higher than `operations` where one product takes
-    /// several instructions of lower precision.
+    /// Number of additions and multiplications that the unit executes. It is higher than `operations` if the unit needs
+    /// several instructions of lower precision for one product.
     pub unit_operations: f64,
 }
 
@@ -36,7 +36,7 @@ fn unit_name<S: Serializer>(unit: &Option<ComputeUnit>, serializer: S) -> Result
 }
 
 impl Operation {
-    /// Adds the totals of the same operation on the same unit.
+    /// Adds the totals in `more`, which must belong to the same operation on the same unit.
     pub fn add(&mut self, more: &Self) {
         self.calls += more.calls;
         self.seconds += more.seconds;
@@ -46,13 +46,13 @@ impl Operation {
     }
 }
 
-/// The minimal cost of a call.
+/// The minimal cost of a call: its arithmetic, and the bytes that it reads and writes.
 #[cfg(feature = "flex")]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) operations: f64,
     pub(crate) bytes: f64,
-    /// Execution unit, and the number of its operations per one of `operations`.
+    /// Execution unit, and the number of operations that it executes for each one in `operations`.
     pub(crate) arithmetic: Option<(ComputeUnit, f64)>,
 }
 
@@ -62,7 +62,7 @@ static OPERATIONS: Mutex<BTreeMap<Key, Operation>> = Mutex::new(BTreeMap::new())
 /// Name of an operation and its execution unit.
 type Key = (&'static str, Option<ComputeUnit>);
 
-/// Measures the operations of the whole process while it exists. Operations without a kernel are not listed.
+/// Measures the operations of the whole process while it exists. Only operations with a CPU kernel are measured.
 #[derive(Debug)]
 pub struct Profiler {
     clock: Instant,
@@ -76,7 +76,7 @@ impl Profiler {
         Self { clock: Instant::now() }
     }
 
-    /// The seconds since the start or the previous lap, and the operations in that time, the longest first.
+    /// Returns the seconds since the start or the previous lap, and the operations in that time, the slowest first.
     pub fn lap(&mut self) -> (f64, Vec<Operation>) {
         let seconds = self.clock.elapsed().as_secs_f64();
         let mut sorted: Vec<Operation> = std::mem::take(&mut *found()).into_values().collect();

@@ -1,10 +1,10 @@
 //! Rotary position embeddings in the half-split form of the Llama and Mistral checkpoints.
 //!
-//! Paper: <https://arxiv.org/abs/2104.09864>. Source: `LlamaRotaryEmbedding`, `apply_rotary_pos_emb`. The pairs
-//! `(j, j + head_dim / 2)` are rotated together, not neighbouring elements.
+//! Paper: <https://arxiv.org/abs/2104.09864>. Source: `LlamaRotaryEmbedding` and `apply_rotary_pos_emb` in
+//! Transformers. Each pair of elements `(j, j + head_dim / 2)` is rotated; neighbouring elements are not paired.
 //!
-//! Numerics: angles are rounded to f32 where the reference rounds them. Cosines and sines are computed on the host
-//! and uploaded once per decoder call.
+//! Numerics: angles are rounded to f32 where Transformers rounds them. Cosines and sines are computed on the host and
+//! uploaded once per decoder call.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
@@ -26,13 +26,13 @@ impl RotaryEmbedding {
         Self { frequencies, attention_factor: scaling.attention_factor() }
     }
 
-    /// Whether the angle of a position depends on the sequence length, as with [`RopeScaling::Dynamic`] and
+    /// Returns whether the angle of a position depends on the sequence length, as with [`RopeScaling::Dynamic`] and
     /// [`RopeScaling::LongRope`]. If so, a table of angles cannot be reused for a whole generation.
     pub fn depends_on_length(&self) -> bool {
         self.frequencies.depend_on_length()
     }
 
-    /// The angles at the given positions. The sequence is taken to end at the largest of them.
+    /// Computes the angles at the given positions. The largest position is assumed to be the last one of the sequence.
     ///
     /// # Shapes
     /// - `position_ids`: `batch · seq` positions, row by row
@@ -45,12 +45,12 @@ impl RotaryEmbedding {
         self.at_length(seq_len, position_ids, batch, dtype, device)
     }
 
-    /// Like [`Self::at`], for a batch in which the longest row has `seq_len` tokens after this call. As in the
-    /// reference, this length applies to every row and position of the call, while cached keys keep the angles
+    /// Computes the angles like [`Self::at`], for a batch in which the longest row has `seq_len` tokens after this
+    /// call. As in Transformers, this length applies to every row and position of the call. Cached keys keep the angles
     /// with which they were rotated.
     ///
     /// # Panics
-    /// See [`Self::at`].
+    /// If `position_ids` does not hold `batch · seq` positions.
     pub fn at_length(
         &self,
         seq_len: usize,
@@ -81,25 +81,25 @@ impl RotaryEmbedding {
 /// Cosines and sines for the positions of one decoder call.
 #[derive(Debug, Clone)]
 pub struct RotaryAngles {
-    /// `[batch, 1, seq, head_dim]`.
+    /// Cosines, `[batch, 1, seq, head_dim]`.
     cos: Tensor<4>,
-    /// `[batch, 1, seq, head_dim]`.
+    /// Sines, `[batch, 1, seq, head_dim]`.
     sin: Tensor<4>,
 }
 
 impl RotaryAngles {
-    /// Moves the angles to another device and casts them to the dtype of its activations.
+    /// Moves the angles to another device and casts them to `dtype`, the dtype of the activations there.
     #[must_use]
     pub fn to_device(self, device: &Device, dtype: DType) -> Self {
         Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
     }
 
-    /// The device of the angles, and the dtype of the activations that they rotate.
+    /// Returns the device of the angles, and their dtype, which is that of the activations that they rotate.
     pub fn location(&self) -> (Device, DType) {
         (self.cos.device(), self.cos.dtype())
     }
 
-    /// Selects the angles of a single row at `indices`, for a batch of rows with one token each.
+    /// Selects the angles at `indices` from a single row of positions, for a batch of rows with one token each.
     ///
     /// # Shapes
     /// - `self`: `[1, 1, seq, head_dim]`
@@ -115,7 +115,8 @@ impl RotaryAngles {
         Self { cos: select(&self.cos), sin: select(&self.sin) }
     }
 
-    /// The angles of several batches of rows, one after the other. All have the same number of positions per row.
+    /// Concatenates the angles of several batches along the batch axis. All of them must have the same number of
+    /// positions per row.
     ///
     /// # Panics
     /// If `rows` is empty.
@@ -125,7 +126,7 @@ impl RotaryAngles {
         Self { cos: Tensor::cat(cos, 0), sin: Tensor::cat(sin, 0) }
     }
 
-    /// Rotates queries or keys to their positions.
+    /// Rotates queries or keys by the angles of their positions.
     ///
     /// # Shapes
     /// - `states`: `[batch, heads, seq, head_dim]`

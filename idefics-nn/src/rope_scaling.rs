@@ -2,7 +2,7 @@
 //!
 //! Source: `ROPE_INIT_FUNCTIONS` and `dynamic_rope_update` in `modeling_rope_utils.py`, Transformers 5.23.0.
 //!
-//! Numerics: values are rounded to f32 where the reference rounds them.
+//! Numerics: values are rounded to f32 where Transformers rounds them.
 
 use std::borrow::Cow;
 use std::f64::consts::TAU;
@@ -19,16 +19,18 @@ pub enum RopeScaling {
         /// Divisor of the frequencies.
         factor: f64,
     },
-    /// `dynamic`: dynamic NTK, where the base grows with the sequence once it is longer than the trained context.
+    /// `dynamic`: dynamic NTK. The base grows with the length of the sequence if the sequence is longer than the
+    /// trained context.
     Dynamic {
         /// Factor by which the context is extended.
         factor: f64,
         /// Length of the trained context in tokens.
         max_position_embeddings: usize,
     },
-    /// `yarn`: divides low frequencies, keeps high ones, and scales attention.
+    /// `yarn`: low frequencies are divided by a factor, high ones are kept, and attention scores are scaled.
     Yarn(YarnScaling),
-    /// `llama3`: long wavelengths are divided by `factor`, short ones kept, and those between interpolated.
+    /// `llama3`: frequencies with long wavelengths are divided by `factor`, those with short wavelengths are kept, and
+    /// those in between are interpolated.
     Llama3 {
         /// Divisor of the lowest frequencies.
         factor: f64,
@@ -40,7 +42,7 @@ pub enum RopeScaling {
         /// Length of the context of the original training, in tokens.
         original_max_position_embeddings: usize,
     },
-    /// `longrope`: one divisor per frequency, from one of two lists.
+    /// `longrope`: each frequency has its own divisor, from one of two lists.
     LongRope(LongRopeScaling),
 }
 
@@ -51,13 +53,13 @@ pub struct YarnScaling {
     pub factor: f64,
     /// Factor applied to cosines and sines.
     pub attention_factor: f64,
-    /// Frequencies with more rotations than this in the original context are kept.
+    /// Frequencies that make more turns than this within the original context are kept.
     pub beta_fast: f64,
-    /// Frequencies with fewer rotations than this in the original context are divided by `factor`.
+    /// Frequencies that make fewer turns than this within the original context are divided by `factor`.
     pub beta_slow: f64,
     /// Length of the context of the original training, in tokens.
     pub original_max_position_embeddings: usize,
-    /// Whether the bounds of the interpolation are rounded outwards to whole indices.
+    /// Whether the bounds of the interpolated range of frequencies are rounded outwards to whole indices.
     pub truncate: bool,
 }
 
@@ -79,9 +81,11 @@ pub struct LongRopeScaling {
 pub(crate) enum Frequencies {
     /// The same for every sequence length.
     Fixed(Vec<f32>),
-    /// See [`RopeScaling::Dynamic`]; `original` is used up to `max_position_embeddings` tokens.
+    /// Frequencies of [`RopeScaling::Dynamic`]. `original` applies to sequences of up to `max_position_embeddings`
+    /// tokens.
     Dynamic { original: Vec<f32>, theta: f64, factor: f64, max_position_embeddings: usize },
-    /// See [`RopeScaling::LongRope`]; `short` is used up to `original_max_position_embeddings` tokens.
+    /// Frequencies of [`RopeScaling::LongRope`]. `short` applies to sequences of up to
+    /// `original_max_position_embeddings` tokens.
     Long { short: Vec<f32>, long: Vec<f32>, original_max_position_embeddings: usize },
 }
 
@@ -117,7 +121,7 @@ impl Frequencies {
         }
     }
 
-    /// The frequencies for a call after which the sequence is `seq_len` tokens long.
+    /// Returns the frequencies for a call after which the sequence is `seq_len` tokens long.
     pub(crate) fn at(&self, seq_len: usize) -> Cow<'_, [f32]> {
         match self {
             Self::Fixed(inv_freq) => Cow::Borrowed(inv_freq),
@@ -125,7 +129,7 @@ impl Frequencies {
                 Cow::Borrowed(original)
             }
             &Self::Dynamic { ref original, theta, factor, max_position_embeddings } => {
-                // In f32, because the reference computes this with a one-element tensor.
+                // Computed in f32, because Transformers computes this with a one-element tensor.
                 let dim = 2.0 * original.len() as f32;
                 let stretch = factor as f32 * seq_len as f32 / max_position_embeddings as f32 - (factor - 1.0) as f32;
                 let theta = theta as f32 * stretch.powf(dim / (dim - 2.0));
@@ -137,14 +141,14 @@ impl Frequencies {
         }
     }
 
-    /// Whether the frequencies depend on the sequence length.
+    /// Returns whether the frequencies depend on the sequence length.
     pub(crate) fn depend_on_length(&self) -> bool {
         !matches!(self, Self::Fixed(_))
     }
 }
 
 impl RopeScaling {
-    /// Factor applied to cosines and sines.
+    /// Returns the factor applied to cosines and sines.
     pub(crate) fn attention_factor(&self) -> f32 {
         match self {
             Self::Yarn(yarn) => yarn.attention_factor as f32,
@@ -155,10 +159,10 @@ impl RopeScaling {
 }
 
 impl YarnScaling {
-    /// `powers` are the powers of `theta`, `[head_dim / 2]`.
+    /// Computes the frequencies, `[head_dim / 2]`. `powers` holds `theta^(2j / head_dim)` for each frequency `j`.
     fn frequencies(&self, powers: &[f32], theta: f64) -> Vec<f32> {
         let dim = 2.0 * powers.len() as f64;
-        // The index of the frequency with `rotations` full turns in the original context.
+        // The index of the frequency that makes `rotations` full turns within the original context.
         let index_of = |rotations: f64| {
             dim * (self.original_max_position_embeddings as f64 / (rotations * TAU)).ln() / (2.0 * theta.ln())
         };
@@ -168,7 +172,7 @@ impl YarnScaling {
         }
         let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
         if low == high {
-            high += 0.001; // avoids a division by zero, as in the reference
+            high += 0.001; // avoids a division by zero, as in Transformers
         }
         let ramp = |index: usize| ((index as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
         let blended = powers.iter().enumerate().map(|(index, power)| {
@@ -179,15 +183,15 @@ impl YarnScaling {
     }
 }
 
-/// `theta^(2j / head_dim)`, `[head_dim / 2]`.
+/// Computes `theta^(2j / head_dim)` for each frequency `j`: `[head_dim / 2]`.
 fn powers(head_dim: usize, theta: f64) -> Vec<f32> {
     let exponent = |j: usize| (2 * j) as f32 / head_dim as f32;
     (0..head_dim / 2).map(|j| theta.powf(f64::from(exponent(j))) as f32).collect()
 }
 
-/// One frequency of [`RopeScaling::Llama3`].
+/// Scales one frequency as [`RopeScaling::Llama3`] specifies.
 fn llama3(inv_freq: f64, factor: f64, low_freq_factor: f64, high_freq_factor: f64, original: f64) -> f64 {
-    let wavelength = TAU / inv_freq; // tokens per turn
+    let wavelength = TAU / inv_freq; // tokens per full turn
     if wavelength > original / low_freq_factor {
         inv_freq / factor
     } else if wavelength < original / high_freq_factor {

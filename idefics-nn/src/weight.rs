@@ -8,21 +8,22 @@ use crate::{Activations, PackedWeight, ops};
 /// The weight of a [`crate::Linear`], `[d_out, d_in]`. Its name in a checkpoint is the name of the field that
 /// holds it.
 ///
-/// Loading turns a dense weight into a packed one, or the other way round. [`Module`] is implemented by hand because
-/// a mapper cannot change the variant: a packed weight passes through mappers attached to a parameter.
-#[expect(clippy::large_enum_variant, reason = "a model has a few hundred, and Burn does not support boxed modules")]
+/// Loading can turn a dense weight into a packed one, and a packed one into a dense one. [`Module`] is implemented by
+/// hand, because a derived implementation cannot change the variant. Mappers see a packed weight as a parameter to
+/// which it is attached.
+#[expect(clippy::large_enum_variant, reason = "models have few weights, and Burn does not support boxed modules")]
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// Dense values, random until a checkpoint is loaded.
     Dense(Param<Tensor<2>>),
-    /// Codes and scales. They are never trained. Burn's visitors and mappers see a parameter whose value is
-    /// dequantised on demand; a mapper that changes the value makes the weight dense. A
-    /// [`crate::ParameterVisitor`] sees the packed weight itself, and a [`crate::ParameterMapper`] keeps it.
+    /// Codes and scales. They are never trained. Burn's visitors and mappers see a parameter whose value is dequantised
+    /// on demand. A mapper that changes this value makes the weight dense. A [`crate::ParameterVisitor`] sees the
+    /// packed weight itself, and a [`crate::ParameterMapper`] keeps it by default.
     Packed(PackedWeight),
 }
 
 impl Weight {
-    /// `x Wᵀ + b`: `[n_rows, d_in]` and `[d_out]` in, `[n_rows, d_out]` out.
+    /// Computes `x Wᵀ + b`: takes `[n_rows, d_in]` and `[d_out]`, and returns `[n_rows, d_out]`.
     pub(crate) fn product(&self, rows: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
         match self {
             Self::Dense(weight) => ops::dense_product(rows, weight.val(), bias),
@@ -30,7 +31,7 @@ impl Weight {
         }
     }
 
-    /// The device of the weight. Does not initialise a lazy weight.
+    /// Returns the device of the weight, without initialising a lazy weight.
     pub(crate) fn device(&self) -> Device {
         match self {
             Self::Dense(weight) => weight.lazy_device(),
@@ -38,7 +39,7 @@ impl Weight {
         }
     }
 
-    /// The element type to which activations are rounded for the product.
+    /// Returns the element type to which activations are rounded for the product.
     pub(crate) fn activations(&self) -> Activations {
         match self {
             Self::Dense(_) => Activations::F32,
@@ -46,7 +47,7 @@ impl Weight {
         }
     }
 
-    /// `[d_out, d_in]`. Does not initialise a lazy weight.
+    /// Returns `[d_out, d_in]`, without initialising a lazy weight.
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(weight) => weight.lazy_shape().dims(),

@@ -17,7 +17,7 @@ struct Sizes {
 
 const BATCH: usize = 2;
 
-/// Query, key and value. `scale` multiplies the query and so sets how far apart the scores are.
+/// Creates query, key and value. `scale` multiplies the query: the larger it is, the more the scores differ.
 fn states(sizes: Sizes, scale: f32, device: &Device) -> [Tensor<4>; 3] {
     let Sizes { heads, kv_heads, queries, keys, head_dim } = sizes;
     [
@@ -27,14 +27,14 @@ fn states(sizes: Sizes, scale: f32, device: &Device) -> [Tensor<4>; 3] {
     ]
 }
 
-/// Reference implementation in f64, one query at a time: returns (context, weights).
+/// Computes attention in f64, one query at a time. Returns (context, weights).
 fn naive(sizes: Sizes, states: &[Tensor<4>; 3], mask: &[bool]) -> (Vec<f32>, Vec<f32>) {
     let Sizes { heads, kv_heads, queries, keys, head_dim } = sizes;
     let [query, key, value] = states.each_ref().map(|states| values(states.clone()));
     let (mut context, mut all_weights) = (Vec::new(), Vec::new());
     for (index, query) in query.chunks(head_dim).enumerate() {
         let (row, head, position) = (index / (heads * queries), index / queries % heads, index % queries);
-        let first = (row * kv_heads + head / (heads / kv_heads)) * keys; // of this head's keys and values
+        let first = (row * kv_heads + head / (heads / kv_heads)) * keys; // index of this head's first key and value
         let seen = |k: usize| !mask[(row * queries + position) * keys + k];
         let vector = |of: &[f32], k: usize, i: usize| f64::from(of[(first + k) * head_dim + i]);
         let score = |k| (0..head_dim).map(|i| f64::from(query[i]) * vector(&key, k, i)).sum::<f64>();
@@ -50,8 +50,8 @@ fn naive(sizes: Sizes, states: &[Tensor<4>; 3], mask: &[bool]) -> (Vec<f32>, Vec
     (context, all_weights)
 }
 
-/// Three masks: nothing hidden; causal, with the last query at the last key; scattered, with some fully masked
-/// queries.
+/// Creates three masks. The first hides nothing. The second is causal: the last query sees all keys. The third hides
+/// scattered keys, and all keys of some queries.
 fn masks(sizes: Sizes) -> [Vec<bool>; 3] {
     let Sizes { queries, keys, .. } = sizes;
     let rows = || (0..BATCH * queries).flat_map(move |row| (0..keys).map(move |key| (row, key)));
@@ -96,9 +96,8 @@ fn matches_reference_implementation() {
 }
 
 #[test]
-fn tiled_kernel_matches_reference_implementation() {
-    // The CPU backend switches to tiles at 512 * 512 scores per head, counted after the groups are folded into
-    // queries.
+fn several_blocks_of_keys_match_reference_implementation() {
+    // There are more keys than the CPU kernel processes in one block (at most 384).
     for (heads, kv_heads, queries, keys) in [(1, 1, 513, 520), (4, 1, 130, 520), (2, 2, 3, 90_000)] {
         check(Sizes { heads, kv_heads, queries, keys, head_dim: 8 }, 3.0);
     }
@@ -111,7 +110,7 @@ fn fully_masked_query_gives_zero() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let sizes = Sizes { heads: 2, kv_heads: 1, queries, keys, head_dim: 16 };
             let [query, key, value] = states(sizes, 100.0, &device).map(|states| states.cast(dtype));
-            // Every second query, counted from the first, sees nothing; the others see only the last key.
+            // Every second query, starting with the first, sees nothing. The other queries see only the last key.
             let mask =
                 (0..BATCH * queries * keys).map(|i| i / keys % queries % 2 == 0 || i % keys + 1 < keys).collect();
             let mask = Some(bool_mask(mask, [BATCH, 1, queries, keys], &device));
@@ -136,7 +135,7 @@ fn decode_attention_reads_strided_keys() {
     let device = Device::flex();
     let sizes = Sizes { heads: 4, kv_heads: 2, queries: 1, keys: 30, head_dim: 16 };
     let [query, key, value] = states(sizes, 3.0, &device);
-    // One mask row for the whole batch.
+    // The mask has one row for the whole batch.
     let mask = bool_mask((0..30).map(|key| key % 3 == 0).collect(), [1, 1, 1, 30], &device);
     let layouts: [fn(Tensor<4>) -> Tensor<4>; 4] = [
         |states| states.swap_dims(1, 2).reshape([BATCH, 30, 2, 16]).swap_dims(1, 2),
@@ -151,7 +150,7 @@ fn decode_attention_reads_strided_keys() {
             let context = attention(query.clone(), key, value, mask.clone(), Activations::F32);
             assert_values_close(&format!("layout {index}"), &values(context), &expected, 0.0);
         }
-        // Keys and values in 16 bits.
+        // Keys and values may have 16 bits.
         let [key, value] = [key.clone(), value.clone()].map(|states| states.cast(DType::BF16));
         let context = attention(query.clone(), key, value, mask, Activations::F32);
         assert_values_close("bf16", &values(context), &expected, 0.05);

@@ -1,4 +1,4 @@
-//! GGUF blocks in layers: in the memory map, multiplied as stored, looked up row by row.
+//! Tests of layers in GGUF blocks: they stay in the memory map, are multiplied as stored, and are looked up row by row.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::common::{assert_close, values};
 use crate::memory::measure;
 
-/// The parts of a text model of one layer, under the names that a GGUF file stands for.
+/// The parts of a text model with one layer that the GGUF file of these tests contains.
 #[derive(Module, Debug)]
 struct Text {
     embed_tokens: Embedding,
@@ -36,7 +36,7 @@ fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// A GGUF file with matrices of `kind`.
+/// Writes a GGUF file with matrices of `kind` to a new folder.
 fn file(kind: GgufType) -> TempDir {
     let weights = |n: usize| -> Vec<f32> { (0..n).map(|i| ((i * 37 % 211) as f32 - 105.0) / 500.0).collect() };
     let matrix = |rows: usize| Blocks::quantize(kind, &weights(rows * WIDTH), rows, WIDTH).unwrap().into_bytes();
@@ -72,7 +72,7 @@ fn file(kind: GgufType) -> TempDir {
     folder
 }
 
-/// Loads the parts from where the file has them.
+/// Loads each part with the prefix that it has in the checkpoint.
 fn load(folder: &Path, dtype: Option<DType>, device: &Device) -> Text {
     try_load(folder, LoadOptions { dtype, ..LoadOptions::default() }, device)
 }
@@ -106,7 +106,7 @@ fn rows(n: usize, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [n, WIDTH]), device)
 }
 
-/// The values of a matrix of the file, in the checkpoint's order of rows.
+/// Returns the values of a matrix of the file, with the rows in the order of the checkpoint.
 fn dense(folder: &Path, name: &str, device: &Device) -> Tensor<2> {
     let checkpoint = Checkpoint::open(folder).unwrap();
     let entry = checkpoint.tensor(&format!("model.text_model.{name}.weight")).unwrap();
@@ -149,13 +149,13 @@ fn blocks_are_multiplied_and_looked_up_as_stored() {
 }
 
 #[test]
-fn only_rotary_rows_are_copied() {
+fn only_matrices_with_reordered_rows_are_copied() {
     let folder = file(GgufType::Q8_0);
     let (model, _, kept) = measure(|| load(folder.path(), None, &Device::flex()));
     let copied = WIDTH * GgufType::Q8_0.row_bytes(WIDTH).unwrap();
     assert!((copied..copied + 30_000).contains(&kept), "{kept} bytes kept, expected about {copied}");
     drop(model);
-    // The plan agrees.
+    // The predicted memory must agree with the measured memory.
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let (module, device) = (text(&Device::flex()), Device::flex());
     let options = |prefix| LoadOptions { prefix, ..LoadOptions::default() };

@@ -1,4 +1,4 @@
-//! Faulty checkpoints: every fault is a typed error that names the file or the tensor, and never a panic.
+//! Tests of faulty checkpoints: every fault is a typed error that names the file or the tensor, and never a panic.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -72,7 +72,7 @@ fn error_names_common_prefix_of_tensors() {
         let longer: Vec<(&str, &[usize])> = names.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
         let error = load_error(&[(SINGLE, &tensors(&longer))]);
         assert_error!(error, CheckpointError::Prefixed { .. }, &format!("`{prefix}layers.0.weight`"), remedy);
-        // A prefix of only one tensor does not count.
+        // A prefix that only one of the missing tensors has is not reported.
         let error = load_error(&[(SINGLE, &tensors(&longer[2..]))]);
         assert_error!(error, CheckpointError::Missing { .. }, "`layers.0.weight`");
     }
@@ -196,13 +196,13 @@ fn tied_weights_share_memory() {
 fn untied_head_has_own_weights() {
     let mut file = tensors(&[("head.weight", &[3, 2]), ("embed.weight", &[3, 2])]);
     let end = file.len();
-    file[end - 4..].copy_from_slice(&9.0_f32.to_le_bytes()); // of the embeddings
+    file[end - 4..].copy_from_slice(&9.0_f32.to_le_bytes()); // the last value of the embeddings
     let folder = folder_with(&[(SINGLE, &file)]);
     let model = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap();
     let input = Tensor::<1>::from_floats([1.0, 10.0], &Device::flex());
-    assert_eq!(values(model.head.forward(input)), [10.0, 32.0, 54.0]); // rows [0, 1], [2, 3], [4, 5]
+    assert_eq!(values(model.head.forward(input)), [10.0, 32.0, 54.0]); // the head has rows [0, 1], [2, 3], [4, 5]
     assert_eq!(values(model.embed.table()), [0.0, 1.0, 2.0, 3.0, 4.0, 9.0]);
-    // Both missing: the error names the source.
+    // If both tensors are missing, the error names the source.
     let folder = folder_with(&[(SINGLE, &tensors(&[]))]);
     let error = Checkpoint::open(folder.path()).unwrap().load(tied(3, 2), &TIED, |_| ()).unwrap_err();
     assert_error!(error, CheckpointError::Missing { .. }, "`embed.weight`");

@@ -1,4 +1,4 @@
-//! Conversion between dtypes in files and in memory, over whole ranges of bit patterns.
+//! Tests of the conversion between dtypes in files and in memory, over whole ranges of bit patterns.
 
 use burn::tensor::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -7,7 +7,8 @@ use idefics_nn::{Embedding, LoadModule, LoadOptions};
 
 use crate::folders::{file, folder_with};
 
-/// Loads a file of `dtype` as `to`. Loads it into a matrix, because everything else is f32 on the CPU.
+/// Loads values that the file stores as `dtype` into a matrix of dtype `to`. All other parameters would become f32 on
+/// the CPU.
 fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, CheckpointError> {
     let header = format!(r#"{{"weight":{{"dtype":"{dtype}","shape":[{n},1],"data_offsets":[0,{}]}}}}"#, bytes.len());
     let folder = folder_with(&[("model.safetensors", &file(&header, bytes))]);
@@ -16,7 +17,7 @@ fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, Che
     Checkpoint::open(folder.path())?.load(table, &options, |_| ()).map(|table| table.table().flatten(0, 1))
 }
 
-/// All finite two-byte numbers with this exponent mask.
+/// Returns the bit patterns of all finite two-byte numbers. `exponent` is the mask of the exponent bits.
 fn finite_patterns(exponent: u16) -> Vec<u16> {
     (0..=u16::MAX).filter(|bits| bits & exponent != exponent).collect()
 }
@@ -25,7 +26,7 @@ fn bytes(bits: &[u16]) -> Vec<u8> {
     bits.iter().flat_map(|bits| bits.to_le_bytes()).collect()
 }
 
-/// The bits of f32 elements.
+/// Returns the bits of f32 elements.
 fn bits_f32(tensor: Tensor<1>) -> Vec<u32> {
     tensor.into_data().try_into_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
 }
@@ -57,7 +58,7 @@ fn every_f16_widens_exactly() {
 
 #[test]
 fn f32_rounds_to_the_nearest_bf16_and_ties_to_even() {
-    // Around every 64th bf16: just below, at and just above the midpoint to the next one.
+    // The values are around every 64th bf16 number: just below, at and just above the midpoint to the next number.
     let patterns = finite_patterns(0x7F80).into_iter().filter(|bits| bits & 0x7FFF < 0x7F7F).step_by(64);
     let values: Vec<u32> = patterns
         .flat_map(|bits| [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1_8000].map(|more| (u32::from(bits) << 16) + more))
@@ -70,7 +71,7 @@ fn f32_rounds_to_the_nearest_bf16_and_ties_to_even() {
 
 #[test]
 fn non_finite_values_are_counted_and_located() {
-    let n = 200_000; // several chunks
+    let n = 200_000; // converted in several chunks
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut values = vec![1.0_f32; n];
         for index in [150_000, 70_001, 199_999] {

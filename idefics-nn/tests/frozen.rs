@@ -1,4 +1,4 @@
-//! Gradients through frozen weights in every format, and adapters on them.
+//! Tests of gradients through frozen weights in every format, and of adapters on them.
 
 use std::num::NonZeroUsize;
 
@@ -33,7 +33,7 @@ const ALL_FORMATS: [WeightFormat; 8] = [
     WeightFormat::Dense(DType::F32),
 ];
 
-/// A layer without a bias, with random frozen weights.
+/// Creates a layer without a bias, with random frozen weights.
 fn frozen(d_in: usize, d_out: usize, held: WeightFormat, seed: u64, device: &Device) -> Linear {
     let options = match held {
         WeightFormat::Dense(dtype) => LoadOptions { dtype: Some(dtype), ..LoadOptions::default() },
@@ -45,7 +45,7 @@ fn frozen(d_in: usize, d_out: usize, held: WeightFormat, seed: u64, device: &Dev
     fill_random(Linear::new_without_bias(d_in, d_out, device), &options, seed, |_| ()).unwrap().no_grad()
 }
 
-/// The dequantised weight of a layer, `[d_out, d_in]`.
+/// Returns the dequantised weight of a layer, `[d_out, d_in]`.
 fn numbers(linear: &Linear) -> Vec<f32> {
     values(match linear.weight() {
         Weight::Dense(weight) => weight.val().cast(DType::F32).inner(),
@@ -53,7 +53,7 @@ fn numbers(linear: &Linear) -> Vec<f32> {
     })
 }
 
-/// The output, and the gradient of the sum of its squares with respect to the input.
+/// Returns the output, and the gradient of the sum of its squares with respect to the input.
 fn forward_and_back(linear: &Linear, input: &Tensor<2>) -> (Vec<f32>, Vec<f32>) {
     let input = Tensor::from_inner(input.clone()).require_grad();
     let output = linear.forward(input.clone());
@@ -139,7 +139,7 @@ fn trained_dense_weight_gets_gradient() {
     assert_close("weight", &weight.val().grad(&gradients).unwrap(), &expected, EXACT);
 }
 
-/// Records what a visitor sees.
+/// Records the names that a visitor sees.
 #[derive(Default)]
 struct Shown {
     parameters: Vec<String>,
@@ -265,7 +265,7 @@ fn adapter_adds_low_rank_product() {
         let output = adapted.forward(Tensor::from_inner(input.clone()));
         assert_close("graph", &output.clone().inner(), &expected, EXACT);
         let mut gradients = output.sum().backward();
-        // d/dA of the sum of `scale · (x Aᵀ) Bᵀ` is `scale · (1 B)ᵀ (1 x)`.
+        // d/dA of the sum of `scale · (x Aᵀ) Bᵀ` is `scale · (1 B)ᵀ (1 x)`, where 1 is a row of ones.
         let expected = b.clone().sum_dim(0).transpose().matmul(input.clone().sum_dim(0)) * scale; // [rank, d_in]
         assert_close("A", &adapter.lora_a.val().grad_remove(&mut gradients).unwrap(), &expected, EXACT);
         let expected = (input.clone().matmul(a.transpose()).sum_dim(0) * scale).expand([d_out, rank]);

@@ -1,4 +1,5 @@
-//! Layers whose weights are stored by AWQ, GPTQ and compressed-tensors: products, gradients, memory and faulty files.
+//! Tests of layers whose weights are stored by AWQ, GPTQ and compressed-tensors: products, gradients, memory and faulty
+//! files.
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ const D_IN: usize = 64;
 const D_OUT: usize = 24;
 const GROUP: usize = 32;
 
-/// A packed layer, and a plain one that is left out.
+/// A layer whose weight is stored in int4, and a dense layer.
 #[derive(Module, Debug)]
 struct Pair {
     up: Linear,
@@ -37,8 +38,8 @@ fn tensor(name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> NamedTen
     NamedTensor { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes: bytes.into() }
 }
 
-/// A folder with a layer in one of the layouts, with random codes. In `gptq-act-order`, the inputs of a group are not
-/// adjacent.
+/// Creates a checkpoint folder with a layer in one of the [`LAYOUTS`], with random codes. In `gptq-act-order`, the
+/// inputs of a group are not adjacent.
 fn folder(layout: &str, edit: impl FnOnce(&mut Vec<NamedTensor<'static>>)) -> TempDir {
     let mut random = ChaCha8Rng::seed_from_u64(7);
     let mut words = |name: &str, shape: [usize; 2]| {
@@ -46,7 +47,7 @@ fn folder(layout: &str, edit: impl FnOnce(&mut Vec<NamedTensor<'static>>)) -> Te
     };
     let groups = D_IN / GROUP;
     let scales = |name: &str, shape: [usize; 2]| {
-        // 0.02 to 0.027 in F16.
+        // The values are F16 bit patterns, from 0.02 to 0.027.
         let values = (0..shape[0] * shape[1]).flat_map(|at| (0x251e + at as u16 % 400).to_le_bytes());
         tensor(name, Dtype::F16, &shape, values.collect())
     };
@@ -102,7 +103,7 @@ fn load(folder: &Path, device: &Device) -> Pair {
     Checkpoint::open(folder).unwrap().load(Pair::new(device), &LoadOptions::default(), |_| ()).unwrap()
 }
 
-/// The weight in f32, `[d_out, d_in]`.
+/// Dequantises the weight to f32, `[d_out, d_in]`.
 fn dequantized(linear: &Linear) -> Tensor<2> {
     match linear.weight() {
         Weight::Packed(weight) => weight.dequantize(),
@@ -110,7 +111,7 @@ fn dequantized(linear: &Linear) -> Tensor<2> {
     }
 }
 
-/// The weight according to the definition of GPTQ, `[d_out, d_in]`.
+/// Computes the weight by the definition of GPTQ, `[d_out, d_in]`.
 fn gptq_values(checkpoint: &Checkpoint) -> Vec<f32> {
     let bytes = |name: &str| checkpoint.tensor(name).unwrap().bytes();
     let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[4 * at..4 * at + 4].try_into().unwrap());
@@ -194,7 +195,7 @@ fn every_tensor_is_accounted_for() {
         assert_eq!(read, (stored - biases) as u64, "{layout}");
         let memory = options.memory(&pair.unwrap(), Some(&checkpoint), &device);
         let mapped = if layout == "compressed-tensors" { D_OUT * D_IN / 2 } else { 0 };
-        assert_eq!(memory.mapped, (mapped + 16) as u64, "{layout}: and the plain weight");
+        assert_eq!(memory.mapped, (mapped + 16) as u64, "{layout}: the plain weight is mapped too");
         assert_eq!(memory.total(), (D_OUT * D_IN / 2 + 8 * D_OUT * D_IN / GROUP + 16) as u64, "{layout}");
     }
     let folder = folder("gptq", |tensors| tensors[3].bytes = vec![1; 2 * D_OUT].into());
@@ -223,7 +224,7 @@ fn faulty_files_are_rejected_before_anything_is_read() {
 }
 
 #[test]
-fn weights_stay_in_their_format() {
+fn int4_weights_cannot_be_quantised_to_nf4() {
     let folder = folder("awq", |_| ());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let format = PackedFormat::FourBit(FourBitType::Nf4);

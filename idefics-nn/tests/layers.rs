@@ -29,7 +29,7 @@ fn parameters<M: Module>(module: &M, gradients: Option<&Gradients>) -> Vec<Vec<f
     visitor.values
 }
 
-/// `left · right` in f64, for `[rows, inner]` and `[inner, cols]`.
+/// Computes `left · right` in f64, for matrices `[rows, inner]` and `[inner, cols]`.
 fn product(left: &[f32], right: &[f32], inner: usize, cols: usize) -> Vec<f32> {
     let row = |row: &[f32]| {
         let at = |col| (0..inner).map(|i| f64::from(row[i]) * f64::from(right[i * cols + col])).sum::<f64>() as f32;
@@ -106,7 +106,7 @@ fn linear_rejects_other_dtype() {
     Linear::new(4, 4, &device).forward(Tensor::<2>::zeros([1, 4], (&device, DType::BF16)));
 }
 
-/// A parameter with the given values.
+/// Creates a parameter with the given values.
 fn param(values: &[f32], device: &Device) -> Param<Tensor<1>> {
     Param::from_tensor(Tensor::from_floats(values, device))
 }
@@ -137,7 +137,7 @@ fn rms_norm_rounds_before_scaling() {
     let mut norm = RmsNorm::new(64, 1e-6, &device);
     let weight: Vec<f32> = numbers(1, 64).into_iter().map(|x| bf16::from_f32(1.0 + x).to_f32()).collect();
     norm.weight = Param::from_tensor(Tensor::<1>::from_floats(weight.as_slice(), &device).cast(DType::BF16));
-    // Multiples of 1/16: the sum of their squares is exact in any order.
+    // The input has multiples of 1/16, so the sum of their squares is exact in any order.
     let row: Vec<f32> = (0..64).map(|i| (i as f32 - 32.0) / 16.0).collect();
     let input = Tensor::<1>::from_floats(row.as_slice(), &device).reshape([1, 64]).cast(DType::BF16);
     let mean_square = row.iter().map(|x| x * x).sum::<f32>() / 64.0;
@@ -176,7 +176,8 @@ fn layer_norm_matches_formula() {
 
 #[test]
 fn activations_match_transformers() {
-    // ACT2FN[name](torch.tensor([-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10], dtype=torch.float64)), Transformers 5.23.0
+    // Expected values: ACT2FN[name](torch.tensor([-10, -3, -1, -0.5, 0, 0.5, 1, 3, 10], dtype=torch.float64)), with
+    // Transformers 5.23.0.
     let input = [-10.0, -3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 10.0];
     let gelu_tanh = [0.0, -0.003_637_392, -0.158_808_01, -0.154_286, 0.0, 0.345_714, 0.841_192, 2.996_362_7, 10.0];
     let silu = [

@@ -1,7 +1,7 @@
-//! Tests of idefics-nn: layers against plain formulas, and faulty checkpoints against typed errors.
+//! Tests of idefics-nn: layers are compared with plain formulas, and faulty checkpoints must give typed errors.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 mod attention;
 mod blocks;

@@ -1,4 +1,4 @@
-//! Quantised linear layers: with and without kernels, in memory and on disk, and faulty files.
+//! Tests of quantised linear layers: with and without kernels, in memory and on disk, and from faulty files.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -73,7 +73,7 @@ fn try_load(
     Checkpoint::open(folder)?.load(small(d_in, d_out, device), &options, |_| ())
 }
 
-/// A checkpoint of [`Small`] with weights drawn from `seed`.
+/// Creates a checkpoint of [`Small`] with weights drawn from `seed`.
 fn plain_folder(d_in: usize, d_out: usize, seed: u64) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let device = Device::flex();
@@ -88,7 +88,7 @@ fn rows(n_rows: usize, d_in: usize, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [n_rows, d_in]), device)
 }
 
-/// Writes the checkpoint `plain` quantised.
+/// Writes a quantised copy of the checkpoint `plain` to a new folder.
 fn quantized_folder(plain: &Path, dims: (usize, usize), format: PackedFormat, double_quant: bool) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let module = small(dims.0, dims.1, &Device::flex());
@@ -104,7 +104,7 @@ proptest! {
     fn kernels_match_plain_operations(d_in in 1_usize..150, d_out in 1_usize..40, n_rows in 1_usize..5, seed: u64) {
         let folder = plain_folder(d_in, d_out, seed);
         let (kernels, graph) = (Device::flex(), Device::flex().autodiff());
-        // On the CPU, everything but the matrices is f32.
+        // On the CPU, all parameters except matrices are f32.
         for device in [&kernels, &graph] {
             let options = LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() };
             let module = Checkpoint::open(folder.path()).unwrap();
@@ -143,7 +143,7 @@ proptest! {
 
 #[test]
 fn zero_block_survives_double_quantisation() {
-    // After double quantisation its scale is slightly below zero.
+    // After double quantisation, the scale of the zero block is slightly below zero.
     let blocks = [0.0, 1.0, 1.0, 5.0];
     assert!(NestedAbsmax::quantize(&blocks).unwrap().dequantize().unwrap()[0] < 0.0);
     let plain = edited(plain_folder(64, 4, 5).path(), |parts| {
@@ -199,7 +199,7 @@ fn as_stored_weights_stay_memory_mapped() {
     assert_ne!(rounded, exact);
 }
 
-/// The tensors of a checkpoint, to be edited: dtype, shape and bytes.
+/// The tensors of a checkpoint, to be edited: dtype, shape and bytes of each.
 type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
@@ -219,7 +219,7 @@ fn edited(folder: &Path, edit: impl FnOnce(&mut Parts)) -> TempDir {
     edited
 }
 
-/// Replaces a tensor's bytes; its shape becomes one-dimensional.
+/// Replaces the bytes of a tensor. Its shape becomes one-dimensional.
 fn replace(parts: &mut Parts, name: &str, bytes: Vec<u8>) {
     let (dtype, shape, data) = parts.get_mut(name).unwrap();
     *shape = vec![bytes.len() * 8 / dtype.bitsize()];
@@ -298,7 +298,7 @@ fn errors_of_quantised_files_name_the_tensor() {
             false,
             Box::new(|parts| {
                 let n = parts["up.weight.scales"].2.len();
-                replace(parts, "up.weight.scales", [0x00, 0x7f].repeat(n / 2)); // 1.7e38
+                replace(parts, "up.weight.scales", [0x00, 0x7f].repeat(n / 2)); // all are 1.7e38
             }),
         ),
         (
@@ -307,7 +307,7 @@ fn errors_of_quantised_files_name_the_tensor() {
             false,
             Box::new(|parts| {
                 let n = parts["up.weight.scales"].2.len();
-                replace(parts, "up.weight.scales", [0x80, 0x7f].repeat(n / 2)); // infinity
+                replace(parts, "up.weight.scales", [0x80, 0x7f].repeat(n / 2)); // all are infinite
             }),
         ),
         ("q4 codes", PackedFormat::Q4, false, Box::new(|parts| replace(parts, "up.weight", vec![0; 64]))),
@@ -353,7 +353,7 @@ fn rejects_quantised_tensors_outside_linear_layers() {
     plan(flat.path());
 }
 
-/// The memory can be predicted whatever the file contains.
+/// Checks that the memory can be predicted, whatever the file contains.
 fn plan(folder: &Path) {
     let (device, checkpoint) = (Device::flex(), Checkpoint::open(folder).unwrap());
     let module = small(64, 4, &device);
@@ -392,7 +392,7 @@ fn rejects_quantising_non_finite_weights() {
 fn loads_llm_int8_files() {
     let plain = plain_folder(3, 2, 4);
     let folder = edited(plain.path(), |parts| {
-        parts.insert("up.weight".into(), (Dtype::I8, vec![2, 3], vec![127, 0, 129, 1, 2, 3])); // 129 is −127
+        parts.insert("up.weight".into(), (Dtype::I8, vec![2, 3], vec![127, 0, 129, 1, 2, 3])); // 129 means −127
         parts.insert("up.SCB".into(), (Dtype::F32, vec![2], floats(&[2.0, 127.0])));
         parts.insert("up.weight_format".into(), (Dtype::U8, vec![1], vec![0]));
         parts.insert("up.bias".into(), (Dtype::F32, vec![2], floats(&[0.0, 0.5])));

@@ -40,7 +40,8 @@ fn rotates_halves_of_a_head() {
     }
 }
 
-/// The cosines and sines at a position: the rotated unit vectors of the first half.
+/// Returns the cosines and sines at a position, by rotating a head that has ones in its first half and zeros in its
+/// second.
 fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f32>, Vec<f32>) {
     let half = head_dim / 2;
     let ones: Vec<f32> = (0..head_dim).map(|j| if j < half { 1.0 } else { 0.0 }).collect();
@@ -52,7 +53,8 @@ fn cos_sin(rotary: &RotaryEmbedding, head_dim: usize, position: usize) -> (Vec<f
 
 #[test]
 fn matches_transformers_at_large_positions() {
-    // MistralRotaryEmbedding(MistralConfig(head_dim=8))(zeros(1, 1, 8), tensor([[4095, 30000]])), Transformers 5.23.0
+    // Expected values: MistralRotaryEmbedding(MistralConfig(head_dim=8))(zeros(1, 1, 8), tensor([[4095, 30000]])), with
+    // Transformers 5.23.0.
     let rotary = RotaryEmbedding::new(8, 10_000.0, &RopeScaling::None);
     for (position, cos, sin) in [
         (
@@ -74,7 +76,7 @@ fn matches_transformers_at_large_positions() {
 
 #[test]
 fn llama3_scaling_matches_transformers() {
-    // ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=32, rope_parameters={"rope_type": "llama3",
+    // Expected values: ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(head_dim=32, rope_parameters={"rope_type": "llama3",
     //   "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     //   "original_max_position_embeddings": 8192}), "cpu"), Transformers 5.23.0
     let expected = [

@@ -1,7 +1,7 @@
-//! Forward pass of the connector of idefics2-8b and the resampler of idefics-9b, with one layer each:
+//! Benchmarks of the connector of idefics2-8b and the resampler of idefics-9b, with one layer each:
 //! `cargo bench -p idefics-perceiver`.
 
-#![allow(clippy::disallowed_methods)] // waits for the device
+#![allow(clippy::disallowed_methods)] // the benchmarks wait for the device
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use idefics_nn::Activation;
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig, flamingo};
 
 fn forward(c: &mut Criterion) {
-    let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
+    let device = Device::default(); // chosen by the environment variable BURN_DEVICE: flex, cuda or wgpu
     let config = ConnectorConfig {
         vision_hidden_size: 1152,
         text_hidden_size: 4096,

@@ -1,4 +1,4 @@
-//! Configuration of Idefics2's connector: `perceiver_config` in `config.json`, and values of the other sections.
+//! Configuration of Idefics2's connector: `perceiver_config` in `config.json`, and values from other sections.
 
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};
@@ -66,7 +66,7 @@ impl PerceiverConfig {
     }
 }
 
-/// Configuration of Idefics2's connector. It deserialises from a whole `config.json`, using the sections
+/// Configuration of Idefics2's connector. It is deserialised from a whole `config.json`, of which it uses the sections
 /// `text_config`, `vision_config` and `perceiver_config`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(from = "Sections")]
@@ -75,9 +75,9 @@ pub struct ConnectorConfig {
     pub vision_hidden_size: usize,
     /// Width of the decoder.
     pub text_hidden_size: usize,
-    /// Inner width of the modality projection. Equal to the decoder's feed-forward width.
+    /// Inner width of the modality projection. Equal to the inner width of the decoder's feed-forward blocks.
     pub text_intermediate_size: usize,
-    /// Activation of the modality projection. Equal to that of the decoder.
+    /// Activation of the modality projection. Equal to the activation of the decoder.
     pub text_hidden_act: Activation,
     /// Configuration of the resampler.
     pub perceiver: PerceiverConfig,
@@ -123,7 +123,7 @@ impl Default for VisionSection {
 
 impl From<Sections> for ConnectorConfig {
     fn from(Sections { text_config: text, vision_config: vision, perceiver_config: mut perceiver }: Sections) -> Self {
-        // As in the reference, if the widths differ, the resampler takes width and epsilon from the decoder.
+        // As in Transformers, the resampler takes width and epsilon from the decoder if the widths differ.
         if perceiver.hidden_size != text.hidden_size {
             perceiver.hidden_size = text.hidden_size;
             perceiver.rms_norm_eps = text.rms_norm_eps;
@@ -152,7 +152,7 @@ impl ConnectorConfig {
             return Err(ConfigError::Range {
                 field: "perceiver_config.hidden_size",
                 value: self.perceiver.hidden_size.to_string(),
-                expected: format!("{}, the decoder's width", self.text_hidden_size),
+                expected: format!("{}, which is `text_config.hidden_size`", self.text_hidden_size),
             });
         }
         Ok(())
@@ -162,7 +162,7 @@ impl ConnectorConfig {
     /// does not allocate them.
     ///
     /// # Errors
-    /// Those of [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<Connector, ConfigError> {
         self.validate()?;
         Ok(Connector::new(self, device))

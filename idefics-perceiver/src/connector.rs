@@ -1,6 +1,6 @@
-//! Idefics2's connector: maps patch features to image tokens in the decoder's embedding space.
+//! Idefics2's connector: maps patch features to image vectors in the decoder's embedding space.
 //!
-//! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2Connector`, `Idefics2MLP`, Transformers 5.23.0.
+//! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2Connector` and `Idefics2MLP`, Transformers 5.23.0.
 //!
 //! Axes: `n_images`, `patches`, `n_latents` vectors per image.
 
@@ -16,7 +16,7 @@ const PATCHES: usize = 1024;
 /// Projects patch features to the decoder's width, then compresses each image to `n_latents` vectors.
 #[derive(Module, Debug)]
 pub struct Connector {
-    /// Projection from the vision tower's width to the decoder's.
+    /// Projection from the vision tower's width to the decoder's width.
     pub modality_projection: GatedMlp,
     /// Compresses the patches of each image to latents.
     pub perceiver_resampler: PerceiverResampler,
@@ -36,7 +36,7 @@ impl Connector {
         }
     }
 
-    /// Computes the image tokens of a batch of images.
+    /// Computes the image vectors of a batch of images.
     ///
     /// # Shapes
     /// - `image_hidden_states`: `[n_images, patches, vision_hidden_size]`, the vision tower's output

@@ -8,7 +8,7 @@ mod resampler;
 
 pub use config::{ConnectorConfig, PerceiverConfig};
 pub use connector::Connector;
-/// Checkpoint loading and other items shared by all components. It re-exports Burn as [`nn::burn`].
+/// Checkpoint loading and other items shared by all components. The crate re-exports Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, GatedMlp, burn};
 pub use pixel_shuffle::{ModalityProjection, PixelShuffleConfig, PixelShuffleConnector, pixel_shuffle};

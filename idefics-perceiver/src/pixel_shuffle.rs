@@ -1,6 +1,7 @@
 //! Idefics3's connector: pixel shuffle, then one linear layer.
 //!
-//! Paper: <https://arxiv.org/abs/2408.12637>. Reference: `Idefics3Connector`, `SmolVLMConnector`, Transformers 5.23.0.
+//! Paper: <https://arxiv.org/abs/2408.12637>. Reference: `Idefics3Connector` and `SmolVLMConnector`, Transformers
+//! 5.23.0.
 //!
 //! Axes: `n_images`, `rows` × `cols` patches per image. A square of `scale` × `scale` patches becomes one vector.
 
@@ -21,20 +22,21 @@ pub struct PixelShuffleConfig {
 }
 
 impl PixelShuffleConfig {
-    /// Checks every value that determines sizes or is used as a divisor.
+    /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("vision_config.hidden_size", self.vision_hidden_size, 1..=32_768)?;
         ConfigError::check_range("text_config.hidden_size", self.text_hidden_size, 1..=32_768)?;
         ConfigError::check_range("scale_factor", self.scale_factor, 1..=64)
     }
 
-    /// Creates the connector. The weights are random until a checkpoint is loaded, and not allocated before.
+    /// Creates the connector with random weights. They are allocated when they are first used, so loading a checkpoint
+    /// does not allocate them.
     ///
     /// # Errors
-    /// Those of [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<PixelShuffleConnector, ConfigError> {
         self.validate()?;
         let width = self.vision_hidden_size * self.scale_factor.pow(2);
@@ -47,10 +49,10 @@ impl PixelShuffleConfig {
     }
 }
 
-/// Concatenates the features of neighbouring patches and projects them to the width of the decoder.
+/// Joins the features of neighbouring patches and projects them to the width of the decoder.
 #[derive(Module, Debug)]
 pub struct PixelShuffleConnector {
-    /// Maps concatenated features to the width of the decoder.
+    /// Maps joined features to the width of the decoder.
     pub modality_projection: ModalityProjection,
     #[module(skip)]
     scale_factor: usize,
@@ -59,11 +61,13 @@ pub struct PixelShuffleConnector {
 /// The projection, a single linear layer. Reference: `Idefics3SimpleMLP`.
 #[derive(Module, Debug)]
 pub struct ModalityProjection {
-    /// `[text_hidden_size, vision_hidden_size · scale_factor²]`, no bias.
+    /// Layer with weight `[text_hidden_size, vision_hidden_size · scale_factor²]` and without a bias.
     pub proj: Linear,
 }
 
 impl PixelShuffleConnector {
+    /// Maps the output of the vision tower to image vectors.
+    ///
     /// # Shapes
     /// - `image_hidden_states`: `[n_images, rows · cols, vision_hidden_size]`, the output of the vision tower
     /// - `grid`: `[rows, cols]`
@@ -76,7 +80,7 @@ impl PixelShuffleConnector {
     }
 }
 
-/// Concatenates the features of each square of `scale` × `scale` patches, row by row, to one vector.
+/// Joins the features of each square of `scale` × `scale` patches, row by row, into one vector.
 ///
 /// # Shapes
 /// - `features`: `[n_images, rows · cols, d]`
@@ -87,7 +91,7 @@ impl PixelShuffleConnector {
 pub fn pixel_shuffle(features: Tensor<3>, [rows, cols]: [usize; 2], scale: usize) -> Tensor<3> {
     let [n_images, _, d] = features.dims();
     let fits = rows.is_multiple_of(scale) && cols.is_multiple_of(scale);
-    assert!(fits, "a grid of {rows}x{cols} patches is not a multiple of {scale}");
+    assert!(fits, "the grid has {rows}x{cols} patches; expected multiples of {scale}");
     features
         .reshape([n_images, rows / scale, scale, cols / scale, scale, d])
         .permute([0, 1, 3, 2, 4, 5]) // [n_images, rows / scale, cols / scale, scale, scale, d]
@@ -99,9 +103,10 @@ mod tests {
     use super::*;
     use burn::tensor::{TensorData, Tolerance};
 
-    /// Result of `Idefics3Connector.pixel_shuffle` on 4 x 6 patches with factor 2; each patch contains its own number.
+    /// Expected values: `Idefics3Connector.pixel_shuffle` on 4 x 6 patches with factor 2. The feature of each patch is
+    /// its number.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a test may wait for the device")]
+    #[expect(clippy::disallowed_methods, reason = "the test reads the result back to the host")]
     fn squares_are_joined_row_by_row() {
         let device = Device::flex();
         let patches: Vec<f32> = (0..24u8).map(f32::from).collect();

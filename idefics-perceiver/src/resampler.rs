@@ -1,10 +1,10 @@
 //! Idefics2's perceiver resampler.
 //!
-//! Paper: <https://arxiv.org/abs/2103.03206>, as in <https://arxiv.org/abs/2405.02246>. Reference:
-//! `Idefics2PerceiverResampler`, `Idefics2PerceiverLayer`, `Idefics2PerceiverAttention`, Transformers 5.23.0.
+//! Papers: Perceiver, <https://arxiv.org/abs/2103.03206>; Idefics2, <https://arxiv.org/abs/2405.02246>. Reference:
+//! `Idefics2PerceiverResampler`, `Idefics2PerceiverLayer` and `Idefics2PerceiverAttention`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `n_latents`, `d` = `hidden_size`, `heads` query and `kv_heads` key/value heads of
-//! `head_dim`.
+//! Axes: `n_images`, `patches`, `n_latents`, and `d` = `hidden_size`. There are `heads` query heads and `kv_heads`
+//! key/value heads, each of width `head_dim`.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Tensor};
@@ -12,8 +12,8 @@ use idefics_nn::{GatedMlp, Linear, RmsNorm, attention, normal};
 
 use crate::PerceiverConfig;
 
-/// Compresses the patches of each image to `n_latents` vectors: learned latents that attend to the patches and to each
-/// other.
+/// A resampler that compresses the patches of each image to `n_latents` vectors. Learned latents attend to the patches
+/// and to each other.
 #[derive(Module, Debug)]
 pub struct PerceiverResampler {
     /// Learned initial latents, `[n_latents, d]`.
@@ -45,7 +45,7 @@ impl PerceiverResampler {
         let latents = self.latents.val();
         let [n_latents, _] = latents.dims();
 
-        // The keys are [context; latents]. Latents are never masked.
+        // The keys of the patches come first, then those of the latents. Latents are never masked.
         let mask = attention_mask.map(|real| {
             let seen = Tensor::<2, Bool>::full([n_images, n_latents], false, &context.device());
             let mask = Tensor::cat(vec![real.bool_not(), seen], 1); // [n_images, patches + n_latents]
@@ -87,10 +87,12 @@ impl PerceiverLayer {
         }
     }
 
+    /// Applies the layer to the latents of a batch of images.
+    ///
     /// # Shapes
     /// - `latents`: `[n_images, n_latents, d]`
     /// - `context`: `[n_images, patches, d]`
-    /// - `mask`: `[n_images, 1, n_latents, patches + n_latents]`, true where a key is masked
+    /// - `mask`: `[n_images, 1, n_latents, patches + n_latents]`; true hides the key
     /// - returns `[n_images, n_latents, d]`
     pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let attended = self.self_attn.forward(
@@ -130,8 +132,10 @@ impl PerceiverAttention {
         }
     }
 
+    /// Computes attention from the latents to patches and latents.
+    ///
     /// # Shapes
-    /// Those of [`PerceiverLayer::forward`].
+    /// The same as for [`PerceiverLayer::forward`].
     pub fn forward(&self, latents: Tensor<3>, context: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let [n_images, n_latents, _] = latents.dims();
         let split_heads = |states: Tensor<3>| {

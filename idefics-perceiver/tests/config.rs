@@ -4,7 +4,7 @@ use idefics_perceiver::{ConfigError, ConnectorConfig, PerceiverConfig, flamingo}
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// The error of the default configuration with one key changed. Checks that `init` returns the same error.
+/// Returns the error of the default configuration with one key changed. Checks that `init` returns the same error.
 fn error(key: &str, value: Value) -> ConfigError {
     let perceiver: PerceiverConfig = serde_json::from_value(json!({ key: value })).unwrap();
     let error = perceiver.validate().unwrap_err();
@@ -94,7 +94,7 @@ fn width_of_latents_must_match_decoder() {
     };
     assert_eq!(
         config.init(&Device::flex()).unwrap_err().to_string(),
-        "`perceiver_config.hidden_size` is 8; expected 16, the decoder's width"
+        "`perceiver_config.hidden_size` is 8; expected 16, which is `text_config.hidden_size`"
     );
 }
 
@@ -103,6 +103,6 @@ fn heads_must_be_a_multiple_of_key_value_heads() {
     assert_eq!(
         error("num_key_value_heads", json!(3)).to_string(),
         "`perceiver_config.resampler_n_heads` is 16; \
-         expected a multiple of `perceiver_config.num_key_value_heads`, 3"
+         expected a multiple of `perceiver_config.num_key_value_heads`, which is 3"
     );
 }

@@ -1,4 +1,4 @@
-//! The Flamingo resampler of IDEFICS v1.
+//! Tests of the Flamingo resampler of IDEFICS v1.
 
 use burn::tensor::Device;
 use idefics_perceiver::flamingo::{PerceiverConfig, ResamplerConfig};

@@ -1,4 +1,4 @@
-//! The latents of an image do not depend on the other images of the batch.
+//! Tests that the latents of an image do not depend on the other images of the batch.
 
 use burn::tensor::{Device, Tensor};
 use idefics_perceiver::Connector;
@@ -23,8 +23,8 @@ impl Images {
         Self { connector, width: config.vision_hidden_size, device }
     }
 
-    /// Latents of each image, `[1, n_latents, d]`, computed in one batch. Images are padded to `patches` with random
-    /// features.
+    /// Computes the latents of each image, `[1, n_latents, d]`, in one batch. Images are padded to `patches` patches
+    /// with random features.
     fn compress(&self, images: &[usize], patches: usize, padding_seed: u64) -> Vec<Tensor<3>> {
         let features = images.iter().map(|&image| {
             let real = random(image as u64, [1, PATCHES[image], self.width], &self.device);
@@ -37,7 +37,7 @@ impl Images {
         (0..images.len()).map(|row| part(&output, 0, row, row + 1)).collect()
     }
 
-    /// Latents of one image without padding or mask.
+    /// Computes the latents of one image, without padding and without a mask.
     fn alone(&self, image: usize) -> Tensor<3> {
         self.connector.forward(random(image as u64, [1, PATCHES[image], self.width], &self.device), None)
     }
@@ -92,6 +92,6 @@ fn image_without_real_patches_gives_finite_latents() {
     let features = random(1, [1, 4, images.width], &images.device);
     let nothing = Some(bool_mask(vec![false; 4], [1, 4], &images.device));
     let output = images.connector.forward(features.clone(), nothing.clone());
-    // The latents only attend to each other.
+    // All patches are hidden, so the latents attend only to each other.
     assert_close("latents", &output, &images.connector.forward(features * 7.0, nothing), SAME);
 }

@@ -11,8 +11,7 @@ struct Vision {
     patch_size: usize,
 }
 
-/// Loads the connector of a checkpoint folder. Loading is strict: every parameter must be in the folder, and vice
-/// versa.
+/// Loads the connector of a checkpoint folder. Every parameter must have a tensor in the folder.
 pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Connector) {
     let config: ConnectorConfig = serde_json::from_value(model.config.clone()).unwrap();
     let connector = model.load(config.init(device).unwrap(), PREFIX);

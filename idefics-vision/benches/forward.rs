@@ -1,6 +1,6 @@
-//! Forward pass of the towers of idefics2-8b and idefics-9b, with one layer each: `cargo bench -p idefics-vision`.
+//! Benchmarks of the vision towers of idefics2-8b and idefics-9b, with one layer each: `cargo bench -p idefics-vision`.
 
-#![allow(clippy::disallowed_methods)] // waits for the device
+#![allow(clippy::disallowed_methods)] // the benchmarks wait for the device
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, clip};
 
 fn forward(c: &mut Criterion) {
-    let device = Device::default(); // BURN_DEVICE=flex|cuda|wgpu
+    let device = Device::default(); // chosen by the environment variable BURN_DEVICE: flex, cuda or wgpu
     let config = VisionConfig { num_hidden_layers: 1, ..VisionConfig::siglip_so400m_980() };
     let tower = config.init(&device).expect("the configuration is valid");
     let mut group = c.benchmark_group("vision/siglip_so400m_1_of_27_layers");

@@ -48,30 +48,31 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// The tower of idefics2-8b: SigLIP-So400m with a position table for 980-pixel squares.
+    /// Returns the configuration of the tower of idefics2-8b: SigLIP-So400m with a position table for 980-pixel
+    /// squares.
     pub fn siglip_so400m_980() -> Self {
         Self {
             hidden_size: 1152,
             intermediate_size: 4304,
             num_hidden_layers: 27,
-            num_attention_heads: 16, // 1152 / 16 = 72 per head
-            image_size: 980,         // 980 / 14 = 70, 70 × 70 = 4900 positions
+            num_attention_heads: 16, // heads have width 1152 / 16 = 72
+            image_size: 980,         // 980 / 14 = 70 positions per side, 4900 in total
             patch_size: 14,
             ..Self::default()
         }
     }
 
-    /// Defaults of `Idefics3VisionConfig`. Checkpoints may omit them from `config.json`.
+    /// Returns the defaults of `Idefics3VisionConfig`. Checkpoints may omit them from `config.json`.
     pub fn idefics3_defaults() -> Self {
         Self { hidden_size: 1152, num_attention_heads: 16, ..Self::default() }
     }
 
-    /// Number of positions along each side of the position table; 0 if `patch_size` is 0.
+    /// Returns the number of positions along each side of the position table, or 0 if `patch_size` is 0.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
-    /// Peak size of the f32 activations per patch, in bytes.
+    /// Computes the peak size of the f32 activations per patch, in bytes.
     pub fn activation_bytes_per_patch(&self) -> usize {
         let pixels = self.num_channels * self.patch_size * self.patch_size;
         activation_bytes(self.hidden_size, self.intermediate_size) + 2 * size_of::<f32>() * pixels
@@ -102,16 +103,16 @@ impl VisionConfig {
     /// does not allocate them.
     ///
     /// # Errors
-    /// Those of [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<VisionTransformer, ConfigError> {
         self.validate()?;
         Ok(VisionTransformer::new(self, device))
     }
 }
 
-/// Peak size of the f32 activations per patch in an encoder layer, in bytes: in attention, the residual, its norm, the
-/// queries, keys, values and attention outputs; in the feed-forward block, the residual, its norm and the inner
-/// activations.
+/// Computes the peak size of the f32 activations per patch in an encoder layer, in bytes. Attention holds the residual,
+/// its norm, and the queries, keys, values and attention outputs. The feed-forward block holds the residual, its norm
+/// and the inner activations.
 pub(crate) fn activation_bytes(hidden_size: usize, intermediate_size: usize) -> usize {
     size_of::<f32>() * (6 * hidden_size).max(2 * hidden_size + intermediate_size)
 }

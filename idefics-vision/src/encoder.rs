@@ -1,6 +1,7 @@
 //! Pre-norm transformer encoder with biases and bidirectional attention over the patches of each image.
 //!
-//! Reference: `Idefics2Encoder`, `Idefics2EncoderLayer`, `Idefics2VisionAttention`, `Idefics2VisionMLP`.
+//! Reference: `Idefics2Encoder`, `Idefics2EncoderLayer`, `Idefics2VisionAttention` and `Idefics2VisionMLP`,
+//! Transformers 5.23.0.
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -45,9 +46,11 @@ impl EncoderLayer {
         }
     }
 
+    /// Applies the layer to the patches of a batch of images.
+    ///
     /// # Shapes
     /// - `hidden_states`: `[n_images, patches, d]`
-    /// - `mask`: `[n_images, 1, patches, patches]`, true where a key is masked
+    /// - `mask`: `[n_images, 1, patches, patches]`; true hides the key
     /// - returns `[n_images, patches, d]`
     pub fn forward(&self, hidden_states: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let attended = self.self_attn.forward(self.layer_norm1.forward(hidden_states.clone()), mask);
@@ -82,8 +85,10 @@ impl Attention {
         }
     }
 
+    /// Computes attention of every patch to the patches of its image.
+    ///
     /// # Shapes
-    /// Those of [`EncoderLayer::forward`].
+    /// The same as for [`EncoderLayer::forward`].
     pub fn forward(&self, hidden_states: Tensor<3>, mask: Option<Tensor<4, Bool>>) -> Tensor<3> {
         let [n_images, patches, d] = hidden_states.dims();
         let split_heads =
@@ -116,6 +121,8 @@ impl Mlp {
         }
     }
 
+    /// Applies the block to each patch.
+    ///
     /// # Shapes
     /// - `hidden_states`: `[n_images, patches, d]`
     /// - returns `[n_images, patches, d]`

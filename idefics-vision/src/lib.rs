@@ -8,7 +8,7 @@ mod siglip;
 
 pub use config::VisionConfig;
 pub use encoder::{Attention, Encoder, EncoderLayer, Mlp};
-/// Checkpoint loading and other items shared by all components. It re-exports Burn as [`nn::burn`].
+/// Checkpoint loading and other items shared by all components. The crate re-exports Burn as [`nn::burn`].
 pub use idefics_nn as nn;
 pub use idefics_nn::{Activation, ConfigError, burn};
 pub use patches::{PatchError, PatchGrid, PatchLayout, plan_batches};

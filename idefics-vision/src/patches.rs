@@ -1,4 +1,5 @@
-//! Patch grids of images and their positions in the position table: integers on the host, no tensors.
+//! Patch grids of images, and the positions of patches in the position table. All values are integers on the host, not
+//! tensors.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 #[non_exhaustive]
 pub enum PatchError {
     /// A side of the image is shorter than a patch.
-    #[error("image of {width}x{height} pixels is smaller than one patch of {patch_size}x{patch_size} pixels")]
+    #[error("the image has {width}x{height} pixels; expected at least {patch_size}x{patch_size} (one patch)")]
     TooSmall {
         /// Width of the image, in pixels.
         width: usize,
@@ -17,7 +18,7 @@ pub enum PatchError {
         patch_size: usize,
     },
     /// Attention over the patches of the image would need too much memory.
-    #[error("image of {width}x{height} pixels has {patches} patches; at most {limit} are allowed")]
+    #[error("the image has {patches} patches ({width}x{height} pixels); expected at most {limit}; scale it down")]
     TooMany {
         /// Width of the image, in pixels.
         width: usize,
@@ -40,15 +41,15 @@ pub struct PatchGrid {
 }
 
 impl PatchGrid {
-    /// Maximum number of patches per image: over three times that of a real model's largest image.
+    /// Maximum number of patches per image: over three times as many as the largest image of a published model has.
     pub const MAX_PATCHES: usize = 16_384;
 
-    /// The grid of an image of `height` × `width` pixels by Idefics2's rule: partial patches at the right and bottom
-    /// are dropped. An image may have more patches along a side than the position table; several patches then share a
-    /// position.
+    /// Computes the grid of an image of `height` × `width` pixels. As in Idefics2, partial patches at the right and
+    /// bottom are dropped. An image may have more patches along a side than the position table; several patches then
+    /// share a position.
     ///
     /// # Errors
-    /// [`PatchError`] if the image has no whole patch, or more than [`PatchGrid::MAX_PATCHES`].
+    /// [`PatchError`] if the image has no whole patch, or more than [`PatchGrid::MAX_PATCHES`] patches.
     ///
     /// # Panics
     /// If `patch_size` is 0.
@@ -63,20 +64,20 @@ impl PatchGrid {
         Ok(grid)
     }
 
-    /// Number of patches.
+    /// Returns the number of patches.
     pub fn patches(self) -> usize {
         self.rows * self.cols
     }
 }
 
-/// The positions of all patches of a batch.
+/// The patch grids of a batch of images, from which positions and masks are computed.
 ///
 /// All images of a batch share one grid: the smallest that contains all their grids. Patches outside an image's own
 /// grid are padding, and are masked in attention.
 #[derive(Debug, Clone)]
 pub struct PatchLayout {
     grids: Vec<PatchGrid>,
-    /// The grid that all images share.
+    /// The grid that all images share: the smallest that contains all of `grids`.
     shared: PatchGrid,
     /// Number of positions along each side of the position table.
     positions_per_side: usize,
@@ -93,17 +94,18 @@ impl PatchLayout {
         Self { grids: grids.to_vec(), shared, positions_per_side }
     }
 
-    /// Number of images in the batch.
+    /// Returns the number of images in the batch.
     pub fn n_images(&self) -> usize {
         self.grids.len()
     }
 
-    /// The grid that all images share.
+    /// Returns the grid that all images share.
     pub fn shared(&self) -> PatchGrid {
         self.shared
     }
 
-    /// Index in the position table for each patch of the shared grid: `[n_images, patches]`, flattened. Padding has 0.
+    /// Computes the index in the position table for each patch of the shared grid: `[n_images, patches]`, flattened.
+    /// The index of padding patches is 0.
     ///
     /// An image of `r × c` patches is spread over the whole table, as if it were stretched to the trained square
     /// (NaViT's fractional coordinates, <https://arxiv.org/abs/2307.06304>).
@@ -124,7 +126,8 @@ impl PatchLayout {
         position_ids
     }
 
-    /// True for real patches, false for padding: `[n_images, patches]`, flattened. `None` if there is no padding.
+    /// Computes a mask that is true for real patches and false for padding: `[n_images, patches]`, flattened. Returns
+    /// `None` if there is no padding.
     pub fn attention_mask(&self) -> Option<Vec<bool>> {
         if self.grids.iter().all(|&grid| grid == self.shared) {
             return None;
@@ -137,15 +140,15 @@ impl PatchLayout {
     }
 }
 
-/// The bucket, out of `n`, of each fractional coordinate `i / patches`.
+/// Computes the bucket, from 0 to `n - 1`, of each fractional coordinate `i / patches`.
 ///
-/// Numerics: coordinates `i / patches` can equal boundaries `j / n`, so each step must round to f32 where the
-/// reference does. For 25, 49, 50 and 55 patches on a side of 70, the result therefore differs from `floor(i · n /
-/// patches)`.
+/// Numerics: a coordinate `i / patches` can equal a boundary `j / n`, so each step must round to f32 where Transformers
+/// does. With a side of 70 positions, the result therefore differs from `floor(i · n / patches)` for 25, 49, 50 and 55
+/// patches.
 fn buckets(patches: usize, n: usize) -> Vec<usize> {
     const LARGEST: f32 = 1.0 - 1e-6;
     let start = 1.0 / n as f64;
-    let n_boundaries = ((1.0 - start) / start).ceil() as usize; // torch.arange(start, 1, start)
+    let n_boundaries = ((1.0 - start) / start).ceil() as usize; // length of torch.arange(start, 1, start)
     let boundaries: Vec<f32> = (0..n_boundaries).map(|j| (start + j as f64 * start) as f32).collect();
     let step = (1.0 / patches as f64) as f32;
     (0..patches)
@@ -158,9 +161,8 @@ fn buckets(patches: usize, n: usize) -> Vec<usize> {
 
 /// Splits images into batches without padding: all images of a batch have the same grid.
 ///
-/// `max_images` returns the largest number of images of a grid per batch, to bound the memory of activations. 0
-/// counts as
-/// 1. Returns indices into `grids`; each occurs once.
+/// `max_images` returns the maximum number of images per batch for a grid, which limits the memory of activations. 0
+/// counts as 1. Returns batches of indices into `grids`; each index occurs once.
 pub fn plan_batches(grids: &[PatchGrid], max_images: impl Fn(PatchGrid) -> usize) -> Vec<Vec<usize>> {
     let mut by_grid: BTreeMap<PatchGrid, Vec<usize>> = BTreeMap::new();
     for (image_idx, &grid) in grids.iter().enumerate() {
@@ -176,7 +178,7 @@ pub fn plan_batches(grids: &[PatchGrid], max_images: impl Fn(PatchGrid) -> usize
 mod tests {
     use super::*;
 
-    /// Buckets in which the reference differs from integer arithmetic: (number of patches, [(patch, bucket)]).
+    /// Buckets in which Transformers differs from integer arithmetic: (number of patches, [(patch, bucket)]).
     const EXCEPTIONS: [(usize, &[(usize, usize)]); 4] = [
         (25, &[(5, 13), (10, 27), (15, 41), (20, 55)]),
         (49, &[(7, 9), (14, 19), (28, 39), (35, 49)]),
@@ -200,7 +202,7 @@ mod tests {
 
     #[test]
     fn more_patches_than_positions_share_buckets() {
-        // From `Idefics2VisionEmbeddings` with image_size 32 and patch_size 8, for 8 patches.
+        // Expected values: `Idefics2VisionEmbeddings` with image_size 32 and patch_size 8, for 8 patches.
         assert_eq!(buckets(8, 4), [0, 0, 1, 1, 2, 2, 3, 3]);
         assert!((1..=200).all(|patches| buckets(patches, 70).iter().all(|&bucket| bucket < 70)));
     }

@@ -1,10 +1,11 @@
-//! SigLIP vision transformer of Idefics2: with variable resolution and bucketed positions, and without a pooling head.
+//! The SigLIP vision transformer of Idefics2: with variable resolution and bucketed positions, and without a pooling
+//! head.
 //!
-//! Papers: SigLIP, <https://arxiv.org/abs/2303.15343>; positions, <https://arxiv.org/abs/2307.06304>.
-//! Reference: `Idefics2VisionTransformer`, `modeling_idefics2.py`, Transformers 5.23.0.
+//! Papers: SigLIP, <https://arxiv.org/abs/2303.15343>; positions, <https://arxiv.org/abs/2307.06304>. Reference:
+//! `Idefics2VisionTransformer` in `modeling_idefics2.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images` real images in the batch (padding images are removed before), `patches` in the grid that they
-//! share, `d` = `hidden_size`.
+//! Axes: `n_images` is the number of real images in the batch; padding images are removed before. `patches` is the
+//! number of patches in the grid that the images share. `d` is `hidden_size`.
 //!
 //! Numerics: layer norms accumulate in f32; GELU is the tanh approximation.
 
@@ -14,7 +15,7 @@ use idefics_nn::{Embedding, LayerNorm, linear, normal};
 
 use crate::{Encoder, PatchLayout, VisionConfig};
 
-/// Encodes images to one vector per patch.
+/// A vision tower that encodes images to one vector per patch.
 #[derive(Module, Debug)]
 pub struct VisionTransformer {
     /// Patch and position embeddings.
@@ -37,10 +38,11 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; each image at the top left, the rest is padding
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised; each image is at the top left, and the rest is
+    ///   padding
     /// - `layout`: patch grids of the images; pixels beyond the shared grid are ignored
     /// - returns `[n_images, patches, d]`, with patches in row-major order of the shared grid; outputs of padding
-    ///   patches are undefined
+    ///   patches are unspecified
     ///
     /// # Panics
     /// If the number of images differs between `pixel_values` and `layout`, or the images are smaller than the shared
@@ -49,8 +51,8 @@ impl VisionTransformer {
         self.forward_observed(pixel_values, layout, |_, _| ())
     }
 
-    /// Like [`Self::forward`]. Also calls `observe` with the index and the output of each encoder layer,
-    /// `[n_images, patches, d]`.
+    /// Encodes a batch of images like [`Self::forward`]. Also calls `observe` with the index of each encoder layer and
+    /// its output, `[n_images, patches, d]`.
     pub fn forward_observed(
         &self,
         pixel_values: Tensor<4>,
@@ -67,8 +69,8 @@ impl VisionTransformer {
     }
 }
 
-/// The attention mask of a batch: `[n_images, 1, patches, patches]`, true where the key is a padding patch. `None` if
-/// there is no padding.
+/// Creates the attention mask of a batch: `[n_images, 1, patches, patches]`, true where the key is a padding patch.
+/// Returns `None` if there is no padding.
 pub fn patch_mask(layout: &PatchLayout, device: &Device) -> Option<Tensor<4, Bool>> {
     let real = layout.attention_mask()?;
     let (n_images, patches) = (layout.n_images(), layout.shared().patches());
@@ -77,7 +79,7 @@ pub fn patch_mask(layout: &PatchLayout, device: &Device) -> Option<Tensor<4, Boo
     Some(padding.expand([n_images, 1, patches, patches]))
 }
 
-/// Patch embeddings plus position embeddings.
+/// The sum of patch embeddings and position embeddings.
 #[derive(Module, Debug)]
 pub struct VisionEmbeddings {
     /// Projects the pixels of each patch to a vector.
@@ -95,8 +97,10 @@ impl VisionEmbeddings {
         }
     }
 
+    /// Embeds the patches of a batch of images.
+    ///
     /// # Shapes
-    /// Those of [`VisionTransformer::forward`].
+    /// The same as for [`VisionTransformer::forward`].
     pub fn forward(&self, pixel_values: Tensor<4>, layout: &PatchLayout) -> Tensor<3> {
         assert_shape!(pixel_values, [layout.n_images(), _, _, _]);
         let grid = layout.shared();
@@ -111,9 +115,9 @@ impl VisionEmbeddings {
 /// matrix product with one row per patch.
 #[derive(Module, Debug)]
 pub struct PatchEmbedding {
-    /// `[d, channels, patch_size, patch_size]`.
+    /// Weight of the convolution, `[d, channels, patch_size, patch_size]`.
     pub weight: Param<Tensor<4>>,
-    /// `[d]`; `None` in CLIP.
+    /// Bias, `[d]`; `None` in CLIP.
     pub bias: Option<Param<Tensor<1>>>,
 }
 

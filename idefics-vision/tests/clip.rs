@@ -1,4 +1,4 @@
-//! The CLIP tower of IDEFICS v1.
+//! Tests of the CLIP tower of IDEFICS v1.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ fn images_of_a_batch_are_independent() {
     }
 }
 
-/// The fixture is written by `xtask/reference/interpolation_fixture.py`.
+/// `xtask/reference/interpolation_fixture.py` writes the fixture.
 #[test]
 fn interpolated_positions_match_reference() {
     let device = Device::flex();

@@ -3,7 +3,7 @@ use idefics_vision::{ConfigError, VisionConfig, clip};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// The error of the default configuration with one key changed. Checks that `init` returns the same error.
+/// Returns the error of the default configuration with one key changed. Checks that `init` returns the same error.
 fn error(key: &str, value: Value) -> ConfigError {
     let config: VisionConfig = serde_json::from_value(json!({ key: value })).unwrap();
     let error = config.validate().unwrap_err();
@@ -73,7 +73,7 @@ fn width_must_be_a_multiple_of_heads() {
     let error = error("num_attention_heads", json!(7));
     assert_eq!(
         error.to_string(),
-        "`vision_config.hidden_size` is 768; expected a multiple of `vision_config.num_attention_heads`, 7"
+        "`vision_config.hidden_size` is 768; expected a multiple of `vision_config.num_attention_heads`, which is 7"
     );
 }
 

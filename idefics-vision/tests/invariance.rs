@@ -1,4 +1,4 @@
-//! The encoding of an image does not depend on the other images of the batch.
+//! Tests that the encoding of an image does not depend on the other images of the batch.
 
 use burn::tensor::{Device, Tensor};
 use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, VisionTransformer};
@@ -29,7 +29,7 @@ impl Images {
         PatchGrid::whole_patches(height, width, self.config.patch_size).unwrap()
     }
 
-    /// The image at the top left of `height` × `width` random pixels.
+    /// Returns `height` × `width` pixels with the image at the top left. The other pixels are random.
     fn pixels(&self, image: usize, height: usize, width: usize, padding_seed: u64) -> Tensor<4> {
         let (real_height, real_width) = SIZES[image];
         let padding = random(padding_seed, [1, 3, height, width], &self.device) * 1e3;
@@ -37,7 +37,7 @@ impl Images {
         padding.slice_assign([0..1, 0..3, 0..real_height, 0..real_width], real)
     }
 
-    /// The real patches of each image, encoded in one batch: `[1, patches, d]` each.
+    /// Encodes images in one batch. Returns the real patches of each image: `[1, patches, d]`.
     fn encode(&self, images: &[usize], padding_seed: u64) -> Vec<Tensor<3>> {
         let height = images.iter().map(|&image| SIZES[image].0).max().unwrap();
         let width = images.iter().map(|&image| SIZES[image].1).max().unwrap();
@@ -80,7 +80,7 @@ fn padding_does_not_affect_real_patches() {
     {
         assert_close(&format!("image {image}"), first, &second, SAME);
     }
-    // Pixels beyond the last whole patch, and beyond the shared grid.
+    // Pixels beyond the last whole patch or beyond the shared grid do not matter.
     let (alone, wide) = (images.encode(&[3], 0), images.encode_in(&[3], 56, 64, 300));
     assert_close("partial patches", &alone[0], &wide[0], SAME);
 }

@@ -1,4 +1,4 @@
-//! Tests of idefics-vision: comparison with the reference, and invariance under batching and padding.
+//! Tests of idefics-vision: comparison with Transformers, and invariance under batching and padding.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
 #![allow(clippy::unwrap_used)] // also in helper functions
@@ -11,9 +11,9 @@ mod invariance;
 mod patches;
 mod reference;
 
-/// Absolute tolerance against the reference.
+/// Absolute tolerance in comparisons with Transformers.
 const REFERENCE: f32 = 1e-4;
-/// Absolute tolerance between two ways to compute the same result.
+/// Absolute tolerance between two ways of computing the same result.
 const SAME: f32 = 1e-5;
 /// Prefix of the tower's tensor names in a checkpoint.
 const PREFIX: &str = "model.vision_model.";

@@ -1,7 +1,7 @@
 use idefics_vision::{PatchError, PatchGrid, PatchLayout, plan_batches};
 use proptest::prelude::*;
 
-/// Positions computed by the reference, written by `xtask/reference/position_buckets.py`.
+/// Positions computed by Transformers. `xtask/reference/position_buckets.py` writes the file.
 const FIXTURE: &str = include_str!("fixtures/position_buckets.json");
 
 #[test]

@@ -4,7 +4,7 @@ use idefics_vision::{PatchGrid, PatchLayout, VisionConfig, VisionTransformer};
 use crate::common::{Case, Model, assert_close, part};
 use crate::{PREFIX, REFERENCE};
 
-/// Loads the tower of a checkpoint folder. Loading is strict: every parameter must be in the folder, and vice versa.
+/// Loads the tower of a checkpoint folder. Every parameter must have a tensor in the folder.
 pub(crate) fn tower(model: &Model, device: &Device) -> (VisionConfig, VisionTransformer) {
     let config: VisionConfig = model.section("vision_config");
     config.validate().unwrap();

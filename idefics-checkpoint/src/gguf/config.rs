@@ -1,4 +1,4 @@
-//! The JSON files of a model, except those of the tokenizer, from the metadata of its GGUF files.
+//! Builds the JSON files of a model, except those of the tokenizer, from the metadata of its GGUF files.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +9,7 @@ use super::{GgufError, GgufFault, GgufModel, Metadata};
 const IMAGE: &str = "<image>";
 const END_OF_UTTERANCE: &str = "<end_of_utterance>";
 
-/// `config.json` of the family Idefics3.
+/// Builds `config.json` of the family Idefics3.
 pub(super) fn config(model: &GgufModel) -> Result<Value, GgufError> {
     let metadata = model.text.metadata();
     let is_tied = model.text.tensor("output.weight").is_none();
@@ -67,7 +67,7 @@ fn text_config(model: &GgufModel, metadata: &Metadata<'_>) -> Result<Value, Gguf
     Ok(config)
 }
 
-/// The shortest decimal number that rounds to this f32: 1e-5 for 9.99999974737875e-6.
+/// Returns the shortest decimal number that rounds to this f32, for example 1e-5 for 9.99999974737875e-6.
 fn of_f32(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
@@ -99,9 +99,10 @@ fn rope_scaling(model: &GgufModel, metadata: &Metadata<'_>) -> Result<Option<Val
     }
 }
 
-/// The rope scaling of Llama 3 that has these divisors of the frequencies; `None` if they are not Llama 3's.
+/// Finds the rope scaling of Llama 3 that divides the frequencies by these divisors. Returns `None` if there is none.
 ///
-/// Source: `LlamaModel.generate_extra_tensors` of `convert_hf_to_gguf.py`; the bands are those of all Llama 3 models.
+/// Source: `LlamaModel.generate_extra_tensors` of `convert_hf_to_gguf.py`. `LOW`, `HIGH` and `CONTEXT` are the same in
+/// all Llama 3 models.
 fn llama3(divisors: &[f32], theta: f64, head_dim: usize) -> Option<Value> {
     const LOW: f64 = 1.0;
     const HIGH: f64 = 4.0;
@@ -141,12 +142,12 @@ fn vision_config(vision: &Vision) -> Result<Value, GgufError> {
         "image_size": sizes.image_size,
         "patch_size": sizes.patch_size,
         "hidden_act": "gelu_pytorch_tanh",
-        // Files that were converted from a configuration without the key have the converter's 1e-5.
+        // The epsilon in the file is ignored: converters write 1e-5 if the original configuration has no epsilon.
         "layer_norm_eps": LAYER_NORM_EPS,
     }))
 }
 
-/// `preprocessor_config.json`.
+/// Builds `preprocessor_config.json`.
 pub(super) fn preprocessor(vision: &Vision) -> Result<Value, GgufError> {
     let (metadata, tile) = (vision.file.metadata(), vision.sizes.image_size);
     let per_channel = |key: &str| -> Result<Vec<f64>, GgufError> {
@@ -156,7 +157,7 @@ pub(super) fn preprocessor(vision: &Vision) -> Result<Value, GgufError> {
             Some(values) => Err(metadata.error(key, format!("{} values", values.len()), "3 values")),
         }
     };
-    // Older files lack the size that pictures are resized to; all public models use four tiles per side.
+    // Older files do not say to which size pictures are resized. In all public models, it is four tiles per side.
     let longest_edge = metadata.number("clip.vision.preproc_image_size")?.unwrap_or(4 * tile);
     Ok(json!({
         "image_processor_type": "Idefics3ImageProcessor",
@@ -168,14 +169,14 @@ pub(super) fn preprocessor(vision: &Vision) -> Result<Value, GgufError> {
     }))
 }
 
-/// `processor_config.json`.
+/// Builds `processor_config.json`.
 pub(super) fn processor(vision: &Vision) -> Value {
     let sizes = &vision.sizes;
     let side = sizes.image_size / sizes.patch_size / sizes.scale_factor;
     json!({ "image_seq_len": side.saturating_mul(side) })
 }
 
-/// `generation_config.json`: the ids of the start, end and padding tokens.
+/// Builds `generation_config.json`: the ids of the start, end and padding tokens.
 pub(super) fn generation(model: &GgufModel) -> Result<Value, GgufError> {
     let metadata = model.text.metadata();
     let mut config = Map::new();

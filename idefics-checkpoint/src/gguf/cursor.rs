@@ -18,20 +18,20 @@ impl<'a> Cursor<'a> {
         (self.bytes.len() - self.at) as u64
     }
 
-    /// The next `n` bytes.
+    /// Reads the next `n` bytes. Error messages call them `what`.
     pub(super) fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8], GgufFault> {
         if n > self.left() {
             let (what, offset) = (what.to_owned(), self.at as u64);
             return Err(GgufFault::Truncated { what, offset, needed: n, left: self.left() });
         }
         let start = self.at;
-        self.at += n as usize; // `left` fits into usize
+        self.at += n as usize; // `n` is at most `left`, which fits into usize
         Ok(&self.bytes[start..self.at])
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], GgufFault> {
         let bytes = self.take(N as u64, what)?;
-        Ok(bytes.try_into().expect("as many bytes as were asked for"))
+        Ok(bytes.try_into().expect("`take` returns N bytes"))
     }
 
     pub(super) fn u32(&mut self, what: &str) -> Result<u32, GgufFault> {
@@ -42,7 +42,8 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A number of items of at least `smallest` bytes each. The rest of the file has room for all of them.
+    /// Reads a number of items of at least `smallest` bytes each, and checks that the rest of the file has room for
+    /// them.
     pub(super) fn count(&mut self, what: &str, smallest: u64) -> Result<u64, GgufFault> {
         let offset = self.at as u64;
         let count = self.u64(what)?;
@@ -55,13 +56,13 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The bytes of a string.
+    /// Reads the bytes of a string.
     pub(super) fn string(&mut self, what: &str) -> Result<&'a [u8], GgufFault> {
         let length = self.u64(what)?;
         self.take(length, what)
     }
 
-    /// A name of at most `limit` bytes.
+    /// Reads a name of 1 to `limit` bytes.
     pub(super) fn name(&mut self, what: &str, limit: usize) -> Result<&'a str, GgufFault> {
         let offset = self.at as u64;
         let bytes = self.string(what)?;

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 
-/// An invalid or unsupported GGUF file. The message names the file and what was expected.
+/// The error for an invalid or unsupported GGUF file. The message names the file and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", path.display())]
 pub struct GgufError {
-    /// The file, or the folder if several files are at fault.
+    /// Path of the file, or of the folder if several files are at fault.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// What is wrong with the file.
     pub fault: GgufFault,
 }
 
@@ -29,7 +29,7 @@ pub enum GgufFault {
     /// The version is not supported.
     #[error("GGUF version {found} is not supported; expected 2 or 3; convert the model again with a current llama.cpp")]
     Version {
-        /// The version.
+        /// The version of the file.
         found: u32,
     },
     /// The file is big-endian.
@@ -40,43 +40,43 @@ pub enum GgufFault {
         "truncated GGUF: {what} at byte {offset} needs {needed} bytes, but only {left} are left; download it again"
     )]
     Truncated {
-        /// What the missing bytes belong to.
+        /// The part of the file that is incomplete.
         what: String,
-        /// Offset of its first byte.
+        /// Offset of the first byte of this part.
         offset: u64,
-        /// Minimum number of bytes that it needs.
+        /// Minimum number of bytes that this part needs.
         needed: u64,
-        /// Number of bytes from there to the end of the file.
+        /// Number of bytes from `offset` to the end of the file.
         left: u64,
     },
-    /// The format does not allow a value, or it exceeds a limit.
+    /// A value is not allowed by the format, or exceeds a limit.
     #[error("damaged GGUF: {what} at byte {offset} is {found}; expected {expected}; download it again")]
     Value {
-        /// The field.
+        /// The field that has the value.
         what: String,
-        /// Where it lies.
+        /// Offset of the field.
         offset: u64,
-        /// Its value.
+        /// The value.
         found: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
     },
-    /// Two keys or two tensors of one name.
+    /// Two keys or two tensors have the same name.
     #[error("damaged GGUF: {what} `{name}` at byte {offset} occurs twice")]
     Duplicate {
-        /// A key, or a tensor.
+        /// `key` or `tensor`.
         what: &'static str,
         /// The name.
         name: String,
-        /// Where the second one is described.
+        /// Offset of the second key, or of the description of the second tensor.
         offset: u64,
     },
     /// Two tensors overlap.
     #[error("damaged GGUF: tensors `{first}` and `{second}` overlap at byte {offset}")]
     Overlap {
-        /// The tensor that begins first.
+        /// Name of the tensor that begins first.
         first: String,
-        /// The other tensor.
+        /// Name of the other tensor.
         second: String,
         /// Offset of the other tensor.
         offset: u64,
@@ -87,11 +87,11 @@ pub enum GgufFault {
          Q2_K to Q6_K; download the model in another quantisation, such as Q8_0 or Q4_K_M"
     )]
     TensorType {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// Where it is described.
+        /// Offset of the tensor's description.
         offset: u64,
-        /// The type's name, or its number.
+        /// Name of the type, or its number if the name is unknown.
         found: String,
     },
     /// A required key is missing from the metadata.
@@ -102,12 +102,12 @@ pub enum GgufFault {
         /// The expected value.
         expected: &'static str,
     },
-    /// A value of the metadata is valid, but not supported.
+    /// A value of the metadata is not supported.
     #[error("`{key}` of the GGUF metadata is {found}; expected {expected}")]
     Key {
         /// The key.
         key: String,
-        /// Its value.
+        /// The value of the key.
         found: String,
         /// The supported values.
         expected: String,
@@ -115,15 +115,15 @@ pub enum GgufFault {
     /// A tensor is unknown, or does not match the metadata.
     #[error("GGUF tensor `{name}`: {reason}")]
     Tensor {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// What is wrong.
+        /// What is wrong with the tensor.
         reason: String,
     },
-    /// A model that GGUF files cannot hold.
+    /// The model cannot be stored in GGUF files.
     #[error("the model cannot be written as GGUF: {reason}")]
     Export {
-        /// Why.
+        /// Why the model cannot be stored.
         reason: String,
     },
     /// The files do not belong together, or one is missing.
@@ -134,7 +134,7 @@ pub enum GgufFault {
     },
 }
 
-/// Text of a file for a message, cut after 80 characters.
+/// Cuts text from a file after 80 characters, for use in a message.
 pub(super) fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -1,4 +1,4 @@
-//! A model of the Idefics3 family as the tensors and metadata of GGUF files.
+//! Converts a model of the Idefics3 family to the tensors and metadata of GGUF files.
 
 use std::borrow::Cow;
 
@@ -11,16 +11,16 @@ use super::names::{TEXT, VISION};
 use super::{GgufError, GgufFault, GgufMix, NewTensor, NewTokenizer, NewValue};
 use crate::{Checkpoint, CheckpointError, TensorEntry};
 
-/// A model to be written.
+/// A model to be written as GGUF files.
 #[derive(Debug, Clone, Copy)]
 pub struct GgufExport<'a> {
-    /// The weights, with the names of the family.
+    /// The weights, with the tensor names of the Idefics3 family.
     pub checkpoint: &'a Checkpoint,
-    /// `general.name`.
+    /// Name of the model, which becomes `general.name`.
     pub name: &'a str,
     /// The decoder.
     pub text: &'a NewText,
-    /// Vision tower and connector; `None` for a text model.
+    /// The vision tower and connector; `None` for a text model.
     pub vision: Option<&'a NewVision>,
     /// Types of the tensors.
     pub mix: GgufMix,
@@ -43,7 +43,7 @@ pub struct NewText {
     pub head_dim: usize,
     /// Context length in tokens.
     pub context: usize,
-    /// Number of tokens.
+    /// Number of tokens in the vocabulary.
     pub vocab: usize,
     /// Whether the head shares the embedding table.
     pub is_tied: bool,
@@ -55,18 +55,18 @@ pub struct NewText {
     pub rope: NewRope,
 }
 
-/// Scaling of the rotary frequencies, as files have it.
+/// Scaling of the rotary frequencies, in the form in which GGUF files store it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NewRope {
-    /// None.
+    /// The frequencies are not scaled.
     Plain,
-    /// All are divided by this factor.
+    /// All frequencies are divided by this factor.
     Linear(f32),
-    /// Each has its own divisor, `[head_dim / 2]` (Llama 3).
+    /// Each frequency has its own divisor, `[head_dim / 2]` (Llama 3).
     Divisors(Vec<f32>),
 }
 
-/// Vision tower and connector of a model to be written.
+/// The vision tower and connector of a model to be written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewVision {
     /// Number of layers.
@@ -83,7 +83,7 @@ pub struct NewVision {
     pub patch_size: usize,
     /// Epsilon of the layer norms.
     pub norm_eps: f32,
-    /// Side, in patches, of the square that becomes one vector.
+    /// Side, in patches, of the square of patches that the connector joins to one vector.
     pub scale_factor: usize,
     /// Longest side of a picture in pixels before it is cut into tiles.
     pub longest_edge: usize,
@@ -96,7 +96,7 @@ pub struct NewVision {
 type Keys = Vec<(String, NewValue)>;
 
 fn unsigned(value: usize) -> NewValue {
-    NewValue::Unsigned(u32::try_from(value).unwrap_or(u32::MAX)) // configurations are checked: no size is so large
+    NewValue::Unsigned(u32::try_from(value).unwrap_or(u32::MAX)) // sizes in checked configurations are smaller
 }
 
 fn named(key: &str, value: NewValue) -> (String, NewValue) {
@@ -104,7 +104,7 @@ fn named(key: &str, value: NewValue) -> (String, NewValue) {
 }
 
 impl<'a> GgufExport<'a> {
-    /// Metadata of the text model's file.
+    /// Returns the metadata of the text model's file.
     pub fn text_metadata(&self, tokenizer: NewTokenizer) -> Keys {
         let text = self.text;
         let mut keys = self.general("llama", "model", self.mix);
@@ -131,7 +131,7 @@ impl<'a> GgufExport<'a> {
         keys
     }
 
-    /// Metadata of the vision tower's file.
+    /// Returns the metadata of the vision tower's file.
     pub fn vision_metadata(&self, vision: &NewVision) -> Keys {
         let mut keys = self.general("clip", "mmproj", self.mix.of_vision());
         keys.push(named("clip.projector_type", NewValue::Text("idefics3".to_owned())));
@@ -165,10 +165,11 @@ impl<'a> GgufExport<'a> {
         ]
     }
 
-    /// Tensors of the text model's file. No weight is read before it is written.
+    /// Returns the tensors of the text model's file. A weight is read only when it is written.
     ///
     /// # Errors
-    /// [`GgufFault::Export`] for a tensor that is missing, of another shape, or quantised.
+    /// [`GgufFault::Export`] if a tensor is missing, has another shape, or is quantised. [`CheckpointError::Dtype`] if
+    /// a tensor is not F32, F16 or BF16.
     pub fn text_tensors(&self) -> Result<Vec<NewTensor<'a>>, CheckpointError> {
         let (text, mut tensors) = (self.text, Vec::new());
         let (kv, q) = (text.kv_heads * text.head_dim, text.heads * text.head_dim);
@@ -214,7 +215,7 @@ impl<'a> GgufExport<'a> {
         Ok(tensors)
     }
 
-    /// Tensors of the vision tower's file.
+    /// Returns the tensors of the vision tower's file.
     ///
     /// # Errors
     /// As [`Self::text_tensors`].
@@ -263,7 +264,7 @@ impl<'a> GgufExport<'a> {
         Ok(tensors)
     }
 
-    /// A tensor of the checkpoint, which has this shape and is not quantised.
+    /// Looks up a tensor of the checkpoint. It must have this shape, and must not be quantised.
     fn entry(&self, source: &str, shape: &[usize]) -> Result<&'a TensorEntry, CheckpointError> {
         let failed = |reason: String| CheckpointError::from(self.error(reason));
         let Some(stored) = self.checkpoint.stored(source) else { return Err(failed(format!("it has no `{source}`"))) };
@@ -285,19 +286,19 @@ impl<'a> GgufExport<'a> {
         self.plain(name, source, &[len])
     }
 
-    /// A tensor in f32.
+    /// Returns a tensor to be written in f32.
     fn plain(&self, name: &str, source: &str, shape: &[usize]) -> Result<NewTensor<'a>, CheckpointError> {
         let entry = self.entry(source, shape)?;
         self.tensor(name, source, entry, GgufType::F32, None)
     }
 
-    /// A matrix in the type of the mix.
+    /// Returns a matrix to be written in the type that the mix sets.
     fn matrix(&self, name: &str, source: &str, dims: [usize; 2], part: Part) -> Result<NewTensor<'a>, CheckpointError> {
         let entry = self.entry(source, &dims)?;
         self.tensor(name, source, entry, self.mix.kind(part, dims[1]), None)
     }
 
-    /// A matrix whose rows form rotary pairs.
+    /// Returns a query or key projection, whose rows are reordered so that rotary pairs are adjacent.
     fn rotary(&self, name: &str, source: &str, dims: [usize; 2]) -> Result<NewTensor<'a>, CheckpointError> {
         let entry = self.entry(source, &dims)?;
         self.tensor(name, source, entry, self.mix.kind(Part::Other, dims[1]), Some(self.text.head_dim))
@@ -335,7 +336,7 @@ impl<'a> GgufExport<'a> {
     }
 }
 
-/// The values of a tensor in F32, F16 or BF16.
+/// Reads the values of a tensor in F32, F16 or BF16 as f32.
 fn floats(entry: &TensorEntry) -> Vec<f32> {
     fn read<E: Element>(bytes: &[u8]) -> Vec<f32> {
         bytes.chunks_exact(size_of::<E>()).map(|bytes| E::from_le_bytes(bytes).to_f32()).collect()
@@ -352,7 +353,8 @@ fn floats(entry: &TensorEntry) -> Vec<f32> {
     }
 }
 
-/// The rows of the checkpoint, with the two rows of each rotary pair adjacent. The reader undoes this order.
+/// Reorders the rows of a matrix so that the two rows of each rotary pair are adjacent. `GgufRows` undoes this order
+/// when the file is read.
 ///
 /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
 fn paired(values: &[f32], row_len: usize, head_dim: usize) -> Vec<f32> {
@@ -369,7 +371,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rotary_rows_are_put_side_by_side() {
+    fn rows_of_rotary_pairs_become_adjacent() {
         let values: Vec<f32> = (0..12).map(|row| row as f32).collect();
         assert_eq!(paired(&values, 1, 6), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
     }

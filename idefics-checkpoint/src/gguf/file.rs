@@ -1,4 +1,4 @@
-//! A GGUF file, or the parts that it was split into.
+//! Opens a GGUF file, or all parts of a GGUF file that was split.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct GgufFile {
     parts: Vec<Part>,
 }
 
-/// One file.
+/// A GGUF file that was not split, or one part of a file that was split.
 #[derive(Debug, Clone)]
 struct Part {
     /// The name of the file without its folder.
@@ -42,10 +42,11 @@ impl Part {
 }
 
 impl GgufFile {
-    /// Maps a file, and the other parts if it is the first of several (`name-00001-of-00003.gguf`).
+    /// Maps a file. If it is the first of several parts (`name-00001-of-00003.gguf`), also maps the other parts.
     ///
     /// # Errors
-    /// [`CheckpointError::Gguf`] if a file is invalid or the parts do not belong together; [`CheckpointError::Io`].
+    /// [`CheckpointError::Gguf`] if a file is invalid or the parts do not belong together. [`CheckpointError::Io`] if a
+    /// file cannot be read.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let first = Part::open(path)?;
         let mut file = Self { path: path.to_owned(), parts: vec![first] };
@@ -101,29 +102,29 @@ impl GgufFile {
         Ok(())
     }
 
-    /// The file, or its first part.
+    /// Returns the path of the file, or of its first part.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The metadata, of the first part if there are several.
+    /// Returns the metadata. If the file was split, this is the metadata of the first part.
     pub fn metadata(&self) -> Metadata<'_> {
         self.parts[0].metadata(&self.path)
     }
 
-    /// Every tensor of all parts.
+    /// Returns the tensors of all parts.
     pub fn tensors(&self) -> impl Iterator<Item = &GgufTensor> {
         self.parts.iter().flat_map(|part| part.header.tensors())
     }
 
-    /// Every tensor with the name and the map of its file.
+    /// Returns each tensor with the name and the map of the file that holds it.
     pub(super) fn mapped_tensors(&self) -> impl Iterator<Item = (&GgufTensor, &str, &Arc<Mmap>)> {
         self.parts
             .iter()
             .flat_map(|part| part.header.tensors().iter().map(move |tensor| (tensor, part.name.as_str(), &part.map)))
     }
 
-    /// The bytes of a tensor, if the file has it.
+    /// Finds a tensor by name, and returns it with its bytes. Returns `None` if there is no such tensor.
     pub(super) fn tensor(&self, name: &str) -> Option<(&GgufTensor, &[u8])> {
         let (tensor, _, map) = self.mapped_tensors().find(|(tensor, ..)| tensor.name == name)?;
         Some((tensor, &map[tensor.range.clone()]))

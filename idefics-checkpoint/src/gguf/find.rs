@@ -6,22 +6,25 @@ use std::path::{Path, PathBuf};
 
 use super::{GgufError, GgufFault};
 
-/// Weight files, and indices of weight files, of other formats.
+/// Names of weight files in other formats, and of their indices.
 const OTHER_WEIGHTS: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
-/// The files of a model.
+/// Paths of the GGUF files of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufPaths {
-    /// The text model; the first part of a file that was split.
+    /// The text model. If its file was split, the first part.
     pub text: PathBuf,
-    /// Vision tower and connector; `None` for a model of text alone.
+    /// The vision tower and connector; `None` for a text model.
     pub mmproj: Option<PathBuf>,
 }
 
 impl GgufPaths {
-    /// Finds the files of a model: a GGUF file and the `*mmproj*.gguf` in its folder, or the two files of a folder.
-    /// `None` if there is no GGUF file, or if the folder has a `config.json` and weights in another format.
+    /// Finds the files of a model. `path` is the GGUF file of a text model, or a folder with this file. The vision
+    /// tower is the file `*mmproj*.gguf` in the same folder, if there is one.
+    ///
+    /// Returns `None` if there is no GGUF file, or if `path` is a folder with a `config.json` and weights in another
+    /// format.
     ///
     /// # Errors
     /// [`GgufFault::Files`] if there are several models or vision towers, or if the text model is missing.
@@ -48,10 +51,11 @@ impl GgufPaths {
         }
     }
 
-    /// Like [`Self::find`], with `mmproj` instead of the vision tower in the folder.
+    /// Finds the text model as [`Self::find`] does, but uses `mmproj` as the vision tower. Weights in other formats in
+    /// the folder are ignored. Returns `None` if there is no text model.
     ///
     /// # Errors
-    /// As [`Self::find`].
+    /// [`GgufFault::Files`] if there are several text models.
     pub fn with_mmproj(path: &Path, mmproj: &Path) -> Result<Option<Self>, GgufError> {
         let text = match path.is_file() {
             true if !is_gguf(path) => return Ok(None),
@@ -70,8 +74,8 @@ impl GgufPaths {
         Ok(Some(Self { text, mmproj: Some(mmproj.to_owned()) }))
     }
 
-    /// Every file that the model is read from: its parts, its vision tower, and the JSON files and templates in its
-    /// folder.
+    /// Lists every file that the model is read from: all parts of the text model, the vision tower, and the JSON files
+    /// and templates in the folder.
     pub fn files(&self) -> Vec<PathBuf> {
         let is_text = |path: &Path| {
             let ends = |ending: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
@@ -91,8 +95,8 @@ impl GgufPaths {
 
     fn of_file(path: &Path) -> Result<Self, GgufError> {
         if is_mmproj(path) {
-            let reason = "it is the vision tower of a model (mmproj); give the GGUF file of the text model, and this file in the \
-                          same folder or as --mmproj";
+            let reason = "it is the vision tower of a model (mmproj); give the GGUF file of the text model, and put \
+                          this file into the same folder or pass it with --mmproj";
             return Err(GgufError::new(path, GgufFault::Files { reason: reason.to_owned() }));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -100,13 +104,13 @@ impl GgufPaths {
         Ok(Self { text: path.to_owned(), mmproj: one_mmproj(folder, mmprojs)? })
     }
 
-    /// The folder of the text model. Its JSON files and templates are part of the model.
+    /// Returns the folder of the text model. The JSON files and templates in this folder are part of the model.
     pub fn folder(&self) -> &Path {
         self.text.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 }
 
-/// Whether a file is a GGUF file, by its ending or its first bytes.
+/// Returns whether a file is a GGUF file, judging by the ending of its name or by its first bytes.
 fn is_gguf(path: &Path) -> bool {
     let has_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
     path.is_file() && (has_ending || begins_with_gguf(path))
@@ -117,16 +121,16 @@ fn begins_with_gguf(path: &Path) -> bool {
     File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == b"GGUF"
 }
 
-/// Whether a file is a vision tower, by the name that llama.cpp's tools give it.
+/// Returns whether a file is a vision tower, judging by the name that llama.cpp's tools give it.
 fn is_mmproj(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().to_lowercase().contains("mmproj"))
 }
 
-/// The GGUF files of a folder, sorted by name; only the first part of a model that is split.
+/// Lists the GGUF files of a folder, sorted by name. Of a file that was split, only the first part is listed.
 fn gguf_files(folder: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|file| file.path());
     let is_first = |path: &PathBuf| Split::of(path).is_none_or(|split| split.number == 1);
-    // The readers of other formats report a GGUF file under the name of their weights.
+    // A GGUF file with the name of a weight file in another format is left out: the reader of that format reports it.
     let is_other = |path: &PathBuf| OTHER_WEIGHTS.iter().any(|name| path.ends_with(name));
     let files = files.filter(|path| !is_other(path) && is_gguf(path));
     let mut files: Vec<PathBuf> = files.filter(is_first).collect();
@@ -142,7 +146,7 @@ fn one_mmproj(folder: &Path, mut mmprojs: Vec<PathBuf>) -> Result<Option<PathBuf
     Ok(mmprojs.pop())
 }
 
-/// The names of the first few files.
+/// Lists the names of the first few files.
 fn names(paths: &[PathBuf]) -> String {
     const SHOWN: usize = 4;
     let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -153,12 +157,13 @@ fn names(paths: &[PathBuf]) -> String {
     }
 }
 
-/// The name of a part: `NAME-00002-of-00003.gguf`.
+/// The path of one part of a file that was split: `NAME-00002-of-00003.gguf`.
 pub(super) struct Split {
     folder: PathBuf,
     name: String,
-    /// From 1.
+    /// Number of this part, from 1.
     pub(super) number: usize,
+    /// Number of all parts.
     pub(super) count: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Everything in a file before its data.
+//! Parses the header of a GGUF file: the metadata and the descriptions of the tensors.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -16,50 +16,51 @@ const MAX_KEYS: u64 = 1 << 16;
 /// Maximum number of tensors in a file; the largest public checkpoints have a few thousand.
 const MAX_TENSORS: u64 = 100_000;
 const MAX_KEY_BYTES: usize = 65_535;
-/// `GGML_MAX_NAME`.
+/// Maximum length of a tensor's name in bytes: `GGML_MAX_NAME`.
 const MAX_NAME_BYTES: usize = 64;
-/// `GGML_MAX_DIMS`.
+/// Maximum number of dimensions: `GGML_MAX_DIMS`.
 const MAX_DIMS: u32 = 4;
 const MAX_ALIGNMENT: usize = 1 << 20;
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// Metadata and tensors of a file.
+/// The header of a GGUF file: its metadata, and the descriptions of its tensors.
 #[derive(Debug, Clone)]
 pub struct GgufHeader {
     fields: BTreeMap<String, Field>,
     tensors: Vec<GgufTensor>,
 }
 
-/// A tensor as a file describes it.
+/// The description of a tensor in the header of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufTensor {
-    /// Name in the file.
+    /// Name of the tensor in the file.
     pub name: String,
     /// Dimensions, the contiguous one first: a matrix `[d_out, d_in]` of PyTorch is `[d_in, d_out]` here.
     pub dims: Vec<usize>,
-    /// How its rows are stored.
+    /// Type in which the rows are stored.
     pub kind: GgufType,
-    /// Its bytes in the file.
+    /// Byte range of the tensor in the file.
     pub range: Range<usize>,
 }
 
 impl GgufHeader {
-    /// Tensors in the order of the file.
+    /// Returns the tensors in the order of the file.
     pub fn tensors(&self) -> &[GgufTensor] {
         &self.tensors
     }
 
-    /// The metadata. `file` is the content that was parsed, which has the values; `path` is for messages.
+    /// Returns the metadata. `file` must be the content that was parsed, because values are read from it. `path` is
+    /// used in error messages.
     pub fn metadata<'a>(&'a self, path: &'a Path, file: &'a [u8]) -> Metadata<'a> {
         Metadata { path, fields: &self.fields, file }
     }
 }
 
-/// Parses the keys and tensor descriptions of a file with the content `file`. Reads no weight, and allocates only a
+/// Parses the keys and tensor descriptions of a file. `file` is its content. Reads no weights, and allocates only a
 /// small multiple of the size of the descriptions.
 ///
 /// # Errors
-/// [`GgufError`] naming `path` and the byte at fault.
+/// [`GgufError`], which names `path` and the byte at fault.
 pub fn parse(path: &Path, file: &[u8]) -> Result<GgufHeader, GgufError> {
     read(file).map_err(|fault| GgufError::new(path, fault))
 }
@@ -105,7 +106,7 @@ fn read(file: &[u8]) -> Result<GgufHeader, GgufFault> {
     Ok(GgufHeader { fields, tensors })
 }
 
-/// Numbers of tensors and keys, checked against the size of the file.
+/// Reads the numbers of tensors and keys, and checks them against the size of the file.
 fn counts(cursor: &mut Cursor<'_>) -> Result<(u64, u64), GgufFault> {
     let at = cursor.at as u64;
     let n_tensors = cursor.count("the number of tensors", 24)?;
@@ -134,9 +135,9 @@ fn alignment(fields: &BTreeMap<String, Field>, file: &[u8]) -> Result<usize, Ggu
     }
 }
 
-/// A tensor's description.
+/// The description of a tensor, before its byte range is computed.
 struct Info<'a> {
-    /// Where the description begins.
+    /// Offset of the description in the file.
     at: u64,
     name: &'a str,
     dims: Vec<usize>,
@@ -177,7 +178,7 @@ impl<'a> Info<'a> {
         Ok(Self { at, name, dims, kind, offset })
     }
 
-    /// The tensor in a file of `length` bytes.
+    /// Computes the byte range of the tensor, and checks that it lies within a file of `length` bytes.
     fn place(self, data_start: usize, alignment: usize, length: usize) -> Result<GgufTensor, GgufFault> {
         let Self { at, name, dims, kind, offset } = self;
         let bad = |part: &str, found: String, expected: String| GgufFault::Value {
@@ -224,7 +225,7 @@ fn check_overlaps(tensors: &[GgufTensor]) -> Result<(), GgufFault> {
     }
 }
 
-/// The names of unsupported types. Source: `ggml_type` of ggml.
+/// Returns the name of an unsupported type, or its number. Source: `ggml_type` of ggml.
 fn other_type(id: u32) -> String {
     let name = match id {
         4 => "Q4_2",

@@ -1,14 +1,15 @@
-//! Chooses the type of each tensor of a new file.
+//! Chooses the type of each tensor in a GGUF file to be written.
 
 use std::str::FromStr;
 
 use idefics_kernels::formats::GgufType;
 
-/// The quantisation of a file, by llama.cpp's names. The letters S and M say how many tensors get more bits.
+/// The quantisation of a GGUF file, with llama.cpp's names. If most matrices have fewer than eight bits, the head has
+/// at least six. The letters S (small) and M (medium) say how many other matrices also get more bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names that GGUF files and programs use")]
 pub enum GgufMix {
-    /// Everything in f32.
+    /// All tensors in f32.
     F32,
     /// Matrices in f16.
     F16,
@@ -24,21 +25,21 @@ pub enum GgufMix {
     Q5_0,
     /// Matrices in [`GgufType::Q5_1`].
     Q5_1,
-    /// [`GgufType::Q4_K`]; a few in Q5_K.
+    /// Matrices in [`GgufType::Q4_K`], but `attn_v` and `ffn_down` of the first layers in Q5_K.
     Q4_K_S,
-    /// [`GgufType::Q4_K`]; half of `attn_v` and `ffn_down` in Q6_K.
+    /// Matrices in [`GgufType::Q4_K`], but `attn_v` and `ffn_down` of half of the layers in Q6_K.
     Q4_K_M,
-    /// [`GgufType::Q5_K`].
+    /// Matrices in [`GgufType::Q5_K`].
     Q5_K_S,
-    /// [`GgufType::Q5_K`]; half of `attn_v` and `ffn_down` in Q6_K.
+    /// Matrices in [`GgufType::Q5_K`], but `attn_v` and `ffn_down` of half of the layers in Q6_K.
     Q5_K_M,
-    /// [`GgufType::Q6_K`].
+    /// Matrices in [`GgufType::Q6_K`].
     Q6_K,
 }
 
-/// A name that no mix has.
+/// The error for a name that is not the name of a [`GgufMix`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("GGUF type {name:?}: expected {}", GgufMix::ALL.map(GgufMix::name).join(", "))]
+#[error("GGUF type {name:?} is unknown; expected {}", GgufMix::ALL.map(GgufMix::name).join(", "))]
 pub struct UnknownGgufMix {
     /// The requested name.
     pub name: String,
@@ -62,7 +63,7 @@ impl GgufMix {
         Self::Q6_K,
     ];
 
-    /// The name in command lines: `q4_k_m`.
+    /// Returns the name used in command lines, such as `q4_k_m`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -81,7 +82,7 @@ impl GgufMix {
         }
     }
 
-    /// `general.file_type`. Source: `llama_ftype` of llama.cpp.
+    /// Returns the value of `general.file_type`. Source: `llama_ftype` of llama.cpp.
     pub(super) fn file_type(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -100,8 +101,8 @@ impl GgufMix {
         }
     }
 
-    /// The mix of the vision tower that belongs to a text model. It has at least eight bits, because four lose too much
-    /// of a picture.
+    /// Returns the mix for the vision tower of a model whose text model has this mix. It has at least eight bits,
+    /// because with four bits too many details of pictures are lost.
     #[must_use]
     pub fn of_vision(self) -> Self {
         match self {
@@ -126,7 +127,7 @@ impl GgufMix {
         }
     }
 
-    /// The type of a matrix with rows of `row_len` values.
+    /// Returns the type of a matrix with rows of `row_len` values.
     ///
     /// Source: `llama_tensor_get_type` of llama.cpp, without an importance matrix, for models of up to 65 billion
     /// parameters.
@@ -147,10 +148,10 @@ impl GgufMix {
     }
 }
 
-/// What a matrix is for.
+/// The role of a matrix in the model.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Part {
-    /// The head, or the embedding table that serves as one.
+    /// The head, or the embedding table if it is also used as the head.
     Head,
     /// `attn_v` of a layer.
     Value(Layer),
@@ -164,19 +165,20 @@ pub(super) enum Part {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layer {
     pub(super) number: usize,
-    /// Number of layers.
+    /// Number of layers in the model.
     pub(super) count: usize,
 }
 
 impl Layer {
-    /// The first and last eighth of the layers, and every third between. Source: `use_more_bits` of llama.cpp.
+    /// Returns whether some matrices of the layer get more bits. This is so in the first and last eighth of the layers,
+    /// and in every third layer between. Source: `use_more_bits` of llama.cpp.
     fn has_more_bits(self) -> bool {
         let Self { number, count } = self;
         number < count / 8 || number >= 7 * count / 8 || (number - count / 8) % 3 == 2
     }
 }
 
-/// The type itself if its blocks fit the rows, or else a similar type that fits.
+/// Returns `kind` if its blocks divide rows of `row_len` values evenly, or else a similar type whose blocks do.
 fn fitting(kind: GgufType, row_len: usize) -> GgufType {
     if row_len.is_multiple_of(kind.block_len()) {
         return kind;
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_are_no_whole_blocks_get_another_type() {
+    fn rows_that_are_not_whole_blocks_get_another_type() {
         let kind = |mix: &str, row_len| mix.parse::<GgufMix>().unwrap().kind(Part::Other, row_len);
         assert_eq!(kind("q4_k_m", 512), GgufType::Q4_K);
         assert_eq!(kind("q4_k_m", 576), GgufType::Q5_0);
@@ -213,17 +215,17 @@ mod tests {
         assert_eq!(kind("f32", 28), GgufType::F32);
         assert_eq!(
             "q3".parse::<GgufMix>().unwrap_err().to_string().split(',').next(),
-            Some("GGUF type \"q3\": expected f32")
+            Some("GGUF type \"q3\" is unknown; expected f32")
         );
     }
 
     #[test]
-    fn half_of_the_values_and_down_projections_get_six_bits() {
+    fn attn_v_and_ffn_down_get_six_bits_in_half_of_the_layers() {
         let six = |part: fn(Layer) -> Part| -> Vec<usize> {
             let kind = |number| GgufMix::Q4_K_M.kind(part(Layer { number, count: 30 }), 1536);
             (0..30).filter(|number| kind(*number) == GgufType::Q6_K).collect()
         };
-        // The `ffn_down` of SmolLM2-135M-Instruct-Q4_K_M, as llama.cpp writes it.
+        // The layers whose `ffn_down` llama.cpp writes with six bits in SmolLM2-135M-Instruct-Q4_K_M.
         assert_eq!(six(Part::Down), [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]);
         assert_eq!(six(Part::Value), six(Part::Down));
         assert_eq!(GgufMix::Q4_K_M.kind(Part::Head, 576), GgufType::Q8_0);

@@ -1,4 +1,4 @@
-//! GGUF files, the format of llama.cpp: a strict reader of the container, and its content as a checkpoint.
+//! GGUF files, the format of llama.cpp: a strict reader of the container, models in such files, and a writer.
 //!
 //! # The container
 //! ```text
@@ -11,18 +11,18 @@
 //! values of the metadata stay in the map, where [`Metadata`] reads them.
 //!
 //! # Checks
-//! A count is compared with the rest of the file before anything is allocated. Sizes and offsets use checked
-//! arithmetic. A tensor must lie inside the file, at a multiple of the alignment, and must not overlap another. Names
-//! must be unique. The error for an unsupported type names it.
+//! A count is compared with the rest of the file before anything is allocated. Sizes and offsets are computed with
+//! checked arithmetic. A tensor must lie inside the file, start at a multiple of the alignment, and overlap no other
+//! tensor. Names must be unique. The error for an unsupported type names the type.
 //!
 //! # A model
-//! [`GgufModel`] is a text model of the architecture `llama`, and the vision tower and connector of Idefics3 in a file
-//! of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of the original checkpoint, and
-//! [`GgufModel::file`] returns the contents of the JSON files of the original checkpoint.
+//! A [`GgufModel`] consists of a text model of the architecture `llama` and, optionally, the vision tower and connector
+//! of Idefics3 in a second file of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of
+//! the original checkpoint. [`GgufModel::file`] returns the contents of the JSON files of the original checkpoint.
 //!
 //! # Writing
-//! [`GgufExport`] turns a checkpoint of the family into the metadata and tensors of such files, in the types of a
-//! [`GgufMix`]; [`write`](write()) writes a file.
+//! [`GgufExport`] converts a checkpoint of the Idefics3 family to the metadata and tensors of such files. A [`GgufMix`]
+//! sets the types of the tensors. [`write`](write()) writes a file.
 //!
 //! Source: `docs/gguf.md` of ggml; `convert_hf_to_gguf.py` of llama.cpp.
 

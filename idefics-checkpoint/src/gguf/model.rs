@@ -1,4 +1,4 @@
-//! A text model and its vision tower as one model.
+//! Opens a text model and its vision tower as one model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{CheckpointError, CheckpointWarning};
 /// Epsilon of the layer norms in the vision towers of all public models of the family.
 pub(super) const LAYER_NORM_EPS: f64 = 1e-6;
 
-/// The opened files of an Idefics3, or of its text model alone.
+/// The open GGUF files of an Idefics3 model, or of a text model alone.
 #[derive(Debug, Clone)]
 pub struct GgufModel {
     paths: GgufPaths,
@@ -32,14 +32,14 @@ pub enum ModelFile {
     Tokenizer,
     /// `tokenizer_config.json`: special tokens by name, and the chat template.
     TokenizerConfig,
-    /// `preprocessor_config.json`: how pictures are prepared.
+    /// `preprocessor_config.json`: how pictures are converted to pixel values.
     PreprocessorConfig,
-    /// `processor_config.json`: the number of tokens of a tile.
+    /// `processor_config.json`: the number of image tokens per tile.
     ProcessorConfig,
 }
 
 impl ModelFile {
-    /// All of them.
+    /// All files.
     pub const ALL: [Self; 6] = [
         Self::Config,
         Self::GenerationConfig,
@@ -49,7 +49,7 @@ impl ModelFile {
         Self::ProcessorConfig,
     ];
 
-    /// Its name in a folder.
+    /// Returns the name of the file in a model folder.
     pub fn name(self) -> &'static str {
         match self {
             Self::Config => "config.json",
@@ -62,14 +62,14 @@ impl ModelFile {
     }
 }
 
-/// Vision tower and connector.
+/// The open file of the vision tower and connector.
 #[derive(Debug, Clone)]
 pub(super) struct Vision {
     pub(super) file: GgufFile,
     pub(super) sizes: VisionSizes,
 }
 
-/// Sizes of a text model on which names and rows depend.
+/// Sizes of a text model that determine the names of its tensors and the order of their rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TextSizes {
     pub(super) layers: usize,
@@ -78,7 +78,7 @@ pub(super) struct TextSizes {
     pub(super) head_dim: usize,
 }
 
-/// Sizes of a vision tower on which names and shapes depend.
+/// Sizes of a vision tower that determine the names and shapes of its tensors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VisionSizes {
     pub(super) layers: usize,
@@ -90,19 +90,19 @@ pub(super) struct VisionSizes {
 }
 
 impl GgufModel {
-    /// Opens the model at a path; see [`GgufPaths::find`]. `None` if there is no GGUF file.
+    /// Opens the model at a path, which is interpreted by [`GgufPaths::find`]. Returns `None` if that finds no model.
     ///
     /// # Errors
-    /// As [`Self::open`] and [`GgufPaths::find`].
+    /// The errors of [`Self::open`] and [`GgufPaths::find`].
     pub fn find(path: &Path) -> Result<Option<Self>, CheckpointError> {
         GgufPaths::find(path)?.map(Self::open).transpose()
     }
 
-    /// Opens the files of a model. No weight is read.
+    /// Opens the files of a model. Reads no weights.
     ///
     /// # Errors
-    /// [`CheckpointError::Gguf`] if a file is invalid, has another architecture, or the files do not belong together;
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Gguf`] if a file is invalid or has an unsupported architecture, or if the files do not belong
+    /// together. [`CheckpointError::Io`] if a file cannot be read.
     pub fn open(paths: GgufPaths) -> Result<Self, CheckpointError> {
         let text = GgufFile::open(&paths.text)?;
         let text_sizes = text_sizes(&text)?;
@@ -114,8 +114,8 @@ impl GgufModel {
                 let found = file.metadata().number("clip.vision.projection_dim")?.unwrap_or(text_sizes.hidden);
                 if found != text_sizes.hidden {
                     let reason = format!(
-                        "its vectors have {found} values, but the text model {} needs {}; it belongs to another model; \
-                         give the right file with --mmproj",
+                        "its image vectors have {found} values, but the text model {} needs {}; the file belongs to \
+                         another model, so give the right one with --mmproj",
                         paths.text.display(),
                         text_sizes.hidden
                     );
@@ -127,18 +127,17 @@ impl GgufModel {
         Ok(Self { paths, text, text_sizes, vision })
     }
 
-    /// Paths of the files.
+    /// Returns the paths of the files.
     pub fn paths(&self) -> &GgufPaths {
         &self.paths
     }
 
-    /// The content of a file of the original checkpoint, from the metadata.
+    /// Builds the content of a file of the original checkpoint from the metadata.
     ///
-    /// A text model without a vision tower has `"text_only": true` in its `config.json`, and `None` for the files about
-    /// pictures.
+    /// If there is no vision tower, `config.json` has `"text_only": true`, and the files about pictures are `None`.
     ///
     /// # Errors
-    /// [`GgufError`] naming the key or tensor that is missing or not supported.
+    /// [`GgufError`], which names the key or tensor that is missing or not supported.
     pub fn file(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
         Ok(Some(match (file, &self.vision) {
             (ModelFile::Config, _) => config::config(self)?,
@@ -151,11 +150,11 @@ impl GgufModel {
         }))
     }
 
-    /// Like [`Self::file`], but `None` if the folder of the text model has the file, which then takes precedence. A
-    /// `config.json` in the folder is ignored, because it may belong to the text model alone.
+    /// Like [`Self::file`], but returns `None` if the folder of the text model has the file, because that file takes
+    /// precedence. A `config.json` in the folder is ignored, because it may belong to the text model alone.
     ///
     /// # Errors
-    /// As [`Self::file`].
+    /// The errors of [`Self::file`].
     pub fn file_unless_present(&self, file: ModelFile) -> Result<Option<Value>, GgufError> {
         match file != ModelFile::Config && self.paths.folder().join(file.name()).is_file() {
             true => Ok(None),
@@ -163,7 +162,7 @@ impl GgufModel {
         }
     }
 
-    /// The tensors under the names of the original checkpoint.
+    /// Returns the tensors under the names of the original checkpoint, and warnings about the files.
     pub(crate) fn opened(&self) -> Result<Opened, GgufError> {
         let mut tensors = BTreeMap::new();
         names::add_text(&self.text, &self.text_sizes, &mut tensors)?;
@@ -189,7 +188,8 @@ fn text_sizes(file: &GgufFile) -> Result<TextSizes, GgufError> {
     match metadata.required_text("general.architecture")? {
         "llama" => {}
         "clip" => {
-            let reason = "it is the vision tower of a model (mmproj); give the file of the text model, and this file as --mmproj";
+            let reason = "it is the vision tower of a model (mmproj); give the file of the text model, and pass this \
+                          file with --mmproj";
             return Err(file.error(GgufFault::Files { reason: reason.to_owned() }));
         }
         other => return Err(metadata.error("general.architecture", format!("{other:?}"), "`llama`")),
@@ -207,7 +207,7 @@ fn text_sizes(file: &GgufFile) -> Result<TextSizes, GgufError> {
         }
     }
     if head_dim == 0 || !head_dim.is_multiple_of(2) {
-        let expected = "a number that gives heads of an even width";
+        let expected = "a number for which the width of a head is even";
         return Err(metadata.error("llama.attention.head_count", heads.to_string(), expected));
     }
     Ok(TextSizes { layers: metadata.required_number("llama.block_count")?, hidden, heads, head_dim })
@@ -217,7 +217,7 @@ fn vision_sizes(file: &GgufFile) -> Result<VisionSizes, GgufError> {
     let metadata = file.metadata();
     let architecture = metadata.required_text("general.architecture")?;
     if architecture != "clip" {
-        let expected = "`clip`: the vision tower of a model (mmproj)";
+        let expected = "`clip`, the architecture of vision towers (mmproj)";
         return Err(metadata.error("general.architecture", format!("{architecture:?}"), expected));
     }
     let projector = metadata.required_text("clip.projector_type")?;
@@ -225,7 +225,7 @@ fn vision_sizes(file: &GgufFile) -> Result<VisionSizes, GgufError> {
         return Err(metadata.error("clip.projector_type", format!("{projector:?}"), "`idefics3`"));
     }
     if metadata.bool("clip.use_silu")? == Some(true) {
-        return Err(metadata.error("clip.use_silu", "true", "GELU"));
+        return Err(metadata.error("clip.use_silu", "true", "false, because only GELU is supported"));
     }
     Ok(VisionSizes {
         layers: metadata.required_number("clip.vision.block_count")?,

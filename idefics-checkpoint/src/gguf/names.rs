@@ -1,4 +1,4 @@
-//! Tensors of GGUF files under the names of the original checkpoint.
+//! Maps the tensors of GGUF files to the names of the original checkpoint.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use crate::TensorEntry;
 pub(super) const TEXT: &str = "model.text_model";
 pub(super) const VISION: &str = "model.vision_model";
 
-/// The name of a tensor in the checkpoint, and the rows of a head if its rows must be restored to rotary order.
+/// The name and the row order of a tensor in the checkpoint.
 struct Place {
+    /// Name of the tensor in the checkpoint.
     name: String,
+    /// Number of rows of a head, if the rows must be put back into the order of the checkpoint; otherwise `None`.
     head_dim: Option<usize>,
 }
 
@@ -35,7 +37,7 @@ pub(super) fn add_text(
 ) -> Result<(), GgufError> {
     add(file, tensors, |tensor| {
         let place = match tensor.name.as_str() {
-            "rope_freqs.weight" => return Ok(None), // becomes a part of config.json
+            "rope_freqs.weight" => return Ok(None), // it becomes part of config.json
             "token_embd.weight" => Some(format!("{TEXT}.embed_tokens.weight").into()),
             "output_norm.weight" => Some(format!("{TEXT}.norm.weight").into()),
             "output.weight" => Some("lm_head.weight".to_owned().into()),
@@ -46,7 +48,7 @@ pub(super) fn add_text(
         let rows = tensor.dims.get(1).copied().unwrap_or(1);
         match place.head_dim {
             Some(head_dim) if !rows.is_multiple_of(head_dim) || !head_dim.is_multiple_of(2) => {
-                Err(format!("its {rows} rows are not whole heads of {head_dim} rows with two halves"))
+                Err(format!("it has {rows} rows; expected a multiple of {head_dim}, the even width of a head"))
             }
             _ => Ok(Some(place)),
         }
@@ -71,7 +73,7 @@ fn text_block(name: &str, sizes: &TextSizes) -> Option<Place> {
     Some(Place { name: format!("{TEXT}.layers.{layer}.{part}"), head_dim })
 }
 
-/// Adds the tensors of vision tower and connector.
+/// Adds the tensors of a vision tower and connector.
 pub(super) fn add_vision(
     file: &GgufFile,
     sizes: &VisionSizes,
@@ -119,7 +121,8 @@ fn vision_block(name: &str, tensor: &GgufTensor, sizes: &VisionSizes) -> Option<
     Some(format!("{VISION}.encoder.layers.{layer}.{part}.{kind}"))
 }
 
-/// The number of a block of the model, and the rest of the name.
+/// Splits the name of a tensor into the number of its layer and the part after that. Returns `None` if the model has no
+/// such layer.
 fn block<'a>(name: &'a str, prefix: &str, layers: usize) -> Option<(usize, &'a str)> {
     let (number, part) = name.strip_prefix(prefix)?.split_once('.')?;
     let layer: usize = number.parse().ok()?;
@@ -137,7 +140,7 @@ fn add(
         let refused = |reason| file.error(GgufFault::Tensor { name: tensor.name.clone(), reason });
         let Some(Place { name, head_dim }) = place(tensor).map_err(refused)? else { continue };
         if tensors.contains_key(&name) {
-            return Err(refused(format!("another tensor is also `{name}` of the checkpoint")));
+            return Err(refused(format!("another tensor is also named `{name}` in the checkpoint")));
         }
         tensors.insert(name, entry(tensor, part, map, head_dim));
     }

@@ -1,4 +1,4 @@
-//! The metadata of a tokenizer from `tokenizer.json` and its neighbours.
+//! Converts `tokenizer.json` and related files to the metadata of a GGUF file.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use std::path::Path;
 const NORMAL: i32 = 1;
 const UNUSED: i32 = 5;
 
-/// The metadata of a tokenizer.
+/// The metadata of a tokenizer in a GGUF file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewTokenizer {
     pub(super) keys: Vec<(String, NewValue)>,
@@ -18,7 +18,7 @@ pub struct NewTokenizer {
 /// The files that describe a tokenizer.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenizerFiles<'a> {
-    /// Their folder, for messages.
+    /// Folder of the files, used in error messages.
     pub folder: &'a Path,
     /// `tokenizer.json`.
     pub tokenizer: &'a Value,
@@ -26,20 +26,20 @@ pub struct TokenizerFiles<'a> {
     pub tokenizer_config: &'a Value,
     /// `generation_config.json`, or null.
     pub generation_config: &'a Value,
-    /// The chat template.
+    /// The chat template, if the model has one.
     pub chat_template: Option<&'a str>,
 }
 
 impl TokenizerFiles<'_> {
-    /// The metadata for a model with `vocab` rows of embeddings.
+    /// Returns the metadata for a model with `vocab` rows of embeddings.
     ///
     /// # Errors
-    /// [`GgufFault::Export`] for a tokenizer that llama.cpp has no name for, which is any except byte-level BPE with
-    /// the words of SmolLM or Llama 3.
+    /// [`GgufFault::Export`] for an unsupported tokenizer, or for a token without a row of embeddings. Only byte-level
+    /// BPE that splits text into words like SmolLM or Llama 3 is supported.
     pub fn metadata(&self, vocab: usize) -> Result<NewTokenizer, GgufError> {
         let model = &self.tokenizer["model"];
         if model["type"] != "BPE" || model["byte_fallback"] == true {
-            return Err(self.error("its tokenizer is no byte-level BPE".to_owned()));
+            return Err(self.error("its tokenizer is not a byte-level BPE".to_owned()));
         }
         let pre = self.words()?;
         let (tokens, types) = self.tokens(vocab)?;
@@ -81,7 +81,7 @@ impl TokenizerFiles<'_> {
         GgufError::new(self.folder, GgufFault::Export { reason })
     }
 
-    /// How a text is cut into words: the value of `tokenizer.ggml.pre`.
+    /// Returns the value of `tokenizer.ggml.pre`, which says how text is split into words.
     fn words(&self) -> Result<&'static str, GgufError> {
         let pre = &self.tokenizer["pre_tokenizer"];
         let steps: Vec<&Value> = match pre["pretokenizers"].as_array() {
@@ -101,11 +101,11 @@ impl TokenizerFiles<'_> {
             {
                 Ok("llama-bpe")
             }
-            _ => Err(self.error(format!("llama.cpp knows no tokenizer with the pre_tokenizer {pre}"))),
+            _ => Err(self.error(format!("llama.cpp supports no tokenizer with the pre_tokenizer {pre}"))),
         }
     }
 
-    /// Tokens and their types by id. Rows of embeddings without a token get a name.
+    /// Returns the tokens and their types, in the order of ids. An id without a token gets the name `[PAD{id}]`.
     fn tokens(&self, vocab: usize) -> Result<(Vec<String>, Vec<i32>), GgufError> {
         let mut tokens: Vec<String> = (0..vocab).map(|id| format!("[PAD{id}]")).collect();
         let mut types = vec![UNUSED; vocab];
@@ -127,7 +127,7 @@ impl TokenizerFiles<'_> {
         Ok((tokens, types))
     }
 
-    /// A second token that ends an answer, if there is one.
+    /// Returns the id of a second token that ends an answer, if there is one.
     fn other_end(&self, eos: Option<usize>, n_tokens: usize) -> Option<usize> {
         let ends = &self.generation_config["eos_token_id"];
         let ends = ends.as_array().map_or_else(|| vec![ends], |ends| ends.iter().collect());
@@ -135,7 +135,7 @@ impl TokenizerFiles<'_> {
         ends.filter(|id| *id < n_tokens).find(|id| Some(*id) != eos)
     }
 
-    /// Whether a text gets the start token in front.
+    /// Returns whether the tokenizer puts the start token in front of a text.
     fn adds_bos(&self) -> bool {
         let post = &self.tokenizer["post_processor"];
         let steps = post["processors"].as_array().map_or_else(|| vec![post], |steps| steps.iter().collect());

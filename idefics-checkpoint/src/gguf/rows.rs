@@ -1,4 +1,4 @@
-//! Rows of a GGUF tensor as numbers of the checkpoint.
+//! Reads the rows of GGUF tensors in the order of the checkpoint.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,14 +10,14 @@ use safetensors::Dtype;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GgufRows {
     pub(crate) kind: GgufType,
-    /// Values of a row, a whole number of blocks.
+    /// Number of values in a row. A row is a whole number of blocks.
     pub(crate) row_len: usize,
-    /// Number of rows of a head, if the two rows of each rotary pair are adjacent in the file; otherwise `None`.
+    /// Number of rows of a head, if the file has the two rows of each rotary pair next to each other; otherwise `None`.
     pub(crate) head_dim: Option<usize>,
 }
 
 impl GgufRows {
-    /// The element type that the rows are read as.
+    /// Returns the element type of the values after reading.
     pub(crate) fn dtype(kind: GgufType) -> Dtype {
         match kind {
             GgufType::F16 => Dtype::F16,
@@ -26,20 +26,21 @@ impl GgufRows {
         }
     }
 
-    /// Rows of the checkpoint as f32, `[rows.len(), row_len]`, from the tensor's `bytes`.
+    /// Reads rows from the tensor's `bytes` as f32, `[rows.len(), row_len]`. `rows` are indices in the checkpoint.
     ///
     /// # Panics
-    /// If `rows` is out of range, or `out` has another size.
+    /// If `rows` is out of range, or `out` has the wrong length.
     pub(crate) fn read(&self, bytes: &[u8], rows: Range<usize>, out: &mut [f32]) {
         let row_bytes = self.kind.row_bytes(self.row_len).expect("rows are whole blocks");
-        assert_eq!(out.len(), rows.len() * self.row_len, "one output for each value");
+        assert_eq!(out.len(), rows.len() * self.row_len, "`out` must have one element per value");
         for (row, out) in rows.zip(out.chunks_exact_mut(self.row_len)) {
             let start = self.stored_row(row) * row_bytes;
             self.kind.dequantize(&bytes[start..start + row_bytes], out);
         }
     }
 
-    /// The tensor's `bytes` with the rows in the order of the checkpoint. They are copied only if the order differs.
+    /// Returns the tensor's `bytes` with the rows in the order of the checkpoint. Copies them only if the order
+    /// differs.
     pub(crate) fn in_order<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         if self.head_dim.is_none() {
             return Cow::Borrowed(bytes);
@@ -49,8 +50,9 @@ impl GgufRows {
         Cow::Owned(rows.flat_map(|row| &bytes[self.stored_row(row) * row_bytes..][..row_bytes]).copied().collect())
     }
 
-    /// Index in the file of a row of the checkpoint. In llama.cpp, a rotary pair consists of adjacent rows; in the
-    /// reference, of a row from each half of a head.
+    /// Returns the index in the file of a row of the checkpoint. In files of llama.cpp, the two rows of a rotary pair
+    /// are adjacent. In the checkpoint, the first row is in the first half of the head, and the second in the other
+    /// half.
     ///
     /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
     fn stored_row(&self, row: usize) -> usize {
@@ -66,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rotary_rows_are_put_back_by_head() {
+    fn rows_of_each_head_are_read_in_the_order_of_the_checkpoint() {
         let rows = GgufRows { kind: GgufType::F32, row_len: 1, head_dim: Some(6) };
         let stored: Vec<usize> = (0..12).map(|row| rows.stored_row(row)).collect();
         assert_eq!(stored, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);

@@ -1,4 +1,4 @@
-//! `tokenizer.json` and `tokenizer_config.json` from the metadata of a GGUF file.
+//! Builds `tokenizer.json` and `tokenizer_config.json` from the metadata of a GGUF file.
 
 use serde_json::{Map, Value, json};
 
@@ -10,19 +10,20 @@ pub(super) const PRE: &str = "tokenizer.ggml.pre";
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
-/// Types of tokens that are found before the text is split into words. Control tokens are left out of answers.
+/// Type of special tokens. They are found before the text is split into words, and are left out of answers.
 pub(super) const CONTROL: u64 = 3;
+/// Type of other added tokens. They are found before the text is split into words, and are kept in answers.
 pub(super) const USER_DEFINED: u64 = 4;
 
-/// The regular expression by which Llama 3 splits a text into words. Source: its `tokenizer.json`.
+/// The regular expression with which Llama 3 splits text into words. Source: `tokenizer.json` of Llama 3.
 pub(super) const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How a text is split into words.
+/// How text is split into words.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
-    /// Each digit alone, then the rule of GPT-2.
+    /// Each digit is a word. The rest is split by the rule of GPT-2.
     SmolLm,
-    /// The rule of Llama 3; a word that is a token is not merged.
+    /// Text is split by the rule of Llama 3. A word that is itself a token becomes this token without any merges.
     Llama3,
 }
 
@@ -46,7 +47,7 @@ impl Words {
     }
 }
 
-/// `tokenizer.json`.
+/// Builds `tokenizer.json`.
 pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
     let words = Words::of(metadata)?;
     let tokens = metadata.required_texts(TOKENS)?;
@@ -61,7 +62,7 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
     let mut vocab = Map::new();
     for (id, token) in tokens.iter().enumerate() {
         if vocab.insert((*token).to_owned(), json!(id)).is_some() {
-            return Err(metadata.error(TOKENS, format!("`{}` twice", shorten(token)), "each token once"));
+            return Err(metadata.error(TOKENS, format!("a list with `{}` twice", shorten(token)), "each token once"));
         }
     }
     let added = tokens
@@ -110,7 +111,7 @@ pub(super) fn tokenizer(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
     }))
 }
 
-/// Pairs of tokens in the order in which they are merged.
+/// Reads the pairs of tokens, in the order in which they are merged.
 fn merges(metadata: &Metadata<'_>) -> Result<Vec<[String; 2]>, GgufError> {
     let pair = |merge: &str| {
         let pair = merge.split_once(' ').filter(|(left, right)| {
@@ -122,7 +123,7 @@ fn merges(metadata: &Metadata<'_>) -> Result<Vec<[String; 2]>, GgufError> {
     metadata.required_texts(MERGES)?.into_iter().map(pair).collect()
 }
 
-/// The post-processor that puts the start token in front of a text; `null` if none is added.
+/// Builds the post-processor that puts the start token in front of a text. Returns `null` if no start token is added.
 fn post_processor(metadata: &Metadata<'_>, words: Words, tokens: &[&str]) -> Result<Value, GgufError> {
     // Source: the defaults of `llama_vocab::impl::load` of llama.cpp.
     let adds_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(words == Words::Llama3);
@@ -138,7 +139,7 @@ fn post_processor(metadata: &Metadata<'_>, words: Words, tokens: &[&str]) -> Res
     }))
 }
 
-/// The token that the metadata names, with its id.
+/// Returns the token for `name` in the metadata, for example `bos`, with its id. Returns `None` if there is none.
 fn named<'a>(metadata: &Metadata<'_>, name: &str, tokens: &[&'a str]) -> Result<Option<(usize, &'a str)>, GgufError> {
     let key = format!("tokenizer.ggml.{name}_token_id");
     let Some(id) = metadata.number(&key)? else { return Ok(None) };
@@ -148,7 +149,7 @@ fn named<'a>(metadata: &Metadata<'_>, name: &str, tokens: &[&'a str]) -> Result<
     }
 }
 
-/// `tokenizer_config.json`, with the chat template.
+/// Builds `tokenizer_config.json`, with the chat template.
 pub(super) fn tokenizer_config(metadata: &Metadata<'_>) -> Result<Value, GgufError> {
     let tokens = metadata.required_texts(TOKENS)?;
     let mut config = Map::new();

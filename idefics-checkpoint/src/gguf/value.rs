@@ -1,4 +1,4 @@
-//! Metadata: typed values that stay in the mapped file.
+//! Reads metadata: typed values that stay in the mapped file.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use super::cursor::Cursor;
 use super::error::shorten;
 use super::{GgufError, GgufFault};
 
-/// The types of values, by their numbers in the file.
+/// The types of values. The number of a type in a file is its index in [`Self::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ValueType {
     U8,
@@ -54,7 +54,7 @@ impl ValueType {
         })
     }
 
-    /// Bytes of a value; the minimum if the length varies.
+    /// Returns the size of a value in bytes, or the minimum size if it varies.
     fn smallest(self) -> u64 {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
@@ -65,10 +65,10 @@ impl ValueType {
         }
     }
 
-    /// The value in `bytes`, which [`Field::read`] has checked.
+    /// Decodes the value in `bytes`, which [`Field::read`] has checked.
     fn value(self, bytes: &[u8]) -> GgufValue<'_> {
         fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
-            bytes.try_into().expect("the bytes of one value")
+            bytes.try_into().expect("`bytes` holds exactly one value")
         }
         match self {
             Self::U8 => GgufValue::Unsigned(u64::from(bytes[0])),
@@ -80,7 +80,7 @@ impl ValueType {
             Self::F32 => GgufValue::Float(f64::from(f32::from_le_bytes(array(bytes)))),
             Self::Bool => GgufValue::Bool(bytes[0] == 1),
             Self::String => GgufValue::String(bytes),
-            Self::Array => unreachable!("arrays are made by Field::value"),
+            Self::Array => unreachable!("`Field::value` decodes arrays"),
             Self::U64 => GgufValue::Unsigned(u64::from_le_bytes(array(bytes))),
             Self::I64 => GgufValue::Signed(i64::from_le_bytes(array(bytes))),
             Self::F64 => GgufValue::Float(f64::from_le_bytes(array(bytes))),
@@ -92,14 +92,14 @@ impl ValueType {
 #[derive(Debug, Clone)]
 pub(super) struct Field {
     kind: ValueType,
-    /// Type and number of an array's items.
+    /// Type and number of the items, if the value is an array.
     items: Option<(ValueType, u64)>,
     /// Byte range in the file: a string without its length, or the items of an array.
     range: Range<usize>,
 }
 
 impl Field {
-    /// Reads and checks a value and its type.
+    /// Reads the type and the value of `key`, and checks them.
     pub(super) fn read(cursor: &mut Cursor<'_>, key: &str) -> Result<Self, GgufFault> {
         let what = format!("the value of `{}`", shorten(key));
         let kind = ValueType::read(cursor, &what)?;
@@ -145,7 +145,7 @@ impl Field {
     }
 }
 
-/// Takes `n` bytes of values of one type. Bools must be 0 or 1.
+/// Skips `n` bytes that hold values of type `kind`, and checks that bools are 0 or 1.
 fn check_bools(kind: ValueType, cursor: &mut Cursor<'_>, n: u64, what: &str) -> Result<(), GgufFault> {
     let offset = cursor.at;
     let bytes = cursor.take(n, what)?;
@@ -160,26 +160,26 @@ fn check_bools(kind: ValueType, cursor: &mut Cursor<'_>, n: u64, what: &str) -> 
     }
 }
 
-/// A value of the metadata. Integers of all widths are one variant each for signed and unsigned.
+/// A value of the metadata. A variant does not distinguish the widths of numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum GgufValue<'a> {
-    /// u8, u16, u32 or u64.
+    /// A u8, u16, u32 or u64.
     Unsigned(u64),
-    /// i8, i16, i32 or i64.
+    /// An i8, i16, i32 or i64.
     Signed(i64),
-    /// f32 or f64.
+    /// An f32 or f64.
     Float(f64),
     /// A bool.
     Bool(bool),
     /// Text, which need not be UTF-8.
     String(&'a [u8]),
-    /// Values of one type.
+    /// An array of values of one type.
     Array(GgufArray<'a>),
 }
 
 impl GgufValue<'_> {
-    /// A whole number that is not negative, whatever its type.
+    /// Returns the value if it is an integer of any type that is not negative.
     pub fn as_u64(self) -> Option<u64> {
         match self {
             Self::Unsigned(value) => Some(value),
@@ -188,7 +188,7 @@ impl GgufValue<'_> {
         }
     }
 
-    /// The value for a message.
+    /// Formats the value for a message.
     fn shown(self) -> String {
         match self {
             Self::Unsigned(value) => value.to_string(),
@@ -196,12 +196,12 @@ impl GgufValue<'_> {
             Self::Float(value) => value.to_string(),
             Self::Bool(value) => value.to_string(),
             Self::String(bytes) => format!("{:?}", shorten(&String::from_utf8_lossy(bytes))),
-            Self::Array(array) => format!("an array of {}", array.len()),
+            Self::Array(array) => format!("an array of {} items", array.len()),
         }
     }
 }
 
-/// Values of one type, which are decoded on access.
+/// An array of values of one type. The values are decoded on access.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GgufArray<'a> {
     kind: ValueType,
@@ -210,17 +210,17 @@ pub struct GgufArray<'a> {
 }
 
 impl<'a> GgufArray<'a> {
-    /// Number of items.
+    /// Returns the number of items.
     pub fn len(&self) -> usize {
-        self.count as usize // each item has at least one byte of the file
+        self.count as usize // fits, because each item has at least one byte in the file
     }
 
-    /// Whether there are none.
+    /// Returns whether the array has no items.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The items in their order.
+    /// Returns the items in order.
     pub fn iter(&self) -> impl Iterator<Item = GgufValue<'a>> + use<'a> {
         let (kind, mut rest) = (self.kind, self.bytes);
         std::iter::from_fn(move || {
@@ -251,18 +251,18 @@ pub struct Metadata<'a> {
 }
 
 impl<'a> Metadata<'a> {
-    /// The value of a key.
+    /// Returns the value of a key, if the file has the key.
     pub fn get(&self, key: &str) -> Option<GgufValue<'a>> {
         self.fields.get(key).map(|field| field.value(self.file))
     }
 
-    /// Every key with its value.
+    /// Returns every key with its value.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, GgufValue<'a>)> + use<'a> {
         let file = self.file;
         self.fields.iter().map(move |(key, field)| (key.as_str(), field.value(file)))
     }
 
-    /// An error about a key.
+    /// Creates an error about the value of a key.
     pub(super) fn error(&self, key: &str, found: impl Into<String>, expected: impl Into<String>) -> GgufError {
         let (key, found, expected) = (key.to_owned(), found.into(), expected.into());
         GgufError::new(self.path, GgufFault::Key { key, found, expected })
@@ -282,10 +282,10 @@ impl<'a> Metadata<'a> {
         read(value).map(Some).ok_or_else(|| self.error(key, value.shown(), expected))
     }
 
-    /// A text.
+    /// Reads a text. Returns `None` if the file does not have the key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type, or for what is not UTF-8.
+    /// [`GgufFault::Key`] if the value has another type or is not UTF-8.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>, GgufError> {
         self.typed(key, "a text in UTF-8", |value| match value {
             GgufValue::String(bytes) => std::str::from_utf8(bytes).ok(),
@@ -293,18 +293,18 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// A text that must be there.
+    /// Reads a text that the file must have.
     ///
     /// # Errors
-    /// [`GgufFault::MissingKey`], or as [`Self::text`].
+    /// [`GgufFault::MissingKey`] if the key is missing, and the errors of [`Self::text`].
     pub fn required_text(&self, key: &str) -> Result<&'a str, GgufError> {
         self.text(key)?.ok_or_else(|| self.missing(key, "a text"))
     }
 
-    /// A whole number below 2^31: sizes, counts and ids.
+    /// Reads a whole number below 2^31, such as a size, count or id. Returns `None` if the file does not have the key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type, or a number that is out of range.
+    /// [`GgufFault::Key`] if the value has another type or is out of range.
     pub fn number(&self, key: &str) -> Result<Option<usize>, GgufError> {
         self.typed(key, "a whole number below 2^31", |value| {
             let value = value.as_u64().filter(|value| *value < 1 << 31)?;
@@ -312,10 +312,11 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// A whole number that must be there, and is not 0.
+    /// Reads a whole number that the file must have, and that must not be 0.
     ///
     /// # Errors
-    /// [`GgufFault::MissingKey`], or as [`Self::number`].
+    /// [`GgufFault::MissingKey`] if the key is missing, [`GgufFault::Key`] if the value is 0, and the errors of
+    /// [`Self::number`].
     pub fn required_number(&self, key: &str) -> Result<usize, GgufError> {
         match self.number(key)? {
             None => Err(self.missing(key, "a whole number of at least 1")),
@@ -324,10 +325,11 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// A number.
+    /// Reads a floating-point number, or an integer that is not negative. Returns `None` if the file does not have the
+    /// key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type, or a number that is not finite.
+    /// [`GgufFault::Key`] if the value has another type or is not finite.
     pub fn float(&self, key: &str) -> Result<Option<f64>, GgufError> {
         self.typed(key, "a finite number", |value| match value {
             GgufValue::Float(value) => Some(value).filter(|value| value.is_finite()),
@@ -335,10 +337,10 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// A bool.
+    /// Reads a bool. Returns `None` if the file does not have the key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type.
+    /// [`GgufFault::Key`] if the value has another type.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, GgufError> {
         self.typed(key, "true or false", |value| match value {
             GgufValue::Bool(value) => Some(value),
@@ -346,10 +348,10 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// An array of texts.
+    /// Reads an array of texts. Returns `None` if the file does not have the key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type, or for what is not UTF-8.
+    /// [`GgufFault::Key`] if the value has another type, or if a text is not UTF-8.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, GgufError> {
         self.items(key, "an array of UTF-8 texts", |item| match item {
             GgufValue::String(bytes) => std::str::from_utf8(bytes).ok(),
@@ -357,26 +359,26 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// An array of texts that must be there.
+    /// Reads an array of texts that the file must have.
     ///
     /// # Errors
-    /// [`GgufFault::MissingKey`], or as [`Self::texts`].
+    /// [`GgufFault::MissingKey`] if the key is missing, and the errors of [`Self::texts`].
     pub fn required_texts(&self, key: &str) -> Result<Vec<&'a str>, GgufError> {
         self.texts(key)?.ok_or_else(|| self.missing(key, "an array of texts"))
     }
 
-    /// An array of whole numbers.
+    /// Reads an array of integers that are not negative. Returns `None` if the file does not have the key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type, or negative ones.
+    /// [`GgufFault::Key`] if the value has another type, or if an integer is negative.
     pub fn numbers(&self, key: &str) -> Result<Option<Vec<u64>>, GgufError> {
         self.items(key, "an array of whole numbers", GgufValue::as_u64)
     }
 
-    /// An array of numbers.
+    /// Reads an array of floating-point numbers. Returns `None` if the file does not have the key.
     ///
     /// # Errors
-    /// [`GgufFault::Key`] for another type.
+    /// [`GgufFault::Key`] if the value has another type, or if a number is not finite.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f64>>, GgufError> {
         self.items(key, "an array of numbers", |item| match item {
             GgufValue::Float(value) => Some(value).filter(|value| value.is_finite()),

@@ -1,4 +1,4 @@
-//! Writes the container of GGUF files, version 3.
+//! Writes GGUF files of version 3.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,16 +9,16 @@ use idefics_kernels::formats::GgufType;
 
 use crate::{CheckpointError, write_atomically};
 
-/// Data and tensors begin at multiples of this.
+/// Alignment in bytes: the data and every tensor begin at a multiple of it.
 const ALIGNMENT: usize = 32;
 
 /// A value of the metadata to be written.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum NewValue {
-    /// u32.
+    /// A u32.
     Unsigned(u32),
-    /// f32.
+    /// An f32.
     Float(f32),
     /// A bool.
     Bool(bool),
@@ -32,19 +32,20 @@ pub enum NewValue {
     Texts(Vec<String>),
 }
 
-/// A tensor to be written. Its blocks are computed when they are written, so that only one tensor is in memory.
+/// A tensor to be written. Its blocks are computed when they are written, so that only one tensor is in memory at a
+/// time.
 pub struct NewTensor<'a> {
-    /// Name in the file.
+    /// Name of the tensor in the file.
     pub name: String,
-    /// Dimensions, the fastest first.
+    /// Dimensions, the contiguous one first.
     pub dims: Vec<usize>,
-    /// The type of its blocks.
+    /// Type of the blocks.
     pub kind: GgufType,
-    /// Returns the blocks.
+    /// Computes the blocks.
     pub blocks: NewBlocks<'a>,
 }
 
-/// Makes the blocks of a tensor.
+/// A function that computes the blocks of a tensor.
 pub type NewBlocks<'a> = Box<dyn Fn() -> Result<Cow<'a, [u8]>, CheckpointError> + 'a>;
 
 impl fmt::Debug for NewTensor<'_> {
@@ -60,10 +61,10 @@ impl fmt::Debug for NewTensor<'_> {
 }
 
 impl NewTensor<'_> {
-    /// Bytes of the blocks.
+    /// Returns the size of the blocks in bytes.
     ///
     /// # Panics
-    /// If rows are not whole blocks.
+    /// If a row is not a whole number of blocks.
     pub fn len_bytes(&self) -> usize {
         let row = self.kind.row_bytes(self.dims[0]).expect("rows are whole blocks");
         row * self.dims[1..].iter().product::<usize>()
@@ -77,7 +78,8 @@ impl NewTensor<'_> {
 /// [`CheckpointError::Write`], and the errors of [`NewTensor::blocks`] and `done`.
 ///
 /// # Panics
-/// If a tensor has no dimensions, rows that are not whole blocks, or blocks whose size does not match its dimensions.
+/// If a tensor has no dimensions, if its rows are not whole blocks, or if the size of its blocks does not match its
+/// dimensions.
 pub fn write<E: From<CheckpointError>>(
     path: &Path,
     metadata: &[(String, NewValue)],
@@ -93,7 +95,7 @@ pub fn write<E: From<CheckpointError>>(
                 io::Error::other("stopped")
             };
             let blocks = (tensor.blocks)().map_err(|error| stopped(error.into(), &mut failed))?;
-            assert_eq!(blocks.len(), tensor.len_bytes(), "`{}` has other blocks than its dimensions say", tensor.name);
+            assert_eq!(blocks.len(), tensor.len_bytes(), "the blocks of `{}` must fit its dimensions", tensor.name);
             file.write_all(&blocks)?;
             file.write_all(&[0; ALIGNMENT][..padding(blocks.len())])?;
             done(blocks.len() as u64).map_err(|error| stopped(error, &mut failed))?;
@@ -106,7 +108,7 @@ pub fn write<E: From<CheckpointError>>(
     }
 }
 
-/// All bytes before the data of the tensors.
+/// Builds all bytes before the data of the tensors.
 fn header(metadata: &[(String, NewValue)], tensors: &[NewTensor<'_>]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
@@ -129,7 +131,7 @@ fn header(metadata: &[(String, NewValue)], tensors: &[NewTensor<'_>]) -> Vec<u8>
     out
 }
 
-/// Bytes up to the next multiple of the alignment.
+/// Returns the number of bytes from `len` up to the next multiple of the alignment.
 fn padding(len: usize) -> usize {
     len.next_multiple_of(ALIGNMENT) - len
 }
@@ -140,7 +142,7 @@ fn text(out: &mut Vec<u8>, text: &str) {
 }
 
 impl NewValue {
-    /// Writes type and value.
+    /// Writes the type and the value.
     fn write(&self, out: &mut Vec<u8>) {
         let array = |out: &mut Vec<u8>, kind: u32, len: usize| {
             out.extend(9u32.to_le_bytes());

@@ -1,4 +1,4 @@
-//! The calls that a program may make: storages, tensors, parameters and ordered dictionaries.
+//! Calls that a pickle program may make. They create storages, tensors, parameters and ordered dictionaries.
 
 use super::error::PickleFault;
 use super::global::Global;
@@ -7,9 +7,9 @@ use super::machine::{Machine, limit};
 use super::value::{Heap, Storage, Value, View};
 
 impl<'a> Machine<'a> {
-    /// `BINPERSID`: loads a storage described by `("storage", class, key, device, number of elements)`.
+    /// Executes `BINPERSID`: loads a storage described by `("storage", class, key, device, number of elements)`.
     ///
-    /// The device is ignored: it is where the tensor was when it was saved.
+    /// The device is ignored, because it only says where the tensor was when it was saved.
     pub(super) fn load_storage(&mut self) -> Result<(), PickleFault> {
         let id = self.pop()?;
         let storage = match self.fields(id) {
@@ -35,7 +35,7 @@ impl<'a> Machine<'a> {
                 Heap::push(&mut self.heap.storages, storage)
             }
             Some(&index) if self.heap.storages[index] == storage => index,
-            // The type of an empty storage is irrelevant: PyTorch lets tensors of several types share one.
+            // The type of an empty storage is irrelevant: PyTorch lets tensors of several types share an empty storage.
             Some(&index) if self.heap.storages[index].len == 0 && storage.len == 0 => {
                 Heap::push(&mut self.heap.storages, storage)
             }
@@ -53,7 +53,7 @@ impl<'a> Machine<'a> {
         self.push(Value::Storage(index))
     }
 
-    /// `REDUCE`: calls a global. This is the only opcode that can call something.
+    /// Executes `REDUCE`: calls a global. No other opcode can call anything.
     pub(super) fn call(&mut self) -> Result<(), PickleFault> {
         let arguments = self.pop()?;
         match self.pop()? {
@@ -89,7 +89,8 @@ impl<'a> Machine<'a> {
                 };
                 View { storage, dtype, offset, shape, strides }
             }
-            // A seventh argument marks conjugate and negated views, whose elements differ from those of the storage.
+            // A seventh argument is rejected too. It marks conjugate and negated views, whose elements differ from
+            // those of the storage.
             ref fields => {
                 let expected = "(a typed storage, an integer, a tuple, a tuple, a boolean, no hooks)";
                 return Err(self.arguments_fault(expected, fields));
@@ -127,10 +128,8 @@ impl<'a> Machine<'a> {
         self.push(Value::Tensor(view))
     }
 
-    /// `BUILD`: sets the attributes of an ordered dictionary. `state_dict()` sets only `_metadata`, the versions of the
-    /// modules.
-    ///
-    /// The attributes are discarded.
+    /// Executes `BUILD`: sets the attributes of an ordered dictionary. The only attribute accepted is `_metadata`, in
+    /// which `state_dict()` stores the versions of the modules. It is discarded.
     pub(super) fn set_attributes(&mut self) -> Result<(), PickleFault> {
         let state = self.pop()?;
         let object = self.pop()?;
@@ -149,7 +148,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The values of a tuple; empty for any other value.
+    /// Returns the values of a tuple, or an empty slice for any other value.
     fn fields(&self, value: Value<'a>) -> &[Value<'a>] {
         match value {
             Value::Tuple(tuple) => self.heap.tuple(tuple),
@@ -166,7 +165,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The kinds of the first 8 values, for error messages.
+/// Lists the kinds of the first 8 values, for error messages.
 fn kinds(values: &[Value<'_>]) -> String {
     const SHOWN: usize = 8;
     let shown = values.iter().take(SHOWN).map(Value::kind).collect::<Vec<_>>().join(", ");

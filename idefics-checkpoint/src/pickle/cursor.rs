@@ -1,4 +1,4 @@
-//! Reads little-endian numbers from a slice without passing its end.
+//! Reads little-endian numbers from a slice, and never reads past its end.
 
 /// A read position in a byte slice.
 #[derive(Debug)]
@@ -8,22 +8,22 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor at offset `at`, which may be past the end.
+    /// Creates a cursor at offset `at`, which may be past the end.
     pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
     }
 
-    /// Offset from the start of the slice, in bytes.
+    /// Returns the offset from the start of the slice, in bytes.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    /// Number of bytes left up to the end of the slice.
+    /// Returns the number of bytes left before the end of the slice.
     pub(super) fn left(&self) -> usize {
         self.bytes.len().saturating_sub(self.at)
     }
 
-    /// The next `count` bytes. If there are fewer, returns `None` and does not move.
+    /// Reads the next `count` bytes. If there are fewer, returns `None` and does not move.
     pub(super) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let end = self.at.checked_add(count)?;
         let taken = self.bytes.get(self.at..end)?;
@@ -31,8 +31,8 @@ impl<'a> Cursor<'a> {
         Some(taken)
     }
 
-    /// The bytes up to the next line feed, which is consumed but not returned. `None` if there is no line feed within
-    /// the next `limit` bytes.
+    /// Reads the bytes up to the next line feed, which is skipped. Returns `None` if there is no line feed within the
+    /// next `limit` bytes.
     pub(super) fn line(&mut self, limit: usize) -> Option<&'a [u8]> {
         let rest = self.bytes.get(self.at..)?;
         let length = rest.iter().take(limit).position(|&byte| byte == b'\n')?;

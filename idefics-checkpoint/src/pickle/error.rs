@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
-/// How to convert an old file. PyTorch can read more than this reader accepts.
+/// Advice on how to convert an old file. PyTorch itself can read more files than this reader.
 macro_rules! convert_hint {
     () => {
         "convert it once with PyTorch: \
@@ -10,7 +10,7 @@ macro_rules! convert_hint {
     };
 }
 
-/// A PyTorch file was rejected, and why.
+/// The error for a PyTorch file that is rejected.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", path.display())]
 pub struct PickleError {
@@ -24,16 +24,16 @@ pub struct PickleError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PickleFault {
-    /// The format used before PyTorch 1.6: a sequence of pickles.
+    /// The file has the format used before PyTorch 1.6: a sequence of pickles.
     #[error("uses the format from before PyTorch 1.6, which is not a zip archive; {}", convert_hint!())]
     Legacy,
-    /// Neither PyTorch's zip format nor its older one, from before release 1.6.
+    /// The file has neither PyTorch's zip format nor the format used before PyTorch 1.6.
     #[error("is not a PyTorch file: expected a zip archive, but it starts with {start:02x?}; {}", convert_hint!())]
     NotZip {
         /// The first four bytes.
         start: [u8; 4],
     },
-    /// A TorchScript archive, which contains code.
+    /// The file is a TorchScript archive, which contains code.
     #[error(
         "is a TorchScript program; expected a dictionary of tensors; \
          save the `state_dict()` of what `torch.jit.load` returns"
@@ -48,9 +48,9 @@ pub enum PickleFault {
     /// The zip structure is inconsistent, or different from what `torch.save` writes.
     #[error("zip archive, byte {at}: {reason}")]
     Zip {
-        /// Offset in the file, in bytes.
+        /// Offset of the fault in the file, in bytes.
         at: u64,
-        /// What is wrong with it.
+        /// What is wrong with the archive.
         reason: String,
     },
     /// An entry's name is not valid, or leads out of the archive's folder.
@@ -58,7 +58,7 @@ pub enum PickleFault {
     EntryName {
         /// Name of the entry.
         entry: String,
-        /// What is wrong with it.
+        /// What is wrong with the name.
         reason: &'static str,
     },
     /// Two entries have the same name.
@@ -72,10 +72,10 @@ pub enum PickleFault {
     EntryFeature {
         /// Name of the entry.
         entry: String,
-        /// Why it is not plain bytes.
+        /// How the entry differs from plain bytes, for example `encrypted`.
         feature: String,
     },
-    /// An entry is missing that every PyTorch file has.
+    /// An entry that every PyTorch file has is missing.
     #[error("has no zip entry {entry:?}, so it was not written by torch.save")]
     EntryMissing {
         /// Name of the entry, without the archive's folder.
@@ -92,19 +92,19 @@ pub enum PickleFault {
         found: u32,
     },
     /// The container version is unknown.
-    #[error("container version {found:?}; expected 1 to 10")]
+    #[error("the container version is {found:?}; expected 1 to 10; save the file again with a current PyTorch")]
     Version {
         /// Contents of the archive's `version` record.
         found: String,
     },
     /// The file was written on a big-endian machine.
-    #[error("byte order {found:?}; expected \"little\"; save the file again on a little-endian machine")]
+    #[error("the byte order is {found:?}; expected \"little\"; save the file again on a little-endian machine")]
     ByteOrder {
         /// Contents of the archive's `byteorder` record.
         found: String,
     },
     /// A limit is exceeded.
-    #[error("{found} {what}; at most {limit} are allowed")]
+    #[error("found {found} {what}; at most {limit} are allowed")]
     Limit {
         /// What is counted, with its unit.
         what: &'static str,
@@ -118,10 +118,10 @@ pub enum PickleFault {
     Program {
         /// Offset in `data.pkl`, in bytes.
         at: u64,
-        /// What is wrong with it.
+        /// What is wrong with the program.
         reason: String,
     },
-    /// An opcode that a dictionary of tensors does not need.
+    /// The program has an opcode that a dictionary of tensors does not need.
     #[error(
         "data.pkl, byte {at}: opcode {name} ({opcode:#04x}) is not accepted; expected only a dictionary of tensors"
     )]
@@ -130,17 +130,17 @@ pub enum PickleFault {
         at: u64,
         /// The opcode.
         opcode: u8,
-        /// Its name in Python's `pickletools`.
+        /// Name of the opcode in Python's `pickletools`.
         name: &'static str,
     },
     /// The program names something that is not on the allow-list.
-    #[error("data.pkl, byte {at}: {module:?} {name:?} is not on the list of names that tensors need")]
+    #[error("data.pkl, byte {at}: name {name:?} of module {module:?} is not on the list of names that tensors need")]
     Global {
         /// Offset in `data.pkl`, in bytes.
         at: u64,
         /// The Python module.
         module: String,
-        /// The name in it.
+        /// The name in the module.
         name: String,
     },
     /// The program calls something other than an allowed constructor.
@@ -154,7 +154,7 @@ pub enum PickleFault {
     /// A value is neither a tensor nor a dictionary of tensors.
     #[error("{name:?} is {found}; expected a tensor or a dictionary of tensors; save only the `state_dict`")]
     NotATensor {
-        /// Its name: the dictionary keys that lead to it, joined by dots; empty for the outermost value.
+        /// Name of the value: the dictionary keys that lead to it, joined by dots. Empty for the outermost value.
         name: String,
         /// The kind of value found.
         found: &'static str,
@@ -186,7 +186,7 @@ pub enum PickleFault {
         found: u64,
     },
     /// A storage is used with two element types.
-    #[error("storage \"data/{key}\" is used as {first:?} and as {second:?}; expected one type (None: untyped bytes)")]
+    #[error("storage \"data/{key}\" is used as {first:?} and as {second:?}; expected one type (None is untyped bytes)")]
     StorageType {
         /// Key of the storage: its entry is `data/<key>`.
         key: String,
@@ -198,9 +198,9 @@ pub enum PickleFault {
     /// Some storages belong to no tensor.
     #[error("{} storages belong to no tensor of the dictionary, among them \"data/{first}\"", count)]
     StorageUnused {
-        /// Number of such storages.
+        /// Number of storages that belong to no tensor.
         count: usize,
-        /// Key of the first of them.
+        /// Key of the first of these storages.
         first: String,
     },
     /// The shape, strides or offset of a tensor do not fit its storage.
@@ -208,7 +208,7 @@ pub enum PickleFault {
     View {
         /// Name of the tensor.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with the shape, strides or offset.
         reason: String,
     },
 }

@@ -20,7 +20,7 @@ pub(super) enum Global {
 }
 
 impl Global {
-    /// Looks up a Python module and a name in it.
+    /// Looks up a name of a Python module. Returns `None` if it is not on the allow-list.
     pub(super) fn find(module: &str, name: &str) -> Option<Self> {
         use Dtype::*;
         Some(match (module, name) {

@@ -1,6 +1,6 @@
 //! Limits on the resources that a file may use.
 
-/// Maximum size of `data.pkl`, in bytes. A tensor takes about 300 bytes.
+/// Maximum size of `data.pkl`, in bytes. The description of a tensor takes about 300 bytes.
 pub(super) const MAX_PROGRAM_BYTES: usize = 16 << 20;
 /// Maximum number of tensors in a file. The largest public checkpoints have a few thousand.
 pub(super) const MAX_TENSORS: usize = 100_000;

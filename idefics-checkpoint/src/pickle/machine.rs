@@ -1,4 +1,5 @@
-//! The stack machine that interprets `data.pkl`: the small part of Python's `pickle.py` that is needed.
+//! The stack machine that interprets `data.pkl`. It implements the small part of Python's `pickle.py` that tensors
+//! need.
 
 use std::collections::HashMap;
 
@@ -11,9 +12,9 @@ use super::value::{Dict, Heap, Value};
 
 /// Maximum number of values and marks on the stack. PyTorch pushes the items of a dictionary a thousand at a time.
 const MAX_STACK: usize = 1 << 16;
-/// Maximum number of values in the memo. A tensor takes about eight.
+/// Maximum number of values in the memo. A tensor takes about eight of them.
 const MAX_MEMO: usize = 1 << 20;
-/// Maximum number of dictionaries plus values in tuples and dictionaries. A tensor takes about thirty.
+/// Maximum number of dictionaries, plus all values in tuples and dictionaries. A tensor takes about thirty of them.
 const MAX_VALUES: usize = 40 * MAX_TENSORS;
 /// Maximum length of a string, in bytes.
 const MAX_STRING_BYTES: usize = 64 << 10;
@@ -30,9 +31,9 @@ pub(super) struct Machine<'a> {
     /// Stack heights at which the items of a tuple or dictionary start.
     marks: Vec<usize>,
     memo: Vec<Value<'a>>,
-    /// Number of values created, at most [`MAX_VALUES`].
+    /// Number of dictionaries so far, plus all values in tuples and dictionaries. At most [`MAX_VALUES`].
     values: usize,
-    /// Index in [`Heap::storages`] of the storage with a key.
+    /// For each storage key, the index of the storage in [`Heap::storages`].
     pub(super) storages: HashMap<&'a str, usize>,
     pub(super) heap: Heap<'a>,
 }
@@ -55,17 +56,18 @@ pub(super) fn run(program: &[u8]) -> Result<Heap<'_>, PickleFault> {
 }
 
 impl<'a> Machine<'a> {
-    /// An error at the current opcode.
+    /// Creates an error at the current opcode.
     pub(super) fn fault(&self, reason: impl Into<String>) -> PickleFault {
         PickleFault::Program { at: self.at as u64, reason: reason.into() }
     }
 
-    /// An error about a call that is not allowed.
+    /// Creates an error about a call that is not allowed.
     pub(super) fn call_fault(&self, callee: String) -> PickleFault {
         PickleFault::Call { at: self.at as u64, callee }
     }
 
-    /// Rejects protocols 0 and 1: they use other opcodes, and PyTorch never wrote them to a zip file.
+    /// Rejects protocols other than 2 to 5. PyTorch never wrote protocols 0 and 1, which use other opcodes, to a zip
+    /// file.
     fn check_protocol(&mut self) -> Result<(), PickleFault> {
         match (self.code.u8(), self.code.u8()) {
             (Some(op::PROTO), Some(2..=5)) => Ok(()),
@@ -148,7 +150,7 @@ impl<'a> Machine<'a> {
         operand.ok_or_else(|| self.fault("the program ends in the middle of an opcode"))
     }
 
-    /// `STOP`: the stack must hold exactly one value, the result, and the program must end here.
+    /// Executes `STOP`. The stack must hold exactly one value, the result, and the program must end here.
     fn stop(&mut self) -> Result<(), PickleFault> {
         self.heap.result = Some(self.pop()?);
         match (self.stack.len() + self.marks.len(), self.code.left()) {
@@ -206,7 +208,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Counts values that are kept until the end of the program.
+    /// Counts values that are kept until the end of the program, and checks their limit.
     fn count_values(&mut self, count: usize) -> Result<(), PickleFault> {
         self.values += count;
         match self.values {
@@ -215,7 +217,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Stack height below the `count` topmost values, which must all be above the last mark.
+    /// Returns the stack height below the `count` topmost values. All of them must be above the last mark.
     fn top(&self, count: usize) -> Result<usize, PickleFault> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(count) {
@@ -233,14 +235,14 @@ impl<'a> Machine<'a> {
         self.marks.pop().ok_or_else(|| self.fault("expected a mark on the stack"))
     }
 
-    /// Replaces the values on the stack from `start` on by a tuple of them.
+    /// Replaces all values on the stack from index `start` on by one tuple with these values.
     fn tuple(&mut self, start: usize) -> Result<(), PickleFault> {
         self.count_values(self.stack.len() - start)?;
         let tuple = self.heap.new_tuple(self.stack.drain(start..));
         self.push(Value::Tuple(tuple))
     }
 
-    /// Moves the keys and values on the stack from `start` on into the dictionary below them.
+    /// Moves the keys and values on the stack from index `start` on into the dictionary below them.
     fn set_items(&mut self, start: usize) -> Result<(), PickleFault> {
         self.count_values(self.stack.len() - start)?;
         let (below, items) = self.stack.split_at(start);
@@ -265,7 +267,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Stores the top of the stack in the memo. Python numbers the entries consecutively and never overwrites one.
+    /// Stores the top of the stack in the memo. Python numbers the entries consecutively and never overwrites them, so
+    /// `index` must be the next number.
     fn put(&mut self, index: usize) -> Result<(), PickleFault> {
         let top = self.top(1)?;
         if index != self.memo.len() {
@@ -281,7 +284,7 @@ impl<'a> Machine<'a> {
     fn get(&mut self, index: usize) -> Result<(), PickleFault> {
         match self.memo.get(index) {
             Some(&value) => self.push(value),
-            None => Err(self.fault(format!("memo entry {index}, but there are {}", self.memo.len()))),
+            None => Err(self.fault(format!("memo entry {index}, but there are {} entries", self.memo.len()))),
         }
     }
 }

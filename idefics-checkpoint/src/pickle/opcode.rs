@@ -5,7 +5,7 @@ macro_rules! opcodes {
     ($($code:literal $name:ident;)* refused: $($refused:literal $refused_name:ident;)*) => {
         $(pub(super) const $name: u8 = $code;)*
 
-        /// The name of an opcode.
+        /// Returns the name of an opcode.
         pub(super) fn name(opcode: u8) -> &'static str {
             match opcode {
                 $($code => stringify!($name),)*

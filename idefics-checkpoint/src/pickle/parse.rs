@@ -33,7 +33,8 @@ fn list_tensors(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     tensor::list(&heap, &archive)
 }
 
-/// PyTorch reads container versions 1 to 10 (`caffe2/serialize/versions.h`); `torch.save` files are the same in all.
+/// Checks the container version. PyTorch reads versions 1 to 10 (`caffe2/serialize/versions.h`). The files of
+/// `torch.save` are the same in all of them.
 fn check_version(version: &[u8]) -> Result<(), PickleFault> {
     match std::str::from_utf8(version.trim_ascii()).map(str::parse::<u64>) {
         Ok(Ok(1..=10)) => Ok(()),
@@ -41,7 +42,7 @@ fn check_version(version: &[u8]) -> Result<(), PickleFault> {
     }
 }
 
-/// The first 40 bytes of a record, for an error message.
+/// Returns the first 40 bytes of a record as text, for an error message.
 fn excerpt(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).trim().to_owned()
 }

@@ -33,29 +33,29 @@ pub struct PickleTensor {
 }
 
 impl PickleTensor {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Size of all elements, in bytes.
+    /// Returns the size of all elements, in bytes.
     pub fn len_bytes(&self) -> usize {
         self.num_elements() * item_bytes(self.dtype)
     }
 
-    /// Byte range in the file that contains the elements. If the tensor is contiguous, the range is exactly its
-    /// elements in row-major order.
+    /// Returns the byte range in the file that contains the elements. If the tensor is contiguous, the range holds
+    /// exactly its elements, in row-major order.
     pub fn byte_range(&self) -> Range<usize> {
         self.range.clone()
     }
 
-    /// Whether the file stores the elements in row-major order without gaps.
+    /// Returns whether the file stores the elements in row-major order without gaps.
     pub fn is_contiguous(&self) -> bool {
         self.strides.is_none()
     }
 
-    /// The elements in row-major order, as little-endian bytes: borrowed from `file` if the tensor is contiguous,
-    /// copied otherwise. `file` must be the bytes that were parsed. `None` if it is too short to be these.
+    /// Returns the elements in row-major order, as little-endian bytes. They are borrowed from `file` if the tensor is
+    /// contiguous, and copied otherwise. `file` must be the content that was parsed. Returns `None` if it is too short.
     pub fn bytes<'a>(&self, file: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let view = file.get(self.range.clone())?;
         let Some(strides) = &self.strides else {
@@ -70,18 +70,18 @@ impl PickleTensor {
     }
 }
 
-/// Size of an element, in bytes. It is 1, 2, 4 or 8 for every type on the allow-list.
+/// Returns the size of an element in bytes: 1, 2, 4 or 8 for every type on the allow-list.
 fn item_bytes(dtype: Dtype) -> usize {
     dtype.bitsize() / 8
 }
 
-/// Copies a view into row-major order. It must have at least one element and one dimension.
+/// Copies a view into row-major order. The view must have at least one element and one dimension.
 fn gather<const ITEM: usize>(view: &[u8], shape: &[usize], strides: &[usize]) -> Vec<u8> {
     let (items, _) = view.as_chunks::<ITEM>();
     let mut copy = Vec::with_capacity(shape.iter().product::<usize>() * ITEM);
     let (last, outer) = (shape.len() - 1, shape.len() - 1);
     let mut index = vec![0; outer];
-    let mut start = 0; // of the current row, in items
+    let mut start = 0; // start of the current row, in items
     loop {
         for column in 0..shape[last] {
             copy.extend_from_slice(&items[start + column * strides[last]]);
@@ -98,7 +98,7 @@ fn gather<const ITEM: usize>(view: &[u8], shape: &[usize], strides: &[usize]) ->
     }
 }
 
-/// Lists and checks all tensors in the result of the program, in its order.
+/// Checks and lists all tensors of the dictionary that the program returned, in the order of the dictionary.
 pub(super) fn list(heap: &Heap<'_>, archive: &Archive<'_>) -> Result<Vec<PickleTensor>, PickleFault> {
     let mut list = List {
         heap,
@@ -134,7 +134,8 @@ struct List<'a> {
 }
 
 impl List<'_> {
-    /// Lists the tensors of dictionary `dict`. `prefix` is its name followed by a dot, or empty for the outermost one.
+    /// Lists the tensors of dictionary `dict`. `prefix` is the name of the dictionary followed by a dot, or empty for
+    /// the outermost dictionary.
     fn add_dict(&mut self, prefix: &str, dict: usize, depth: usize) -> Result<(), PickleFault> {
         if depth > MAX_DEPTH {
             return Err(limit("levels of nested dictionaries", depth, MAX_DEPTH));
@@ -171,7 +172,8 @@ impl List<'_> {
         Ok(())
     }
 
-    /// Checks that the storage has the length that the program claims and contains every element of the view.
+    /// Checks that the storage of a view has the length that the program claims, and contains every element of the
+    /// view.
     fn check(&self, name: String, view: &View) -> Result<PickleTensor, PickleFault> {
         let storage = &self.heap.storages[view.storage];
         let key = || storage.key.to_owned();
@@ -185,7 +187,7 @@ impl List<'_> {
             Some(expected) if expected == found => {}
             Some(expected) => return Err(PickleFault::StorageLength { name, key: key(), expected, found }),
             None => {
-                let reason = format!("its storage \"data/{}\" has {} elements, out of range", key(), storage.len);
+                let reason = format!("its storage \"data/{}\" has an invalid length of {}", key(), storage.len);
                 return Err(PickleFault::View { name, reason });
             }
         }
@@ -207,21 +209,21 @@ struct Fit {
     shape: Vec<usize>,
     /// `None` if the elements are in row-major order without gaps.
     strides: Option<Vec<usize>>,
-    /// Half-open element range within the storage.
+    /// Range in the storage from the first to the last element of the view, in elements.
     items: Range<usize>,
 }
 
-/// Checks that a view fits a storage of `capacity` elements; the error says why it does not.
+/// Checks that a view fits a storage of `capacity` elements. The error says why the view does not fit.
 fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity: usize) -> Result<Fit, String> {
     let shape = non_negative("size", shape)?;
     let strides = non_negative("stride", strides)?;
     let offset = usize::try_from(offset).map_err(|_| format!("an offset of {offset} elements; expected 0 or more"))?;
     if shape.len() != strides.len() {
-        return Err(format!("{} sizes and {} strides; expected one for each dimension", shape.len(), strides.len()));
+        return Err(format!("{} sizes and {} strides; expected as many sizes as strides", shape.len(), strides.len()));
     }
     let place = || format!("shape {shape:?} with strides {strides:?} from element {offset}");
     let outside = || format!("{} does not fit its storage of {capacity} elements", place());
-    // The size in bytes must not overflow either, for elements of up to 8 bytes.
+    // The size in bytes must not overflow either. An element has at most 8 bytes.
     let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let elements = elements.filter(|elements| elements.checked_mul(8).is_some()).ok_or_else(outside)?;
     if offset > capacity {
@@ -234,7 +236,7 @@ fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity:
     let last = shape.iter().zip(&strides).try_fold(offset, reach).filter(|&last| last < capacity);
     let last = last.ok_or_else(outside)?;
     if elements > capacity {
-        return Err(format!("{} repeats elements of its storage of {capacity}; save a `contiguous()` copy", place()));
+        return Err(format!("{} repeats some of {capacity} stored elements; save a `contiguous()` copy", place()));
     }
 
     let mut row_major = 1;
@@ -246,7 +248,7 @@ fn check_view(offset: i64, shape: &[Value<'_>], strides: &[Value<'_>], capacity:
     Ok(Fit { shape, strides: (!contiguous).then_some(strides), items: offset..last + 1 })
 }
 
-/// Converts the values of a tuple to non-negative integers. `what` names them in errors.
+/// Converts the values of a tuple to non-negative integers. Error messages call a value `what`.
 fn non_negative(what: &str, values: &[Value<'_>]) -> Result<Vec<usize>, String> {
     if values.len() > MAX_RANK {
         return Err(format!("{} dimensions; at most {MAX_RANK} are allowed", values.len()));

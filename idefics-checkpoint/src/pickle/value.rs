@@ -23,7 +23,7 @@ pub(super) enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// The kind of value, for error messages.
+    /// Returns the kind of value, for error messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::None => "None",
@@ -50,14 +50,14 @@ pub(super) struct Tuple {
 #[derive(Debug, Default)]
 pub(super) struct Dict<'a> {
     pub(super) items: Vec<(&'a str, Value<'a>)>,
-    /// Whether it is an `OrderedDict`, which can have attributes.
+    /// Whether the dictionary is an `OrderedDict`, which can have attributes.
     pub(super) ordered: bool,
 }
 
 /// A storage as described by the program, not yet looked up in the archive.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Storage<'a> {
-    /// Its archive entry is `data/<key>`.
+    /// Key of the storage: its archive entry is `data/<key>`.
     pub(super) key: &'a str,
     /// Element type; `None` for untyped bytes.
     pub(super) dtype: Option<Dtype>,
@@ -89,12 +89,12 @@ pub(super) struct Heap<'a> {
 }
 
 impl<'a> Heap<'a> {
-    /// The values of a tuple.
+    /// Returns the values of a tuple.
     pub(super) fn tuple(&self, Tuple { start, len }: Tuple) -> &[Value<'a>] {
         &self.values[start..start + len]
     }
 
-    /// Adds a tuple.
+    /// Adds a tuple with these values.
     pub(super) fn new_tuple(&mut self, values: impl Iterator<Item = Value<'a>>) -> Tuple {
         let start = self.values.len();
         self.values.extend(values);

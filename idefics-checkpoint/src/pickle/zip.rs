@@ -1,7 +1,9 @@
-//! Reads the directory of a zip archive with uncompressed entries: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
+//! Reads the directory of a zip archive whose entries are not compressed.
 //!
 //! Values that the format stores twice must agree, every structure must be where the format says, and entries must not
-//! overlap. Each entry is then one byte range of the file.
+//! overlap. These checks ensure that each entry is one byte range of the file.
+//!
+//! Source: APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
 
 use std::collections::BTreeMap;
 
@@ -22,12 +24,12 @@ const LOCATOR_64_BYTES: usize = 20;
 /// The magic number of the format before PyTorch 1.6, `0x1950a86a20f9469cfc6c`, as a pickled integer.
 const LEGACY_MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/// Flag bits that are accepted: the sizes follow the data (3), and the name is UTF-8 (11).
+/// Flag bits that are accepted: bit 3, the sizes follow the data; bit 11, the name is UTF-8.
 const ACCEPTED_FLAGS: u16 = 1 << 3 | 1 << 11;
-/// Flag bits of encryption: traditional, strong, and of the directory.
+/// Flag bits for encryption: traditional (bit 0), strong (bit 6), and of the directory (bit 13).
 const ENCRYPTION_FLAGS: u16 = 1 | 1 << 6 | 1 << 13;
 
-/// Byte range of an entry's data in the file.
+/// Byte range of an entry's data in the file, and its checksum.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) start: usize,
@@ -73,7 +75,7 @@ impl<'a> Archive<'a> {
             let central = central_entry(&mut cursor)?;
             let (this_folder, name) = split_name(central.name)?;
             if *folder.get_or_insert(this_folder) != this_folder {
-                return Err(fault(at, format!("an entry in folder {this_folder:?}, but the first is in {folder:?}")));
+                return Err(fault(at, format!("an entry is in folder {this_folder:?}, the first in {folder:?}")));
             }
             let entry = locate(&file[..directory_at], &central)?;
             ranges.push((central.local_at, entry.end));
@@ -82,7 +84,7 @@ impl<'a> Archive<'a> {
             }
         }
         if cursor.left() > 0 {
-            return Err(fault(cursor.at(), format!("{} bytes after the {count} entries", cursor.left())));
+            return Err(fault(cursor.at(), format!("{} bytes are left after the {count} entries", cursor.left())));
         }
         ranges.sort_unstable();
         match ranges.windows(2).find(|pair| pair[0].1 as u64 > pair[1].0) {
@@ -91,29 +93,29 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// Whether there is an entry named `name`.
+    /// Returns whether there is an entry named `name`.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
-    /// The entry named `name`.
+    /// Returns the entry named `name`.
     pub(super) fn entry(&self, name: &str) -> Option<Entry> {
         self.entries.get(name).copied()
     }
 
-    /// Keys of the storages: entry names without the `data/`.
+    /// Returns the keys of the storages: the names of the entries in `data/`, without `data/`.
     pub(super) fn storages(&self) -> impl Iterator<Item = &'a str> {
         self.entries.keys().filter_map(|name| name.strip_prefix("data/"))
     }
 
-    /// Whether the archive was written by `torch.jit.save`.
+    /// Returns whether the archive was written by `torch.jit.save`.
     pub(super) fn is_torch_script(&self) -> bool {
         self.entries.keys().any(|name| *name == "constants.pkl" || name.starts_with("code/"))
     }
 
-    /// The bytes of a required entry that describes the file, after checking its size and checksum.
+    /// Returns the bytes of an entry that describes the file, such as `data.pkl`, after checking its size and checksum.
     ///
-    /// A checksum of 0 means that there is none, as with `torch.serialization.set_crc32_options(False)`.
+    /// A checksum of 0 is not checked. PyTorch writes it after `torch.serialization.set_crc32_options(False)`.
     pub(super) fn checked(&self, name: &str) -> Result<&'a [u8], PickleFault> {
         let entry = self.entry(name).ok_or_else(|| PickleFault::EntryMissing { entry: name.to_owned() })?;
         let bytes = &self.file[entry.start..entry.end];
@@ -129,12 +131,12 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Checks the first bytes, so that files of other kinds get an error of their own.
+/// Checks the first bytes, so that other kinds of files get a specific error.
 fn check_start(file: &[u8]) -> Result<(), PickleFault> {
     let Some(start) = file.first_chunk::<4>() else {
         return Err(PickleFault::Truncated { found: file.len() as u64 });
     };
-    // The magic number follows the protocol and, since protocol 4, the header of a frame.
+    // In the legacy format, the magic number follows the protocol number and, since protocol 4, a frame header.
     if start[0] == 0x80 && file[..file.len().min(32)].windows(12).any(|bytes| bytes == LEGACY_MAGIC) {
         return Err(PickleFault::Legacy);
     }
@@ -144,7 +146,7 @@ fn check_start(file: &[u8]) -> Result<(), PickleFault> {
     }
 }
 
-/// Start and end offset of the directory in the file, and its number of entries.
+/// Finds the directory. Returns its start and end offset in the file, and its number of entries.
 ///
 /// `torch.save` writes no archive comment, so the end record must be the last bytes of the file.
 fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
@@ -168,26 +170,26 @@ fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
     if locator.u32() == Some(LOCATOR_64) {
         let record_at = locator_at.checked_sub(END_64_BYTES).ok_or_else(truncated)?;
         if (locator.u32(), locator.u64(), locator.u32()) != (Some(0), Some(record_at as u64), Some(1)) {
-            return Err(fault(locator_at, "the 64-bit end record of the directory does not precede its locator"));
+            return Err(fault(locator_at, "the 64-bit end record is not directly before its locator"));
         }
         let wide = end_64(file, record_at)
-            .ok_or_else(|| fault(record_at, "damaged 64-bit end record, or an archive of several parts"))?;
+            .ok_or_else(|| fault(record_at, "the 64-bit end record is damaged, or the archive has several parts"))?;
         for ((narrow, limit), wide) in [(count, 0xffff), (size, 0xffff_ffff), (at, 0xffff_ffff)].into_iter().zip(wide) {
             if narrow != wide && narrow != limit {
-                return Err(fault(end_at, format!("{narrow}, but the 64-bit end record of the directory says {wide}")));
+                return Err(fault(end_at, format!("the end record has {narrow}, the 64-bit end record has {wide}")));
             }
         }
         [count, size, at] = wide;
         directory_end = record_at;
     }
     if at.checked_add(size) != Some(directory_end as u64) {
-        return Err(fault(end_at, format!("a directory of {size} bytes at {at} does not end at {directory_end}")));
+        return Err(fault(end_at, format!("the directory ({size} bytes at {at}) does not end at {directory_end}")));
     }
     Ok((directory_end - size as usize, directory_end, count))
 }
 
-/// Entry count, size and offset of the directory from its 64-bit end record. `None` if the record has extensions or
-/// the archive has several disks.
+/// Reads entry count, size and offset of the directory from its 64-bit end record. Returns `None` if the record has
+/// extensions or the archive has several disks.
 fn end_64(file: &[u8], at: usize) -> Option<[u64; 3]> {
     let mut cursor = Cursor::new(file, at);
     let (signature, size, _versions) = (cursor.u32()?, cursor.u64()?, cursor.u32()?);
@@ -222,7 +224,8 @@ fn central_entry<'a>(cursor: &mut Cursor<'a>) -> Result<Central<'a>, PickleFault
     Err(PickleFault::EntryFeature { entry: String::from_utf8_lossy(name).into_owned(), feature })
 }
 
-/// Replaces each number that is all ones by its 64-bit value. The extra field lists these values in the same order.
+/// Replaces each number whose bits are all ones by its 64-bit value. The extra field lists these values in the order of
+/// the numbers. Returns `None` if it lacks a value.
 fn widen<const N: usize>(extra: &[u8], narrow: [u32; N]) -> Option<[u64; N]> {
     let mut wide = narrow.map(u64::from);
     if !narrow.contains(&u32::MAX) {
@@ -242,7 +245,8 @@ fn widen<const N: usize>(extra: &[u8], narrow: [u32; N]) -> Option<[u64; N]> {
     None
 }
 
-/// Splits the name of an entry into folder and name. Rejects names that are unsafe as a path on any operating system.
+/// Splits the path of an entry into its folder and its name there. Rejects paths that are unsafe on any operating
+/// system.
 fn split_name(name: &[u8]) -> Result<(&str, &str), PickleFault> {
     let fault = |reason| PickleFault::EntryName { entry: String::from_utf8_lossy(name).into_owned(), reason };
     if name.len() > MAX_NAME_BYTES {
@@ -259,9 +263,9 @@ fn split_name(name: &[u8]) -> Result<(&str, &str), PickleFault> {
     name.split_once('/').ok_or_else(|| fault("the name is in no folder"))
 }
 
-/// The byte range of an entry's data. `file` is the part of the file before the directory.
+/// Finds the byte range of an entry's data. `file` is the part of the file before the directory.
 ///
-/// The local header may omit checksum and sizes (flag bit 3); everything else must agree with the directory.
+/// The local header may omit checksum and sizes (flag bit 3). All its other fields must agree with the directory.
 fn locate(file: &[u8], central: &Central<'_>) -> Result<Entry, PickleFault> {
     let at = usize::try_from(central.local_at).unwrap_or(usize::MAX);
     let entry = || String::from_utf8_lossy(central.name);
@@ -289,7 +293,7 @@ fn locate(file: &[u8], central: &Central<'_>) -> Result<Entry, PickleFault> {
     let fits = usize::try_from(central.size).ok().and_then(|size| cursor.take(size));
     if fits.is_none() {
         let (size, left) = (central.size, cursor.left());
-        return Err(fault(at, format!("entry {:?} has {size} bytes, but only {left} are in the file", entry())));
+        return Err(fault(at, format!("entry {:?} has {size} bytes, but only {left} are left", entry())));
     }
     Ok(Entry { start, end: cursor.at(), crc: central.crc })
 }

@@ -1,4 +1,4 @@
-//! Small programs that would use a lot of memory or time.
+//! Tests of small programs that would use a lot of memory or time without limits.
 
 use idefics_checkpoint::pickle::PickleFault;
 
@@ -13,7 +13,7 @@ fn rejects_recursive_shared_and_deep_dictionaries() {
     // d = {}; d["a"] = d
     let itself = b"}q\0X\x01\0\0\0ah\0s".to_vec();
     assert_fault!(fault_in(itself), PickleFault::NotATensor { .. }, "\"a\"", "elsewhere");
-    // Seven dictionaries, each contained twice in the next: 2^7 names, and 2^n for n dictionaries.
+    // Seven dictionaries, each contained twice in the next. The number of names doubles with every dictionary.
     let mut bomb = dict(&[]);
     for index in 0..6 {
         let (first, again) = ([text("a"), bomb, vec![b'q', index]].concat(), [text("b"), vec![b'h', index]].concat());
@@ -50,7 +50,7 @@ fn limits_memory_of_small_programs() {
         let file = zip(&entries(&[b"\x80\x02".to_vec(), bomb].concat(), &DATA));
         let (fault, allocated, kept) = measure(|| read(&file).unwrap_err());
         assert_fault!(fault, PickleFault::Limit { .. }, word);
-        // The sum of all allocations, including those freed when a growing vector is reallocated.
+        // `allocated` is the sum of all allocations, including those freed when a growing vector is reallocated.
         assert!(allocated < 400 << 20, "{word}: {allocated} bytes");
         assert!(kept < 1 << 20, "{word}: {kept} bytes");
     }
@@ -58,7 +58,7 @@ fn limits_memory_of_small_programs() {
 
 #[test]
 fn limits_the_number_of_tensors() {
-    // Creates one tensor after another from a function and arguments in the memo.
+    // The program creates one tensor after another from a function and arguments in the memo.
     let arguments = tuple(&[floats(6), int(0), ints(&[6]), ints(&[1]), FALSE.to_vec(), no_hooks()]);
     let first = [global("torch._utils", "_rebuild_tensor_v2"), b"q\0".to_vec(), arguments, b"q\x01R".to_vec()].concat();
     let tensors = |count: usize| {

@@ -1,4 +1,4 @@
-//! Valid files: tensors saved by `torch.save` equal those saved by safetensors.
+//! Tests of valid files: tensors saved by `torch.save` equal those saved by safetensors.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ fn fixtures_cover_the_intended_cases() {
     assert!(tensor("views.bin", "row").is_contiguous());
     assert!(!tensor("views.bin", "transposed").is_contiguous());
     assert!(!tensor("new_dtypes.bin", "transposed").is_contiguous());
-    // All are views of one storage and lie within the range of `whole`.
+    // The tensors of `views.bin` below are views of one storage, and lie within the byte range of `whole`.
     let whole = tensor("views.bin", "whole").byte_range();
     for name in ["transposed", "tied", "row", "column", "block"] {
         let range = tensor("views.bin", name).byte_range();

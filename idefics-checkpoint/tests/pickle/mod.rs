@@ -1,4 +1,4 @@
-//! PyTorch files: output of `torch.save` is read bit for bit, and anything else is a typed error.
+//! Tests of PyTorch files: files of `torch.save` are read bit for bit, and all others are a typed error.
 
 mod bombs;
 mod good;
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use idefics_checkpoint::pickle::{PickleFault, PickleTensor, parse};
 
-/// Names of the valid files, without folder and extension. `no_checksums` is tested separately.
+/// Names of the valid test files, without folder and extension. `no_checksums` is tested separately.
 pub(crate) const FIXTURES: [&str; 11] = [
     "dtypes",
     "new_dtypes",
@@ -33,7 +33,7 @@ pub(crate) fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(folder.join(name)).unwrap()
 }
 
-/// Parses a file. If it is accepted, checks that every tensor is backed by bytes.
+/// Parses a file. If it is accepted, checks that the file contains the bytes of every tensor.
 fn read(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     let tensors = parse(Path::new("weights.bin"), file).map_err(|error| {
         assert!(error.to_string().starts_with("weights.bin: "), "{error}");
@@ -48,7 +48,7 @@ fn read(file: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     Ok(tensors)
 }
 
-/// The fault of a file that is expected to be rejected.
+/// Returns the fault of a file that is expected to be rejected.
 fn fault_of(file: &[u8]) -> PickleFault {
     read(file).expect_err("the file should be rejected")
 }

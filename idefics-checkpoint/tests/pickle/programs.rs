@@ -1,4 +1,4 @@
-//! Programs that do anything other than describe tensors.
+//! Tests of programs that do anything other than describe tensors.
 
 use idefics_checkpoint::pickle::{PickleFault, PickleTensor};
 
@@ -14,7 +14,7 @@ pub(super) fn run(program: &[u8]) -> Result<Vec<PickleTensor>, PickleFault> {
     read(&zip(&entries(program, &DATA)))
 }
 
-/// The fault of a program that returns `value`.
+/// Returns the fault of a program that returns `value`.
 pub(super) fn fault_in(value: Vec<u8>) -> PickleFault {
     run(&program(value)).unwrap_err()
 }
@@ -156,7 +156,8 @@ fn rejects_malformed_storage_descriptions() {
         vec![text("storage"), text("FloatStorage"), text("0"), text("cpu"), int(6)],
         vec![text("storage"), class(), int(0), text("cpu"), int(6)],
         vec![text("storage"), class(), text("0"), text("cpu"), text("6")],
-        vec![text("storage"), class(), text("0"), text("cpu"), int(6), b"N".to_vec()], // view metadata, used in 2017
+        // The sixth field is view metadata, which PyTorch wrote in 2017.
+        vec![text("storage"), class(), text("0"), text("cpu"), int(6), b"N".to_vec()],
     ] {
         assert_fault!(fault_in(id(&fields)), PickleFault::Program { .. }, "a storage described by (");
     }

@@ -1,4 +1,4 @@
-//! Random damage: the result is an error, or tensors that are backed by the file.
+//! Tests of randomly damaged files: the result is an error, or tensors whose bytes are in the file.
 
 use proptest::prelude::*;
 
@@ -6,14 +6,14 @@ use super::write::{Entry, entries, zip};
 use super::{FIXTURES, fixture, read};
 use crate::memory::measure;
 
-/// Reads a file and checks that the memory used is proportional to its size. Returns whether it was accepted.
+/// Reads a file and checks that the memory used is proportional to its size. Returns whether the file was accepted.
 fn check(file: &[u8]) -> bool {
     let (result, allocated, _) = measure(|| read(file));
     assert!(allocated < (1 << 20) + 64 * file.len(), "{allocated} bytes for a file of {}", file.len());
     result.is_ok()
 }
 
-/// The entries of a valid file, to be written again with correct checksums.
+/// Reads the entries of a valid file, so that they can be written again with correct checksums.
 fn unpack(file: &[u8]) -> Vec<Entry> {
     let end = file.len() - 22;
     let number = |at: usize, width: usize| (0..width).rev().fold(0, |sum, i| sum << 8 | usize::from(file[at + i]));
@@ -30,7 +30,7 @@ fn unpack(file: &[u8]) -> Vec<Entry> {
     entries
 }
 
-/// Random positions, and the bits to flip in the byte at each.
+/// Generates random positions, and for each position the bits to flip in the byte there.
 fn flips() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
     prop::collection::vec((any::<prop::sample::Index>(), 1..=255u8), 1..6)
 }
@@ -42,7 +42,7 @@ fn flip(bytes: &mut [u8], flips: &[(prop::sample::Index, u8)]) {
     }
 }
 
-/// A random opcode with operands that are likely to be valid.
+/// Generates a random opcode with operands that are likely to be valid.
 fn operation() -> impl Strategy<Value = Vec<u8>> {
     let plain = b"()}NtsuRQb\x85\x86\x87\x88\x89\x93\x94".iter().map(|&opcode| vec![opcode]);
     let names = [
@@ -112,7 +112,7 @@ proptest! {
         let tensor = view(storage("ByteStorage", "0", 24), offset, &shape, &strides);
         let file = file(dict(&[("w", tensor)]), &[("0", &data)]);
         if check(&file) {
-            // Computes the elements one by one from the definition of a view.
+            // The expected elements are computed one by one from the definition of a view.
             let tensor = &read(&file).unwrap()[0];
             let mut expected = vec![offset];
             for (size, stride) in shape.iter().zip(&strides) {

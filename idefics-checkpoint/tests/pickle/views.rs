@@ -1,11 +1,11 @@
-//! Views and the storages they must fit.
+//! Tests of views, and of the storages that they must fit.
 
 use idefics_checkpoint::pickle::PickleFault;
 
 use super::write::{dict, file, floats, storage, view};
 use super::{assert_fault, fault_of, read};
 
-/// A file with a single tensor `w`, a view of six floats.
+/// Builds a file with a single tensor `w`, a view of a storage with six floats.
 fn viewed(offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     file(dict(&[("w", view(floats(6), offset, shape, strides))]), &[("0", &[0; 24])])
 }
@@ -18,7 +18,7 @@ fn accepts_views_within_their_storage() {
         (5, &[1], &[1000], true), // the stride of an axis of size 1 is irrelevant
         (0, &[2, 3], &[3, 1], true),
         (0, &[3, 2], &[1, 3], false),
-        (1, &[2, 2], &[2, 2], false), // overlapping elements, but not more than the storage has
+        (1, &[2, 2], &[2, 2], false), // elements overlap, but there are no more than in the storage
         (0, &[1, 6], &[0, 1], true),
         (6, &[0], &[1], true),
         (0, &[0, 1 << 40, 1 << 40], &[1, 1, 1], true),

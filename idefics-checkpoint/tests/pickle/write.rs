@@ -1,4 +1,4 @@
-//! Writes archives and programs in which any part may be wrong.
+//! Builds archives and programs in which any part may be wrong.
 
 /// A zip entry whose headers may contradict its data.
 #[derive(Debug, Clone)]
@@ -18,7 +18,7 @@ pub(crate) struct Entry {
     pub(crate) local_at: Option<u64>,
     /// Whether to write sizes and offset in their 64-bit form.
     pub(crate) wide: bool,
-    /// Length of a hole after the data: bytes that are not written but counted in offsets.
+    /// Length of a hole after the data. The bytes of the hole are not written, but count in offsets.
     pub(crate) hole: u64,
 }
 
@@ -49,12 +49,12 @@ pub(crate) struct End {
     pub(crate) at: u64,
 }
 
-/// An archive with these entries.
+/// Builds an archive with these entries.
 pub(crate) fn zip(entries: &[Entry]) -> Vec<u8> {
     zip_with(entries, false, |_| ())
 }
 
-/// An archive with its end records modified by `change`. With `wide`, there is also a 64-bit end record.
+/// Builds an archive whose end records are modified by `change`. With `wide`, there is also a 64-bit end record.
 pub(crate) fn zip_with(entries: &[Entry], wide: bool, change: impl FnOnce(&mut End)) -> Vec<u8> {
     zip_with_hole(entries, wide, change).0
 }
@@ -106,8 +106,8 @@ pub(crate) fn zip_with_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&
     (file, hole_at)
 }
 
-/// Appends packed size and size. With `wide`, appends all ones instead and returns an extra field with the sizes and
-/// `more`.
+/// Appends the packed size and the size. With `wide`, appends all ones instead, and returns an extra field with the
+/// sizes and the numbers `more`.
 fn append_sizes(bytes: &mut Vec<u8>, [packed, size]: &[u64; 2], more: &[u64], wide: bool) -> Vec<u8> {
     if !wide {
         append(bytes, &[*packed, *size], 4);
@@ -128,14 +128,14 @@ fn append(bytes: &mut Vec<u8>, numbers: &[u64], width: usize) {
     numbers.iter().for_each(|number| bytes.extend(&number.to_le_bytes()[..width]));
 }
 
-/// The entries of a file with the given program and storages.
+/// Builds the entries of a file with the given program and storages.
 pub(crate) fn entries(program: &[u8], storages: &[(&str, &[u8])]) -> Vec<Entry> {
     let mut entries = vec![Entry::new("archive/data.pkl", program), Entry::new("archive/version", b"3\n")];
     entries.extend(storages.iter().map(|(key, data)| Entry::new(&format!("archive/data/{key}"), data)));
     entries
 }
 
-/// A file whose program returns `value`.
+/// Builds a file whose program returns `value`.
 pub(crate) fn file(value: Vec<u8>, storages: &[(&str, &[u8])]) -> Vec<u8> {
     zip(&entries(&program(value), storages))
 }
@@ -169,7 +169,7 @@ pub(crate) fn global(module: &str, name: &str) -> Vec<u8> {
     format!("c{module}\n{name}\n").into_bytes()
 }
 
-/// Calls `callee` with `values`.
+/// Builds code that calls `callee` with `values`.
 pub(crate) fn call(callee: Vec<u8>, values: &[Vec<u8>]) -> Vec<u8> {
     [callee, tuple(values), b"R".to_vec()].concat()
 }
@@ -186,13 +186,13 @@ pub(crate) fn storage(class: &str, key: &str, len: i64) -> Vec<u8> {
     [id, b"Q".to_vec()].concat()
 }
 
-/// A tensor that is a view of a storage, as written by PyTorch.
+/// Builds code for a tensor that is a view of a storage, as PyTorch writes it.
 pub(crate) fn view(storage: Vec<u8>, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     let rebuild = global("torch._utils", "_rebuild_tensor_v2");
     call(rebuild, &[storage, int(offset), ints(shape), ints(strides), FALSE.to_vec(), no_hooks()])
 }
 
-/// Storage "0" with `len` f32 elements.
+/// Builds code for the storage "0" with `len` f32 elements.
 pub(crate) fn floats(len: i64) -> Vec<u8> {
     storage("FloatStorage", "0", len)
 }

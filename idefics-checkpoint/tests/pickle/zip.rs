@@ -1,11 +1,11 @@
-//! Archives that are truncated, inconsistent, or not written by `torch.save`.
+//! Tests of archives that are truncated, inconsistent, or not written by `torch.save`.
 
 use idefics_checkpoint::pickle::PickleFault;
 
 use super::write::{Entry, dict, entries, floats, program, view, zip, zip_with};
 use super::{FIXTURES, assert_fault, fault_of, fixture, read};
 
-/// The entries of a valid file with one tensor: `data.pkl`, `version` and `data/0`.
+/// Builds the entries of a valid file with one tensor: `data.pkl`, `version` and `data/0`.
 fn good() -> Vec<Entry> {
     entries(&program(dict(&[("w", view(floats(2), 0, &[2], &[1]))])), &[("0", &[0; 8])])
 }
@@ -34,7 +34,7 @@ fn rejects_bytes_before_and_after_the_archive() {
     assert_fault!(fault_of(&[&file[..], &file[..]].concat()), PickleFault::Zip { .. }, "does not end at");
     let twice = [&file[..file.len() - 22], &[0; 7], &file[file.len() - 22..]].concat();
     assert_fault!(fault_of(&twice), PickleFault::Zip { .. }, "does not end at");
-    // A comment length of 4, with and without a comment of four bytes.
+    // The comment length is 4, with and without a comment of four bytes.
     let mut comment = [&file[..], b"note"].concat();
     comment[file.len() - 2] = 4;
     assert_fault!(fault_of(&comment), PickleFault::Truncated { .. });
@@ -147,7 +147,7 @@ fn rejects_inconsistent_headers() {
         ("disagrees", |entry| entry.sizes = [1 << 31; 2]),
         ("no local header", |entry| entry.local_at = Some(3)),
         ("no local header", |entry| entry.local_at = Some(u64::from(u32::MAX) - 1)),
-        // All ones refer to a 64-bit value, which is missing.
+        // A number whose bits are all ones refers to a 64-bit value, which is missing here.
         ("not an entry", |entry| entry.local_at = Some(u32::MAX.into())),
         ("not an entry", |entry| entry.sizes = [u32::MAX.into(); 2]),
         ("but only", |entry| (entry.sizes, entry.local_size) = ([1 << 31; 2], 1 << 31)),
@@ -198,7 +198,8 @@ fn rejects_disagreeing_end_records() {
         let fault = fault_of(&file);
         assert_fault!(fault, PickleFault::Zip { .. });
     }
-    // A locator with a wrong offset; a 64-bit end record with a wrong size, and one with a wrong directory offset.
+    // Three faults: a locator with a wrong offset, a 64-bit end record with a wrong size, and a 64-bit end record with
+    // a wrong directory offset.
     for (from_end, word) in [(22 + 12, "locator"), (22 + 20 + 52, "64-bit end"), (22 + 20 + 4, "64-bit end")] {
         let mut file = file.clone();
         let at = file.len() - from_end;

@@ -1,7 +1,7 @@
 //! Decodes one AV1 frame with the crate `rav1d`.
 //!
-//! The crate only has the C interface of dav1d. This module wraps it in a safe function.
-#![allow(unsafe_code)] // a C interface
+//! The crate has only the C interface of dav1d. This module wraps that interface in a safe function.
+#![allow(unsafe_code)] // calls a C interface
 
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
@@ -20,16 +20,16 @@ use rav1d::src::lib::{
 pub(super) enum Sampling {
     /// No chroma, 4:0:0.
     Mono,
-    /// Two by two luma samples share one, 4:2:0.
+    /// A block of 2x2 luma samples shares one chroma sample, 4:2:0.
     Quarter,
-    /// Two luma samples of a row share one, 4:2:2.
+    /// Two adjacent luma samples of a row share one chroma sample, 4:2:2.
     Half,
     /// Chroma has the resolution of luma, 4:4:4.
     Full,
 }
 
 impl Sampling {
-    /// Binary logarithm of the luma samples per chroma sample, horizontally and vertically.
+    /// Returns the binary logarithm of the number of luma samples per chroma sample, horizontally and vertically.
     pub(super) fn shifts(self) -> (u32, u32) {
         match self {
             Self::Mono | Self::Full => (0, 0),
@@ -53,7 +53,7 @@ impl Plane {
     }
 }
 
-/// Colour description with the code points of ITU-T H.273.
+/// Colour description. The numbers are code points of ITU-T H.273.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ColorCodes {
     pub(super) primaries: u16,
@@ -78,7 +78,8 @@ struct Decoder(Option<Dav1dContext>);
 
 impl Drop for Decoder {
     fn drop(&mut self) {
-        // SAFETY: the context comes from `dav1d_open` and is closed once; `dav1d_close` ignores an empty one.
+        // SAFETY: the context is `None` or comes from `dav1d_open`, and only `drop` closes it. `dav1d_close` ignores
+        // `None`.
         unsafe { dav1d_close(Some(NonNull::from(&mut self.0))) }
     }
 }
@@ -87,12 +88,13 @@ impl Decoder {
     /// Opens a decoder with two threads that rejects frames of more than `max_pixels` pixels.
     fn open(operating_point: u8, max_pixels: u32) -> Result<Self, String> {
         let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
-        // SAFETY: the pointer is valid for writes of the settings, and the call initialises them.
+        // SAFETY: the pointer comes from a live `MaybeUninit`, so it is valid for writes. The call initialises all
+        // settings.
         let mut settings = unsafe {
             dav1d_default_settings(NonNull::new_unchecked(settings.as_mut_ptr()));
             settings.assume_init()
         };
-        // With a frame delay of 1, a damaged frame fails an assertion in the decoder that aborts the process.
+        // With a frame delay of 1, a damaged frame makes an assertion in the decoder fail, which aborts the process.
         settings.n_threads = 2;
         settings.max_frame_delay = 2;
         settings.all_layers = 0;
@@ -113,7 +115,7 @@ struct Data(Dav1dData);
 impl Data {
     fn copy(bytes: &[u8]) -> Result<Self, String> {
         let mut data = Self(Dav1dData::default());
-        // SAFETY: the pointer points to a live value, and its previous contents own no memory.
+        // SAFETY: the pointer points to a live default value, which owns no memory that the call could leak.
         let target = unsafe { dav1d_data_create(Some(NonNull::from(&mut data.0)), bytes.len()) };
         if target.is_null() {
             return Err("out of memory for the compressed frame".to_owned());
@@ -126,7 +128,8 @@ impl Data {
 
 impl Drop for Data {
     fn drop(&mut self) {
-        // SAFETY: the value is initialised, and the decoder empties it when it takes the data.
+        // SAFETY: the value is initialised. When the decoder takes the data, it empties the value, so nothing is freed
+        // twice.
         unsafe { dav1d_data_unref(Some(NonNull::from(&mut self.0))) }
     }
 }
@@ -141,7 +144,7 @@ impl Drop for Picture {
     }
 }
 
-/// Decodes the first shown frame of the data, from the layers of the given operating point.
+/// Decodes the first frame of the data that is meant to be shown, with the layers of the given operating point.
 ///
 /// # Errors
 /// A message that says what is wrong with the data. Frames of more than `max_pixels` pixels are rejected before
@@ -157,7 +160,8 @@ pub(super) fn decode(bytes: &[u8], operating_point: u8, max_pixels: u32) -> Resu
     // Each iteration consumes data or drains the decoder, so a few iterations suffice.
     for _ in 0..64 {
         if data.0.sz > 0 {
-            // SAFETY: the decoder is open and the data is live; the call removes what it consumes.
+            // SAFETY: the decoder is open, and `data` is live and initialised. The call removes the bytes that it
+            // consumes.
             let result = unsafe { dav1d_send_data(decoder.0, Some(NonNull::from(&mut data.0))) };
             if result.0 < 0 && result.0 != AGAIN {
                 return Err(format!("the AV1 data is damaged (error {})", result.0));
@@ -196,8 +200,9 @@ fn copy_frame(picture: &Dav1dPicture) -> Result<Frame, String> {
         let stride = picture.stride[at.min(1)];
         let mut samples = Vec::with_capacity(width * height);
         for y in 0..height {
-            // SAFETY: row `y` starts `y` strides after the start of its plane and has `width` samples, of one byte
-            // each or of two if the depth is more than 8. The rows of a plane are aligned for both sample types.
+            // SAFETY: dav1d guarantees that row `y` starts `y` strides after the start of its plane and has at least
+            // `width` samples. A sample has one byte at a depth of 8 and two bytes at greater depths. Rows are aligned
+            // for both sample types.
             unsafe {
                 let row = start.offset(stride * y as isize);
                 if depth == 8 {

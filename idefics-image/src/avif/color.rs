@@ -17,7 +17,7 @@ struct Weights {
 }
 
 impl Weights {
-    /// The weights that libyuv uses for these colours; `None` if libyuv does not support them.
+    /// Returns the weights that libyuv uses for these colours, or `None` if libyuv does not support them.
     fn new(colors: ColorCodes, is_mono: bool) -> Option<Self> {
         let matrix = match (colors.matrix, colors.primaries) {
             (0, _) if is_mono => 6,
@@ -51,8 +51,8 @@ impl Weights {
     }
 }
 
-/// Converts a frame to RGB, `[height, width, 3]`. `has_alpha` matters because libavif converts images with and
-/// without alpha in different ways.
+/// Converts a frame to RGB, `[height, width, 3]`. `has_alpha` says whether the image has alpha: libavif converts images
+/// with and without alpha in different ways.
 pub(super) fn to_rgb(frame: &Frame, colors: ColorCodes, has_alpha: bool) -> Result<Vec<u8>, String> {
     let is_mono = frame.sampling == Sampling::Mono;
     match Weights::new(colors, is_mono) {
@@ -62,10 +62,11 @@ pub(super) fn to_rgb(frame: &Frame, colors: ColorCodes, has_alpha: bool) -> Resu
     }
 }
 
-/// Fixed-point conversion, like libyuv. Chroma is upsampled to the size of luma. Samples keep their depth if libyuv
-/// has a routine for it, and are otherwise reduced to 8 bits first.
+/// Converts a frame to RGB in fixed point, like libyuv. Chroma is upsampled to the size of luma. Samples keep their
+/// depth if libyuv has a routine for that depth. Otherwise they are first reduced to 8 bits.
 fn fixed(frame: &Frame, weights: Weights, has_alpha: bool) -> Vec<u8> {
-    // With alpha, libyuv has routines for 10 bits, and one for 12 bits 4:2:0 that does not filter chroma.
+    // For images with alpha, libyuv has routines for 10 bits. It also has a routine for 12-bit 4:2:0, which does not
+    // filter chroma.
     let keeps_depth = has_alpha
         && match frame.depth {
             10 => frame.sampling != Sampling::Mono,
@@ -101,8 +102,9 @@ fn fixed(frame: &Frame, weights: Weights, has_alpha: bool) -> Vec<u8> {
     rgb
 }
 
-/// Upsamples row `y` of chroma to the width of luma and shifts the samples right by `drop` bits. Linear interpolation
-/// with weights 3:1 for the two nearest samples, horizontally and vertically; at the edges, the nearest sample only.
+/// Computes the chroma samples of luma row `y` and shifts them right by `drop` bits. They are interpolated linearly,
+/// horizontally and vertically, with weights 3:1 for the two nearest samples. At the edges, or if `is_nearest`, only
+/// the nearest sample counts.
 #[allow(clippy::too_many_arguments)]
 fn upsample(
     plane: &Plane,
@@ -136,11 +138,11 @@ fn upsample(
     }));
 }
 
-/// The matrix that converts YCbCr to RGB, from the matrix coefficients of ITU-T H.273.
+/// The conversion from YCbCr to RGB that the matrix coefficients of ITU-T H.273 select.
 enum Mix {
     Identity,
     YCgCo,
-    /// The weights of red and blue in luma.
+    /// A matrix that is given by the weights of red and blue in luma.
     Luma(f32, f32),
 }
 
@@ -163,14 +165,14 @@ impl Mix {
                 Ok(Self::Luma(red, blue))
             }
             matrix => {
-                let (red, blue) = luma(matrix).ok_or_else(|| format!("matrix coefficients {matrix}"))?;
+                let (red, blue) = luma(matrix).ok_or_else(|| format!("it has the matrix coefficients {matrix}"))?;
                 Ok(Self::Luma(red, blue))
             }
         }
     }
 }
 
-/// The weights of red and blue in luma, derived from the colour primaries by equations 32 to 37 of ITU-T H.273.
+/// Computes the weights of red and blue in luma from the colour primaries, by equations 32 to 37 of ITU-T H.273.
 fn from_primaries(code: u16) -> (f32, f32) {
     let [rx, ry, gx, gy, bx, by, wx, wy] = match code {
         4 => [0.67, 0.33, 0.21, 0.71, 0.14, 0.08, 0.310, 0.316],
@@ -191,7 +193,7 @@ fn from_primaries(code: u16) -> (f32, f32) {
     (red, blue)
 }
 
-/// Single-precision conversion, like libavif, for colours that libyuv has no routine for.
+/// Converts a frame to RGB in single precision, like libavif, for colours that libyuv has no routine for.
 fn float(frame: &Frame, colors: ColorCodes) -> Result<Vec<u8>, String> {
     let mix = if frame.sampling == Sampling::Mono { Mix::Identity } else { Mix::new(colors)? };
     let max = (1_u32 << frame.depth) - 1;
@@ -230,7 +232,7 @@ fn float(frame: &Frame, colors: ColorCodes) -> Result<Vec<u8>, String> {
     Ok(rgb)
 }
 
-/// Bilinear interpolation of chroma at a luma sample, with weights 9/16, 3/16, 3/16 and 1/16.
+/// Interpolates chroma bilinearly at the luma sample `(x, y)`, with weights 9/16, 3/16, 3/16 and 1/16.
 fn filtered(
     plane: &Plane,
     sampling: Sampling,
@@ -258,8 +260,8 @@ fn filtered(
         + at(other_column, other_row) * (1.0 / 16.0)
 }
 
-/// Whether alpha of more than 8 bits is truncated to 8 bits instead of rounded. libyuv truncates if a single routine
-/// converts colours and alpha.
+/// Returns whether alpha of more than 8 bits is truncated to 8 bits instead of rounded. libyuv truncates alpha if one
+/// routine converts colours and alpha together.
 pub(super) fn truncates_alpha(frame: &Frame, colors: ColorCodes) -> bool {
     let has_routine = match frame.sampling {
         Sampling::Mono => false,
@@ -305,7 +307,7 @@ pub(super) fn unpremultiply(rgba: &mut [u8]) {
             alpha => 0x1_0000 / alpha,
         };
         for value in &mut pixel[..3] {
-            // The packing instruction treats values above 15 bits as negative and makes them 0.
+            // libyuv's packing instruction treats values of more than 15 bits as negative and replaces them by 0.
             *value = match (u32::from(*value) * 0x101 * inverse) >> 16 {
                 value @ 0..=0x7fff => value.min(255) as u8,
                 _ => 0,

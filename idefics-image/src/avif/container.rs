@@ -1,7 +1,7 @@
-//! Parses the boxes of an AVIF file: finds the coded frames of the main image and how it is to be shown.
+//! Parses the boxes of an AVIF file: finds the coded frames of the main image, and its size, colours and orientation.
 //!
-//! Source: ISO/IEC 14496-12 (boxes), 23008-12 (items, derived images, auxiliary images) and the AVIF specification.
-//! libavif decides which parts are optional or ignored.
+//! Source: ISO/IEC 14496-12 (boxes), 23008-12 (items, derived images, auxiliary images) and the AVIF specification. The
+//! parts that libavif treats as optional or ignores are optional or ignored here too.
 
 use super::av1::ColorCodes;
 use super::track;
@@ -45,7 +45,7 @@ pub(super) struct CodedImage<'a> {
     pub(super) size: (u32, u32),
 }
 
-/// One frame.
+/// One coded frame of an image.
 #[derive(Debug)]
 pub(super) struct Cell<'a> {
     /// The AV1 data, in one or several extents.
@@ -54,12 +54,12 @@ pub(super) struct Cell<'a> {
     pub(super) operating_point: u8,
 }
 
-/// Whether a zero-terminated auxiliary type denotes alpha.
+/// Returns whether a zero-terminated auxiliary type denotes alpha.
 pub(super) fn is_alpha_kind(data: &[u8]) -> bool {
     ALPHA_KINDS.contains(&Reader(data).text())
 }
 
-/// Whether the brands of a HEIF file say that it may contain AV1 images.
+/// Returns whether the brands of a HEIF file declare that it may contain AV1 images.
 pub(crate) fn is_avif(bytes: &[u8]) -> bool {
     let Some((kind, data, _)) = next_box(bytes) else { return false };
     if kind != *b"ftyp" {
@@ -73,7 +73,7 @@ pub(crate) fn is_avif(bytes: &[u8]) -> bool {
     }
 }
 
-/// Splits off the first box: its kind, its data, and the bytes after it.
+/// Splits off the first box. Returns its kind, its data, and the bytes after it.
 fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
     let (&[a, b, c, d, kind @ ..], rest) = bytes.split_first_chunk::<8>()?;
     let (rest, length) = match u32::from_be_bytes([a, b, c, d]) {
@@ -101,7 +101,7 @@ pub(super) fn find<'a>(bytes: &'a [u8], wanted: &[u8; 4]) -> Option<&'a [u8]> {
     boxes(bytes).find(|(kind, _)| kind == wanted).map(|(_, data)| data)
 }
 
-/// Reads big-endian numbers from the front of a slice.
+/// A reader of big-endian numbers from the front of a slice.
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -155,7 +155,7 @@ struct Location {
     id: u32,
     /// Whether the offsets refer to the box `idat` instead of the file.
     is_inside: bool,
-    /// Offset and length of each extent, in bytes. A length of 0 means up to the end.
+    /// Offset and length of each extent, in bytes. An extent of length 0 reaches to the end of the file or of `idat`.
     parts: Vec<(u64, u64)>,
 }
 
@@ -179,7 +179,7 @@ struct Meta<'a> {
     inside: &'a [u8],
 }
 
-/// Finds the main image: the primary item or, if there is none, the first frame of a track.
+/// Finds the main image: the primary item or, if the file has none, the first frame of a track.
 ///
 /// # Errors
 /// A message that says what is missing or damaged.
@@ -348,7 +348,7 @@ impl<'a> Meta<'a> {
         self.properties_of(id).find(|(kind, _)| kind == wanted).map(|(_, data)| data)
     }
 
-    /// The item that holds the alpha of the item `id`.
+    /// Returns the item that holds the alpha of the item `id`.
     fn alpha_of(&self, id: u32) -> Option<u32> {
         let auxiliary =
             self.references.iter().filter(|reference| reference.kind == *b"auxl" && reference.to.contains(&id));
@@ -357,8 +357,8 @@ impl<'a> Meta<'a> {
             .find(|&from| self.property(from, b"auxC").and_then(|data| data.get(4..)).is_some_and(is_alpha_kind))
     }
 
-    /// The alpha items of the cells of a grid. `None` if `id` is not a grid or a cell has no alpha; the image is then
-    /// opaque.
+    /// Returns the alpha items of the cells of the grid `id`. Returns `None` if `id` is not a grid or a cell has no
+    /// alpha; the image is then opaque.
     fn alpha_of_cells(&self, id: u32) -> Option<Vec<u32>> {
         self.item(id).filter(|item| item.kind == *b"grid")?;
         self.cells_of(id).iter().map(|&cell| self.alpha_of(cell)).collect()
@@ -389,7 +389,7 @@ impl<'a> Meta<'a> {
             if length == 0 { Some(rest) } else { rest.get(..usize::try_from(length).ok()?) }
         };
         let parts: Vec<&[u8]> = location.parts.iter().map(part).collect::<Option<_>>()?;
-        // Overlapping extents could expand to more data than the file has.
+        // Reject overlapping extents: they could expand to more data than the file has.
         (parts.iter().map(|part| part.len()).sum::<usize>() <= source.len()).then_some(parts)
     }
 
@@ -409,7 +409,7 @@ impl<'a> Meta<'a> {
         Ok(Cell { parts, operating_point })
     }
 
-    /// The frames of an item: one, or the cells of a grid.
+    /// Returns the frames of an item: a single frame, or the cells of a grid.
     fn coded<'f: 'a>(&self, file: &'f [u8], id: u32) -> Result<CodedImage<'a>, String> {
         let kind = self.item(id).ok_or("its image is missing")?.kind;
         let size = self.size(id).ok_or("its image has no size")?;
@@ -424,7 +424,7 @@ impl<'a> Meta<'a> {
                 let (rows, columns) = (usize::from(rows) + 1, usize::from(columns) + 1);
                 let cells = self.cells_of(id);
                 if cells.len() != rows * columns || cells.len() > MAX_CELLS {
-                    return Err(format!("its grid of {rows}x{columns} has {} cells", cells.len()));
+                    return Err(format!("its grid of {rows}x{columns} cells lists {} cells", cells.len()));
                 }
                 let cells = cells.iter().map(|&id| self.cell(file, id)).collect::<Result<_, _>>()?;
                 Ok(CodedImage { rows, columns, cells, size: (width as u32, height as u32) })

@@ -1,5 +1,5 @@
-//! AVIF decoder, equal to Pillow with libavif. It decodes the main image; of an animation, the still image or, if
-//! there is none, the first frame.
+//! AVIF decoder with the same output as Pillow with libavif. It decodes the main image. If an animation has no still
+//! image, it decodes the first frame.
 
 mod av1;
 mod color;
@@ -30,7 +30,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         None => Pixels::Rgb(rgb),
         Some(coded) => {
             if coded.size != main.size {
-                return Err(input.damaged("its alpha image has a different size"));
+                return Err(input.damaged("its colour image and its alpha image have different sizes"));
             }
             let frame = decode_coded(coded, input)?;
             let alpha = color::to_alpha(&frame, frame.colors, truncates_alpha);
@@ -47,11 +47,11 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { orientation: container_orientation(&main), ..Raster::new(width, height, pixels) })
 }
 
-/// Decodes the cells of an image and joins them to one frame of its size.
+/// Decodes the cells of an image and joins them into one frame of the image's size.
 fn decode_coded(coded: &CodedImage<'_>, input: &Input<'_>) -> Result<Frame, ImageError> {
     let (width, height) = coded.size;
     let area = u64::from(width) * u64::from(height);
-    // Up to four samples of 16 bits per pixel.
+    // A pixel has at most four samples of 2 bytes.
     input.check_memory(8 * area)?;
     let max_pixels = u32::try_from(area).unwrap_or(u32::MAX);
     let damaged = |reason: String| input.damaged(reason);
@@ -66,14 +66,14 @@ fn decode_coded(coded: &CodedImage<'_>, input: &Input<'_>) -> Result<Frame, Imag
     let cell = decode_cell(first)?;
     if others.is_empty() {
         if (cell.width, cell.height) != coded.size {
-            let reason = format!("its frame is {}x{}, its header says {width}x{height}", cell.width, cell.height);
+            let reason = format!("its frame is {}x{}; its header declares {width}x{height}", cell.width, cell.height);
             return Err(input.damaged(reason));
         }
         return Ok(cell);
     }
     let covered = |cell: u32, count: usize| u64::from(cell) * count as u64;
     if covered(cell.width, coded.columns) < width.into() || covered(cell.height, coded.rows) < height.into() {
-        return Err(input.damaged("the cells of its grid do not cover it"));
+        return Err(input.damaged("the cells of its grid do not cover the image"));
     }
     let (across, down) = cell.sampling.shifts();
     let mut whole = Frame { width, height, planes: Vec::new(), ..cell.clone() };
@@ -87,7 +87,7 @@ fn decode_coded(coded: &CodedImage<'_>, input: &Input<'_>) -> Result<Frame, Imag
         let next = decode_cell(next)?;
         let same = |frame: &Frame| (frame.width, frame.height, frame.depth, frame.sampling);
         if same(&next) != same(&cell) {
-            return Err(input.damaged("the cells of its grid differ"));
+            return Err(input.damaged("the cells of its grid differ in size, depth or chroma subsampling"));
         }
         place(&mut whole, &next, (at + 1) / coded.columns, (at + 1) % coded.columns);
     }
@@ -106,8 +106,8 @@ fn place(whole: &mut Frame, cell: &Frame, row: usize, column: usize) {
     }
 }
 
-/// The orientation of the container (rotation and mirroring). If it has none, EXIF is ignored, and XMP is used only
-/// if EXIF has no orientation tag.
+/// Returns the orientation that the container declares as rotation and mirroring. If it declares none, the orientation
+/// in EXIF is ignored too, and the one in XMP is used only if EXIF has no orientation tag.
 ///
 /// Source: `irot_imir_to_exif_orientation` in `_avif.c` and `AvifImagePlugin.py` of Pillow.
 fn container_orientation(main: &MainImage<'_>) -> Orientation {

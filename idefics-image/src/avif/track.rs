@@ -1,12 +1,12 @@
 //! Finds the first frame of an animation that has no still image.
 //!
-//! Source: ISO/IEC 14496-12 (tracks and their samples), 23008-12 (image sequences). libavif decides which parts are
-//! optional.
+//! Source: ISO/IEC 14496-12 (tracks and their samples), 23008-12 (image sequences). The parts that libavif treats as
+//! optional are optional here too.
 
 use super::av1::ColorCodes;
 use super::container::{Cell, CodedImage, MainImage, Reader, boxes, find, is_alpha_kind, read_colors};
 
-/// Length in bytes of the fields of a sample entry before its boxes.
+/// Length in bytes of the fixed fields of a sample entry, which precede its boxes.
 const SAMPLE_ENTRY: usize = 78;
 
 #[derive(Debug)]
@@ -14,15 +14,15 @@ struct Track<'a> {
     id: u32,
     size: (u32, u32),
     colors: Option<ColorCodes>,
-    /// Id of the track that this one is auxiliary to.
+    /// Id of the track that this track is auxiliary to.
     main: Option<u32>,
     is_alpha: bool,
-    /// Id of the alpha track that the colours are premultiplied by.
+    /// Id of the alpha track by which the colours of this track are premultiplied.
     premultiplied_by: Option<u32>,
     first: &'a [u8],
 }
 
-/// Reads the first frame of the first colour track, and its alpha.
+/// Reads the first frame of the first colour track, and the alpha of this frame.
 pub(super) fn read(file: &[u8]) -> Option<MainImage<'_>> {
     let tracks = boxes(find(file, b"moov")?).filter(|(kind, _)| kind == b"trak");
     let tracks: Vec<_> = tracks.filter_map(|(_, data)| Track::read(file, data)).collect();
@@ -39,12 +39,12 @@ pub(super) fn read(file: &[u8]) -> Option<MainImage<'_>> {
 }
 
 impl<'a> Track<'a> {
-    /// Reads a track; `None` if it is damaged or not AV1.
+    /// Reads a track. Returns `None` if the track is damaged or not AV1.
     fn read(file: &'a [u8], track: &'a [u8]) -> Option<Self> {
         let mut header = Reader(find(track, b"tkhd")?);
         let (version, _) = header.version()?;
         let long = if version == 0 { 4 } else { 8 };
-        header.take(2 * long)?; // times
+        header.take(2 * long)?; // creation and modification time
         let id = header.u32()?;
         header.take(4 + long + 52)?; // duration, layer, volume, matrix
         let size = (header.u32()? >> 16, header.u32()? >> 16);
@@ -56,7 +56,7 @@ impl<'a> Track<'a> {
         let entries = find(table, b"stsd")?.get(8..)?;
         let entry = find(entries, b"av01")?.get(SAMPLE_ENTRY..)?;
         let colors = boxes(entry).filter(|(kind, _)| kind == b"colr").find_map(|(_, data)| read_colors(data));
-        // Old versions of libavif do not declare the auxiliary type; their only auxiliary track is alpha.
+        // Old versions of libavif write no auxiliary type. The only auxiliary track that they write is alpha.
         let is_alpha = find(entry, b"auxi").is_none_or(|data| data.get(4..).is_some_and(is_alpha_kind));
 
         let mut sizes = Reader(find(table, b"stsz")?.get(4..)?);

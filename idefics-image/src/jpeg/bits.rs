@@ -22,7 +22,7 @@ impl<'a> Segments<'a> {
         Self { file, at, marker: None, data: Vec::new() }
     }
 
-    /// Reads the bytes up to the next marker. The stuffed `ff 00` becomes `ff`, and so does `ff ff 00`.
+    /// Reads the segment up to the next marker and removes byte stuffing: `ff 00` and `ff ff 00` both become `ff`.
     pub(super) fn read(&mut self) -> Result<(), JpegError> {
         const BLOCK: usize = 32;
         self.data.clear();
@@ -62,7 +62,7 @@ impl<'a> Segments<'a> {
         Ok(())
     }
 
-    /// A bit reader for the current segment that starts at `position`.
+    /// Returns a bit reader for the current segment that continues at `position`.
     pub(super) fn bits(&self, position: Position) -> Bits<'_> {
         Bits { data: &self.data, position }
     }
@@ -70,9 +70,10 @@ impl<'a> Segments<'a> {
     /// Consumes the restart marker that ended the segment and reads the next segment. Returns `false`, with an empty
     /// segment, if the expected restart is missing.
     ///
-    /// If another marker is found, this resynchronises like libjpeg. An invalid marker or one of the two previous
-    /// restarts is skipped, and the next marker is examined. A restart that is further away is consumed in place of
-    /// the expected one. One of the next two restarts, or any other marker, is left for later.
+    /// If another marker is found, this function resynchronises like libjpeg. Restart markers are numbered modulo 8. An
+    /// invalid marker or one of the two restarts before the expected one is skipped, and the next marker is examined.
+    /// One of the two restarts after the expected one, or a marker that is not a restart, is left for later. Any other
+    /// restart is consumed in place of the expected one.
     pub(super) fn restart(&mut self, expected: u8) -> Result<bool, JpegError> {
         while let Some(marker) = self.marker {
             let ahead = marker.wrapping_sub(expected) & 7;
@@ -121,7 +122,7 @@ pub(super) struct Position {
     count: u32,
 }
 
-/// Reads bits, highest bit first. After the end of the data it returns zeros.
+/// A reader of bits, highest bit first. After the end of the data it returns zeros.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
@@ -133,7 +134,7 @@ impl Bits<'_> {
         self.position
     }
 
-    /// Whether more bits were consumed than the data has.
+    /// Returns whether more bits were consumed than the data has.
     #[inline(always)]
     pub(super) fn is_overrun(&self) -> bool {
         let Position { at, count, .. } = self.position;
@@ -147,7 +148,8 @@ impl Bits<'_> {
         if let Some(bytes) = self.data.get(*at..).and_then(|rest| rest.first_chunk()) {
             *window |= u64::from_be_bytes(*bytes) >> *count;
         }
-        // A byte that was only partly loaded is loaded again next time; OR-ing the same bits twice does no harm.
+        // A byte that was only partly loaded is loaded again next time. The OR sets the same bits twice, which does no
+        // harm.
         *at += (63 - *count as usize) >> 3;
         *count |= 56;
     }
@@ -195,8 +197,8 @@ impl Bits<'_> {
     }
 }
 
-/// Decodes `n` magnitude bits (EXTEND in ITU-T T.81): values `2^(n-1)..2^n` stand for themselves, smaller values for
-/// `-(2^n - 1)..=-2^(n-1)`.
+/// Decodes a number `v` of `n` magnitude bits (EXTEND in ITU-T T.81). If the highest bit is 1, the result is `v`.
+/// Otherwise it is negative: `v - (2^n - 1)`.
 #[inline(always)]
 pub(super) fn extend(bits: u32, n: u32) -> i32 {
     let value = bits as i32;

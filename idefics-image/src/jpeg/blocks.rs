@@ -1,7 +1,7 @@
 //! Decodes the coefficients of one block, for each kind of scan.
 //!
-//! Damaged data is decoded like in libjpeg: an invalid code is 0, a coefficient beyond the last one overwrites the
-//! last, and sums wrap around.
+//! Damaged data is decoded as in libjpeg: an invalid code counts as the symbol 0, a coefficient beyond the last
+//! position overwrites the last coefficient, and sums wrap around.
 
 use super::bits::{Bits, extend};
 use super::huffman::Table;
@@ -36,7 +36,8 @@ impl ProgressiveBlock<'_> {
         *self.nonzero = *self.nonzero & !(1 << at) | u64::from(value != 0) << at;
     }
 
-    /// Reads one more bit of each coefficient in the mask `places`. These coefficients must not be 0.
+    /// Reads one more bit of each coefficient in the mask `places`. `one` is the value of that bit. The coefficients
+    /// must not be 0.
     #[inline(always)]
     fn refine(&mut self, bits: &mut Bits<'_>, one: i16, mut places: u64) {
         while places != 0 {
@@ -56,7 +57,7 @@ impl ProgressiveBlock<'_> {
     }
 }
 
-/// Reads the difference of a DC coefficient to the previous one.
+/// Reads the difference between a DC coefficient and the previous one.
 #[inline(always)]
 fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> i32 {
     bits.refill_if_low();
@@ -71,7 +72,7 @@ fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> i32 {
     }
 }
 
-/// Decodes a whole block of a sequential scan. `block` must be zero.
+/// Decodes a whole block of a sequential scan. `block` must contain only zeros.
 #[inline(always)]
 pub(super) fn sequential(bits: &mut Bits<'_>, dc: &Table, ac: &Table, last_dc: &mut i32, block: &mut Block) {
     *last_dc = last_dc.wrapping_add(dc_difference(bits, dc));
@@ -123,8 +124,8 @@ pub(super) struct Band {
     pub(super) low_bit: u8,
 }
 
-/// Decodes the upper bits of a band, in its first scan. The band of the block must be zero. `eob_run` is the
-/// number of blocks, including this one, that have no more coefficients in the band.
+/// Decodes the upper bits of a band, in the first scan of the band. The coefficients of the band must be 0 before.
+/// `eob_run` is the number of blocks, including this one, that have no more coefficients in the band.
 #[inline(always)]
 pub(super) fn ac_first(
     bits: &mut Bits<'_>,
@@ -214,8 +215,8 @@ pub(super) fn ac_refined(
 }
 
 /// Reads an end-of-band run: the number of blocks, including this one, that have no more coefficients in the band. It
-/// is `2^run` plus the next `run` bits. `run` is below 15. No refill is needed: at least 32 bits were loaded before
-/// the symbol, which has at most 17.
+/// is `2^run` plus the next `run` bits. `run` is below 15. No refill is needed: at least 32 bits were loaded before the
+/// symbol was read, and the symbol has at most 17 bits.
 #[inline(always)]
 fn read_eob_run(bits: &mut Bits<'_>, run: u32) -> u32 {
     (1 << run) + if run > 0 { bits.take(run) } else { 0 }

@@ -19,8 +19,8 @@ pub(crate) enum Color {
     Grey,
     Rgb,
     YCbCr,
-    /// CMYK, stored inverted (255 is no ink) as by Adobe's programs. Pillow treats every file with four components as
-    /// inverted.
+    /// CMYK that is stored inverted (255 is no ink), as Adobe's programs do. Pillow treats every file with four
+    /// components as inverted.
     Cmyk,
     /// Inverted CMYK with the first three inks stored as YCbCr.
     Ycck,
@@ -42,7 +42,7 @@ impl Color {
         }
     }
 
-    /// Bytes per converted pixel.
+    /// Returns the number of bytes per converted pixel.
     pub(super) fn pixel_bytes(self) -> usize {
         match self {
             Self::Plain { components } => components,
@@ -50,7 +50,8 @@ impl Color {
         }
     }
 
-    /// How a component is upsampled to the size of the image: interpolated, except for [`Self::Plain`].
+    /// Returns how a component is upsampled to the size of the image. [`Self::Plain`] repeats samples; all other colour
+    /// spaces interpolate them.
     pub(super) fn upsampling(self, frame: &Frame, component: &Component) -> Upsampling {
         match self {
             Self::Plain { .. } => Upsampling::repeated(frame, component),
@@ -58,8 +59,8 @@ impl Color {
         }
     }
 
-    /// Converts a row. The rows of the components are at least as long as the width of the image, rounded up to a
-    /// multiple of 16.
+    /// Converts one row of the image. `rows` has a row of each component, at least as long as the width of the image
+    /// rounded up to a multiple of 16.
     pub(super) fn convert(self, rows: &[&[u8]], out: &mut [u8]) {
         match (self, rows) {
             (Self::Plain { components }, _) => {
@@ -99,14 +100,14 @@ impl Color {
     }
 }
 
-/// One colour channel of CMYK: `white` (inverted black) reduced by `ink`.
+/// Computes an RGB channel from CMYK: `white` (inverted black) reduced by `ink`.
 fn apply_ink(ink: u8, white: u8) -> u8 {
     let product = u32::from(ink) * u32::from(white) + 128;
     white.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }
 
-// Conversion factors in units of 1/65536. A whole number is subtracted from (or added to) those that would not fit 16
-// bits, and handled separately.
+// Conversion factors in units of 1/65536. A factor that would not fit into 16 bits is shifted by a whole number, which
+// the conversion adds or subtracts separately.
 const CR_RED: i32 = 91_881 - 65_536;
 const CR_GREEN: i32 = 65_536 - 46_802;
 const CB_GREEN: i32 = -22_554;
@@ -153,7 +154,7 @@ mod avx2 {
         places
     };
 
-    /// Vectorised [`super::ycbcr_plain`].
+    /// Does the same as [`super::ycbcr_plain`] with vector instructions.
     pub(super) fn ycbcr(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
         assert!(is_x86_feature_detected!("avx2"));
         // SAFETY: the assertion above checks that the CPU has AVX2.
@@ -190,7 +191,7 @@ mod avx2 {
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     }
 
-    /// Red, green and blue of 16 pixels.
+    /// Returns the red, green and blue values of 16 pixels.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn pixels(y: &[u8; PIXELS], cb: &[u8; PIXELS], cr: &[u8; PIXELS]) -> [__m128i; 3] {
@@ -198,7 +199,7 @@ mod avx2 {
         let middle = _mm256_set1_epi16(128);
         let (y, cb, cr) = (wide(y), _mm256_sub_epi16(wide(cb), middle), _mm256_sub_epi16(wide(cr), middle));
         let (cb2, cr2) = (_mm256_add_epi16(cb, cb), _mm256_add_epi16(cr, cr));
-        // The upper half of the doubled product has one bit too many; add it for rounding and shift it out.
+        // The upper half of the doubled product has one bit too many. Add 1 for rounding, then shift the bit out.
         let part = |doubled: __m256i, factor: i32| {
             let product = _mm256_mulhi_epi16(doubled, _mm256_set1_epi16(factor as i16));
             _mm256_srai_epi16::<1>(_mm256_add_epi16(product, _mm256_set1_epi16(1)))

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Why a JPEG file cannot be decoded. The caller, who knows the name of the file, converts it to an
+/// Why a JPEG file cannot be decoded. The caller knows the name of the file and converts this error to an
 /// [`ImageError`](crate::ImageError).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum JpegError {
@@ -17,7 +17,7 @@ pub(crate) enum JpegError {
 }
 
 impl JpegError {
-    /// The file ends where a marker is expected, or within the data before one.
+    /// The file ends before an expected marker.
     pub(super) const ENDS_EARLY: Self = Self::Damaged(Cow::Borrowed("the file ends early"));
 
     pub(super) fn damaged(reason: impl Into<Cow<'static, str>>) -> Self {

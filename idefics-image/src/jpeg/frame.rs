@@ -5,7 +5,7 @@ use super::JpegError;
 /// Side of a block, in samples.
 pub(super) const BLOCK: usize = 8;
 
-/// Maximum number of blocks per unit in an interleaved scan.
+/// Maximum number of blocks per unit (MCU) in an interleaved scan.
 const MAX_BLOCKS_IN_UNIT: usize = 10;
 
 /// How coefficients are distributed over scans.
@@ -70,7 +70,7 @@ impl Frame {
         let (width, height) = (usize::from(width), usize::from(height));
         let factors = rest.chunks_exact(3).map(|entry| (usize::from(entry[1] >> 4), usize::from(entry[1] & 15)));
         if factors.clone().any(|(h, v)| !(1..=4).contains(&h) || !(1..=4).contains(&v)) {
-            return Err(JpegError::damaged("a sampling factor is not 1 to 4"));
+            return Err(JpegError::damaged("a sampling factor is not in the range 1 to 4"));
         }
         // The sampling factors of a single component have no meaning.
         let factors = move || factors.clone().map(move |pair| if count == 1 { (1, 1) } else { pair });
@@ -96,7 +96,7 @@ impl Frame {
         Ok(Self { process, width, height, components, max_h, max_v, units_across, units_down })
     }
 
-    /// Number of stored blocks of all components, including padding.
+    /// Returns the number of stored blocks of all components, including padding.
     pub(super) fn stored_blocks(&self) -> usize {
         self.components.iter().map(|component| component.stride * component.v).sum::<usize>() * self.units_down
     }
@@ -119,7 +119,8 @@ pub(super) struct Scan {
     /// First and last coefficient, as zigzag positions.
     pub(super) first: u8,
     pub(super) last: u8,
-    /// The lowest bit of the scan that this one refines (0 if it refines none), and the lowest bit of this scan.
+    /// `high_bit` is the lowest bit of the scan that this scan refines, or 0 if it refines none. `low_bit` is the
+    /// lowest bit of this scan.
     pub(super) high_bit: u8,
     pub(super) low_bit: u8,
 }
@@ -134,7 +135,8 @@ impl Scan {
         let (entries, last) = data[1..].split_at(2 * count);
         let mut components: Vec<ScanComponent> = Vec::with_capacity(count);
         for entry in entries.chunks_exact(2) {
-            // Components are in the order of the frame. If several have the same id, the next unused one is meant.
+            // A scan lists its components in the order of the frame. If several components have the same id, the next
+            // unused one is taken.
             let is_it = |index: &usize| {
                 frame.components[*index].id == entry[0] && components.iter().all(|other| other.index != *index)
             };
@@ -154,7 +156,7 @@ impl Scan {
         Ok(scan)
     }
 
-    /// Whether the scan refines coefficients of an earlier scan.
+    /// Returns whether the scan refines coefficients of an earlier scan.
     pub(super) fn is_refinement(&self) -> bool {
         self.high_bit > 0
     }

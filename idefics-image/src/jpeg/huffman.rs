@@ -3,7 +3,7 @@
 use super::JpegError;
 use super::bits::{Bits, extend};
 
-/// Number of bits of a lookup.
+/// Number of bits that index the lookup table.
 const LOOKUP_BITS: u32 = 10;
 
 /// A Huffman table as stored in the file.
@@ -31,7 +31,7 @@ pub(super) struct Table {
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(4))]
 pub(super) struct Entry {
-    /// The coefficient; 0 if the lookup does not contain a whole one.
+    /// The coefficient; 0 if the bits of the lookup do not contain a whole coefficient.
     pub(super) value: i16,
     /// The Huffman symbol: run length in the upper four bits, size in the lower four.
     pub(super) symbol: u8,
@@ -40,12 +40,12 @@ pub(super) struct Entry {
 }
 
 impl Table {
-    /// A table without codes.
+    /// Creates a table without codes.
     pub(super) fn empty() -> Self {
         Self { lookup: [Entry::default(); 1 << LOOKUP_BITS], last_code: [-1; 17], offset: [0; 17], symbols: [0; 256] }
     }
 
-    /// Validates the codes and builds the lookup. The symbols of DC tables must be at most 15.
+    /// Validates the codes and builds the lookup table. The symbols of DC tables must be at most 15.
     pub(super) fn new(codes: &Codes, is_dc: bool) -> Result<Self, JpegError> {
         let bad = || JpegError::damaged("a Huffman table is invalid");
         let total: usize = codes.counts.iter().map(|&count| usize::from(count)).sum();
@@ -73,7 +73,7 @@ impl Table {
         Ok(table)
     }
 
-    /// Enters one code into the lookup.
+    /// Enters one code into the lookup table.
     fn insert(&mut self, code: u32, length: u32, symbol: u8) {
         if length > LOOKUP_BITS {
             return;
@@ -91,7 +91,7 @@ impl Table {
         }
     }
 
-    /// Looks up the next bits without consuming them. Needs [`LOOKUP_BITS`] bits.
+    /// Looks up the next bits without consuming them. At least [`LOOKUP_BITS`] bits must be loaded.
     #[inline(always)]
     pub(super) fn peek(&self, bits: &Bits<'_>) -> Entry {
         self.lookup[bits.peek(LOOKUP_BITS) as usize]
@@ -108,7 +108,7 @@ impl Table {
         entry.symbol
     }
 
-    /// Consumes and returns one symbol, without its magnitude bits. Needs up to 17 bits.
+    /// Consumes and returns one symbol, without its magnitude bits. At least 17 bits must be loaded.
     #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
         let entry = self.peek(bits);
@@ -133,8 +133,8 @@ impl Table {
     }
 }
 
-/// The default tables of ITU-T T.81 annex K, which motion JPEG files of cameras leave out: DC and AC, slot 0 for
-/// luminance and slot 1 for chrominance.
+/// Returns a default table of ITU-T T.81 annex K, for DC or AC. Slot 0 is for luminance, slot 1 for chrominance. Motion
+/// JPEG files from cameras omit these tables.
 pub(super) fn standard(is_dc: bool, slot: usize) -> Option<Codes> {
     let (counts, symbols): ([u8; 16], &[u8]) = match (is_dc, slot) {
         (true, 0) => ([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], &DC_SYMBOLS),

@@ -1,10 +1,10 @@
 //! The inverse cosine transform of libjpeg-turbo, bit for bit.
 //!
 //! This is the integer transform of Loeffler, Ligtenberg and Moschytz with 13-bit constants. Columns are transformed
-//! first, and two fractional bits are kept between the passes. Dequantised coefficients, and sums of two of them,
-//! wrap at 16 bits. The results of a pass saturate at 16 bits, except that those of the first pass wrap if a block is
-//! zero below its first row. This is the behaviour of the SIMD code of libjpeg-turbo; its scalar code differs for
-//! coefficients that no encoder writes.
+//! first, and two fractional bits are kept between the passes. Dequantised coefficients, and sums of two of them, wrap
+//! at 16 bits. The results of a pass saturate at 16 bits, with one exception: if a block is zero below its first row,
+//! the results of the first pass wrap. This is the behaviour of the SIMD code of libjpeg-turbo. Its scalar code differs
+//! for coefficients that no encoder writes.
 //!
 //! Source: `jidctint.c` and `simd/x86_64/jidctint-avx2.asm` of libjpeg-turbo 3.
 
@@ -13,7 +13,7 @@ use super::frame::BLOCK;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 
-// Fractional bits of the constants, and of the values between the passes.
+// Number of fractional bits of the constants, and of the values between the two passes.
 const CONST_BITS: u32 = 13;
 const PASS1_BITS: u32 = 2;
 
@@ -32,7 +32,7 @@ mod factor {
     const F_2_562: i16 = 20995;
     const F_3_072: i16 = 25172;
 
-    // Each pair is multiplied by two values, and the products are added.
+    // Each pair of constants is multiplied by a pair of values, and the two products are added.
     pub(super) const EVEN_3: [i16; 2] = [F_0_541 + F_0_765, F_0_541];
     pub(super) const EVEN_2: [i16; 2] = [F_0_541, F_0_541 - F_1_847];
     pub(super) const SUM_3: [i16; 2] = [F_1_175 - F_1_961, F_1_175];
@@ -46,7 +46,10 @@ mod factor {
 /// Transforms one row of blocks. `divisors` is the quantisation table of the component, in row-major order. `out`
 /// receives eight rows of `8 × blocks.len()` samples. The number of blocks must be even.
 pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
-    assert!(blocks.len().is_multiple_of(2) && out.len() == blocks.len() * BLOCK * BLOCK, "blocks fill their rows");
+    assert!(
+        blocks.len().is_multiple_of(2) && out.len() == blocks.len() * BLOCK * BLOCK,
+        "expected an even number of blocks, and an output of 64 bytes per block"
+    );
     #[cfg(target_arch = "x86_64")]
     if Isa::Avx2.is_allowed() && is_x86_feature_detected!("avx2") {
         return avx2::transform(blocks, divisors, out);
@@ -78,7 +81,7 @@ fn block_samples(block: &Block, divisors: &[i16; 64]) -> [[u8; BLOCK]; BLOCK] {
     between.map(|row| pass::<{ CONST_BITS + PASS1_BITS + 3 }>(row).map(|value| (value.clamp(-128, 127) + 128) as u8))
 }
 
-/// One pass over eight values. The results are rounded and shifted right by `SHIFT` bits.
+/// Runs one pass over eight values. The results are rounded and shifted right by `SHIFT` bits.
 fn pass<const SHIFT: u32>(input: [i16; BLOCK]) -> [i16; BLOCK] {
     let pair = |[a, b]: [i16; 2], [factor_a, factor_b]: [i16; 2]| {
         i32::from(a) * i32::from(factor_a) + i32::from(b) * i32::from(factor_b)
@@ -116,7 +119,7 @@ mod avx2 {
 
     use super::{BLOCK, Block, CONST_BITS, PASS1_BITS, factor};
 
-    /// Vectorised [`super::transform_plain`].
+    /// Does the same as [`super::transform_plain`] with vector instructions.
     pub(super) fn transform(blocks: &[Block], divisors: &[i16; 64], out: &mut [u8]) {
         assert!(is_x86_feature_detected!("avx2"));
         // SAFETY: the assertion above checks that the CPU has AVX2.
@@ -149,7 +152,7 @@ mod avx2 {
         }
     }
 
-    /// Whether a block is zero below its first row.
+    /// Returns whether a block is zero below its first row.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn is_flat_down(block: &Block) -> bool {
@@ -158,8 +161,8 @@ mod avx2 {
         _mm_testz_si128(below, below) == 1
     }
 
-    /// The pass along the columns. For a block that is zero below its first row, all output rows are the (shifted)
-    /// first row.
+    /// Runs the pass along the columns. For a block that is zero below its first row, every output row is the first
+    /// row, shifted left.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn first_pass(input: [__m256i; BLOCK], is_flat: [bool; 2]) -> [__m256i; BLOCK] {
@@ -173,7 +176,7 @@ mod avx2 {
         rows.map(|row| _mm256_blendv_epi8(row, flat, mask))
     }
 
-    /// Row `y` of a block.
+    /// Returns row `y` of a block.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn row(block: &[i16; 64], y: usize) -> __m128i {
@@ -182,7 +185,7 @@ mod avx2 {
         unsafe { _mm_loadu_si128(row.as_ptr().cast()) }
     }
 
-    /// [`super::pass`] for every lane: the eight values are in eight registers.
+    /// Runs [`super::pass`] in every lane. The eight values of a lane are in eight registers.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn pass<const SHIFT: i32>(input: [__m256i; BLOCK]) -> [__m256i; BLOCK] {
@@ -236,7 +239,7 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     fn transpose(rows: [__m256i; BLOCK]) -> [__m256i; BLOCK] {
         let [a, b, c, d, e, f, g, h] = rows;
-        // Interleaving rows 0 and 4, 1 and 5, 2 and 6, 3 and 7 three times is a transpose.
+        // Interleaving rows 0 and 4, 1 and 5, 2 and 6, 3 and 7, three times in a row, transposes the values.
         let mix = |[a, b, c, d, e, f, g, h]: [__m256i; BLOCK]| {
             [
                 _mm256_unpacklo_epi16(a, e),

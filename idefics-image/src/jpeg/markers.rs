@@ -5,15 +5,15 @@ use super::bits::next_marker;
 use super::frame::{Frame, Process, Scan};
 use super::huffman::Codes;
 
-/// Zigzag order: the row-major index of each zigzag position. Damaged data can reach positions beyond 63; they map to
-/// the last index.
+/// Zigzag order: the row-major index of each zigzag position. Damaged data can reach positions beyond 63. These
+/// positions map to the last index.
 pub(super) const ZIGZAG: [u8; 80] = {
     let mut order = [63; 80];
     let (mut at, mut x, mut y) = (0, 0_usize, 0_usize);
     while at < 64 {
         order[at] = (8 * y + x) as u8;
         at += 1;
-        // Even diagonals go up, odd ones down.
+        // Even diagonals go up, odd diagonals go down.
         if (x + y) % 2 == 0 {
             match (x, y) {
                 (7, _) => y += 1,
@@ -37,13 +37,13 @@ const END_OF_IMAGE: u8 = 0xd9;
 /// Why reading segments stopped.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// Start of a scan.
+    /// A scan starts.
     Scan(Scan),
-    /// End of the image.
+    /// The image ends.
     End,
 }
 
-/// Reads segments and stores what they have declared so far.
+/// A reader of segments that stores everything they have declared so far.
 #[derive(Debug, Default)]
 pub(super) struct Markers<'a> {
     file: &'a [u8],
@@ -59,9 +59,9 @@ pub(super) struct Markers<'a> {
     pub(super) has_jfif: bool,
     /// The colour transform declared by an Adobe segment.
     pub(super) adobe: Option<u8>,
-    /// The EXIF segments so far, joined, without their identifiers.
+    /// The EXIF segments read so far, without their identifiers, joined.
     pub(super) exif: Option<Vec<u8>>,
-    /// The last XMP packet so far.
+    /// The last XMP packet read so far.
     pub(super) xmp: Option<&'a [u8]>,
 }
 
@@ -84,11 +84,11 @@ impl<'a> Markers<'a> {
         }
     }
 
-    /// Reads the segment after a marker that has already been consumed.
+    /// Reads the segment of a marker that has already been consumed. Returns `None` if reading continues.
     pub(super) fn read_segment(&mut self, marker: u8) -> Result<Option<Stop>, JpegError> {
         match marker {
             END_OF_IMAGE => return Ok(Some(Stop::End)),
-            // Markers without a length: unexpected restarts, and one for arithmetic coding.
+            // Markers without parameters: unexpected restarts, and the marker TEM of arithmetic coding.
             0xd0..=0xd7 | 0x01 => return Ok(None),
             START_OF_IMAGE => return Err(JpegError::damaged("a second image begins inside the first")),
             0xc0..=0xcf | 0xda..=0xdd | 0xe0..=0xef | 0xfe => {}
@@ -180,7 +180,7 @@ impl<'a> Markers<'a> {
     }
 }
 
-/// The name of an unsupported coding process.
+/// Returns the name of an unsupported coding process.
 fn process_name(marker: u8) -> &'static str {
     match marker {
         0xc3 => "lossless coding",

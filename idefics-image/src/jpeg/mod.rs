@@ -1,18 +1,18 @@
-//! JPEG decoder with exactly the pixels of Pillow with libjpeg-turbo.
+//! JPEG decoder that produces exactly the pixels of Pillow with libjpeg-turbo.
 //!
 //! It supports baseline, extended sequential and progressive files with Huffman coding and 8 bits per sample; grey,
 //! RGB, YCbCr, CMYK and YCCK; and all integral sampling ratios. Other codings of the standard (arithmetic, lossless,
 //! hierarchical, 12 bits) are rejected with an error that names them.
 //!
-//! Damaged files: files that Pillow rejects are rejected, and so is every file without an end marker. Files that
-//! Pillow tolerates give the same pixels: if the data of a scan ends early, the rest is grey. One exception: a
+//! Damaged files are rejected if Pillow rejects them, or if they have no end marker. Damaged files that Pillow
+//! tolerates give the same pixels: if the data of a scan ends early, the rest is grey. There is one exception: a
 //! progressive file with missing scans is not smoothed.
 //!
 //! Data flow: [`markers`] parses the headers. [`scan`] and [`blocks`] decode the coefficients, with [`bits`] and
-//! [`huffman`]. [`render`] converts bands of coefficients to rows of pixels, with [`idct`], [`upsample`] and
-//! [`color`]. If a single scan has all components, the next bands are decoded while others are rendered, and only
-//! these bands are held in memory. The scans of a progressive file are decoded in parallel, each one band behind the
-//! scan before it, and rendered afterwards.
+//! [`huffman`]. [`render`] converts bands of coefficients to rows of pixels, with [`idct`], [`upsample`] and [`color`].
+//! If a single scan has all components, some bands are rendered while the next ones are decoded, and only these bands
+//! are held in memory. The scans of a progressive file are decoded in parallel, each one band behind the scan before
+//! it, and rendered afterwards.
 //!
 //! Source: ITU-T T.81, and libjpeg-turbo 3.1 where the standard leaves a choice.
 
@@ -66,7 +66,7 @@ impl<'a> Decoder<'a> {
         Self::with_tables(file, &Tables::default())
     }
 
-    /// Reads the headers of a file that may rely on tables from elsewhere.
+    /// Reads the headers of a file that may rely on `tables` instead of tables of its own.
     pub(crate) fn with_tables(file: &'a [u8], tables: &Tables) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
         tables.put(&mut markers);
@@ -77,39 +77,40 @@ impl<'a> Decoder<'a> {
         Ok(Self { file, markers, frame, scan })
     }
 
-    /// Width and height in pixels; either may be 0.
+    /// Returns the width and height in pixels. Each of them may be 0.
     pub(crate) fn size(&self) -> (u32, u32) {
         (self.frame.width as u32, self.frame.height as u32)
     }
 
-    /// Number of colour components.
+    /// Returns the number of colour components.
     pub(crate) fn components(&self) -> usize {
         self.frame.components.len()
     }
 
-    /// The horizontal and vertical sampling factors of each component. They are 1 if there is a single component.
+    /// Returns the horizontal and vertical sampling factors of each component. A single component has the factors 1 and
+    /// 1.
     pub(crate) fn sampling(&self) -> Vec<(usize, usize)> {
         self.frame.components.iter().map(|component| (component.h, component.v)).collect()
     }
 
-    /// The tables that are in effect at the first scan.
+    /// Returns the tables that are in effect at the first scan.
     pub(crate) fn tables(&self) -> Tables {
         Tables::from_markers(&self.markers)
     }
 
-    /// The EXIF block, starting with its TIFF header.
+    /// Returns the EXIF block, which starts with its TIFF header.
     pub(crate) fn exif(&self) -> Option<&[u8]> {
         self.markers.exif.as_deref()
     }
 
-    /// The XMP packet.
+    /// Returns the XMP packet.
     pub(crate) fn xmp(&self) -> Option<&'a [u8]> {
         self.markers.xmp
     }
 
-    /// Decodes to RGB and writes it to `out` in bands of whole rows, from the top: `[rows, width, 3]`. Width and
-    /// height must be at least 1. A progressive file needs memory for all its coefficients, at most `max_bytes`
-    /// bytes.
+    /// Decodes to RGB and writes the pixels to `out` in bands of whole rows, from the top: `[rows, width, 3]`. Width
+    /// and height must be at least 1. A progressive file needs memory for all its coefficients, which may have at most
+    /// `max_bytes` bytes.
     pub(crate) fn decode(self, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let color = Color::detect(&self.markers, &self.frame.components);
         self.decode_as(color, max_bytes, out)
@@ -137,7 +138,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Decodes a file with a single scan. Bands are rendered while the next ones are read.
+    /// Decodes a file with a single scan. Bands are rendered while the next bands are read.
     fn decode_single_scan(mut self, color: Color, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let mut divisors = vec![None; self.frame.components.len()];
         save_quantization(&self.markers, &self.frame, &self.scan, &mut divisors)?;
@@ -145,7 +146,8 @@ impl<'a> Decoder<'a> {
         let frame = &self.frame;
         let layout = render::Bands::new(frame);
         let mut renderer = Renderer::new(frame, layout, &divisors, color);
-        // Large enough that the thread that reads a group finishes early and helps to render the previous one.
+        // Number of bands per group. The thread that reads a group should finish early and help to render the previous
+        // group.
         let group = 4 * rayon::current_num_threads();
         let mut groups = (0..layout.count).step_by(group);
         let spare: Mutex<Vec<Coefficients>> = Mutex::new(Vec::new());
@@ -171,7 +173,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Decodes a file with several scans. All coefficients are read, then rendered.
+    /// Decodes a file with several scans. First all coefficients are read, then they are rendered.
     fn decode_scans(mut self, color: Color, max_bytes: u64, out: &mut (impl RowSpace + Send)) -> Result<(), JpegError> {
         let needed = (self.frame.stored_blocks() * (size_of::<Block>() + size_of::<u64>())) as u64;
         if needed > max_bytes {
@@ -229,8 +231,8 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// Reads scans in parallel, each one band behind the scan before it. This is possible because what a scan adds to a
-/// band only depends on what earlier scans wrote to that band.
+/// Reads scans in parallel, each one band behind the scan before it. This is possible because the decoding of a band
+/// depends only on what earlier scans wrote to the same band.
 fn read_scans(
     readers: &mut [ScanReader<'_>],
     bands: &mut [Coefficients],
@@ -253,7 +255,7 @@ fn read_scans(
     Ok(())
 }
 
-/// The blocks of each component in a band, with [`Plane::nonzero`] for files with several scans.
+/// The blocks of each component in a band. For files with several scans, also the masks of [`Plane::nonzero`].
 #[derive(Debug)]
 struct Coefficients {
     blocks: Vec<Vec<Block>>,
@@ -304,7 +306,7 @@ fn save_quantization(
     Ok(())
 }
 
-/// Continues after the data of a scan, up to the next scan or the end of the image.
+/// Reads the segments after the data of a scan, up to the next scan or the end of the image.
 fn next_stop<'a>(reader: &ScanReader<'a>, markers: &mut Markers<'a>) -> Result<Stop, JpegError> {
     if let Some(marker) = reader.finish(markers)
         && let Some(stop) = markers.read_segment(marker)?

@@ -1,7 +1,8 @@
 //! Converts coefficients to rows of the image, band by band.
 //!
-//! A band is a number of unit rows. Upsampling needs one row of samples beyond the edge of a band. Therefore the
-//! output rows of a band are shifted up by one: they are computed from this band and the one above.
+//! A band consists of a fixed number of rows of units (MCUs). Upsampling needs one row of samples beyond the edge of a
+//! band. Therefore the output rows of a band are shifted up by one row: they are computed from this band and the band
+//! above.
 
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ use super::idct;
 use super::upsample::{Upsampler, Upsampling};
 use crate::output::RowSpace;
 
-/// Bytes of coefficients in a band. It fits in a part of the cache of a core.
+/// Bytes of coefficients in a band. A band takes up only a part of a core's cache.
 const BAND_BYTES: usize = 256 << 10;
 
 /// How a frame is divided into bands.
@@ -34,13 +35,13 @@ impl Bands {
         Self { units, count: frame.units_down.div_ceil(units) }
     }
 
-    /// The unit rows of a band.
+    /// Returns the unit rows of a band.
     pub(super) fn units(self, frame: &Frame, band: usize) -> Range<usize> {
         let start = band * self.units;
         start..(start + self.units).min(frame.units_down)
     }
 
-    /// Number of blocks of each component in a band.
+    /// Returns the number of blocks of each component in a band.
     pub(super) fn blocks(self, frame: &Frame, band: usize) -> Vec<usize> {
         let rows = self.units(frame, band).len();
         frame.components.iter().map(|component| component.stride * component.v * rows).collect()
@@ -50,7 +51,7 @@ impl Bands {
 /// The samples of each component in one band.
 type Planes = Vec<Vec<u8>>;
 
-/// Converts bands of coefficients to rows of the image, from the top.
+/// A converter of bands of coefficients to rows of the image, from the top.
 #[derive(Debug)]
 pub(super) struct Renderer<'a> {
     frame: &'a Frame,
@@ -59,7 +60,7 @@ pub(super) struct Renderer<'a> {
     upsampling: Vec<Upsampling>,
     color: Color,
     layout: Bands,
-    /// Number of finished bands, and the samples of the last one.
+    /// Number of finished bands, and the samples of the last finished band.
     done: usize,
     last: Option<Planes>,
 }
@@ -101,8 +102,8 @@ impl<'a> Renderer<'a> {
         out.take();
     }
 
-    /// The rows of the image that this band finishes: from the last row of the band above up to, but not including,
-    /// its own last row. The last band also finishes its last row.
+    /// Returns the rows of the image that a band finishes. They start at the last row of the band above and end before
+    /// the band's own last row. The last band of the image also finishes its own last row.
     fn rows(&self, band: usize) -> Range<usize> {
         let band_rows = self.layout.units * self.frame.max_v * BLOCK;
         let end = if band + 1 == self.layout.count { self.frame.height } else { (band + 1) * band_rows - 1 };

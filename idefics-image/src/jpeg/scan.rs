@@ -1,4 +1,4 @@
-//! Decodes the blocks of a scan in order, with restarts.
+//! Decodes the blocks of a scan in order, and handles restart markers.
 
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ pub(super) struct ScanReader<'a> {
     state: State,
 }
 
-/// What a scan codes of each block.
+/// The part of each block that a scan codes.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Sequential,
@@ -52,11 +52,11 @@ struct Part {
     down: usize,
 }
 
-/// Position of a block in its unit.
+/// A block of a unit.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     part: usize,
-    /// Number of blocks from the first block of the unit.
+    /// Distance from the first block of the component in the unit, in stored blocks.
     offset: usize,
 }
 
@@ -106,14 +106,14 @@ impl<'a> ScanReader<'a> {
         Ok(Self { segments, position, kind, parts, places, units_across, rows, restart_interval, state })
     }
 
-    /// Whether the scan has restart markers. Without them, the scan is a single segment and its end is known before
-    /// it is decoded.
+    /// Returns whether the scan has restart markers. Without them, the scan is a single segment, and its end is known
+    /// before it is decoded.
     pub(super) fn has_restarts(&self) -> bool {
         self.restart_interval > 0
     }
 
-    /// Converts a range of unit rows of the frame to unit rows of the scan. They differ if the scan has a single
-    /// component: its units are single blocks.
+    /// Converts a range of unit rows of the frame to unit rows of the scan. The two differ if the scan has a single
+    /// component, because each of its units is a single block.
     pub(super) fn rows_in(&self, units: Range<usize>, frame: &Frame) -> Range<usize> {
         let rows_per_unit = match self.parts[..] {
             [ref only] => frame.components[only.component].v,
@@ -189,8 +189,8 @@ impl<'a> ScanReader<'a> {
         Ok(())
     }
 
-    /// Sets the position of `markers` to the end of the scan's data. Returns the marker that ended it, if it has not
-    /// been consumed.
+    /// Sets the position of `markers` to the end of the scan's data. Returns the marker that ended the data, if it has
+    /// not been consumed.
     pub(super) fn finish(&self, markers: &mut Markers<'_>) -> Option<u8> {
         markers.at = self.segments.at;
         self.segments.marker
@@ -241,13 +241,14 @@ fn table(is_needed: bool, tables: &[Option<Codes>; 4], slot: u8, is_dc: bool) ->
     Table::new(codes.ok_or_else(|| JpegError::damaged("a Huffman table is missing"))?, is_dc)
 }
 
-/// The inner loop shifts by variable numbers of bits, and BMI2 has faster instructions for that.
+/// The decoding loop, compiled for BMI1 and BMI2. It often shifts by variable numbers of bits, and BMI2 has faster
+/// instructions for such shifts.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "calls a function that needs BMI")]
 mod bmi {
     use super::*;
 
-    /// [`ScanReader::read_rows_plain`] compiled for BMI1 and BMI2.
+    /// Runs [`ScanReader::read_rows_plain`], compiled for BMI1 and BMI2.
     pub(super) fn read_rows(
         scan: &mut ScanReader<'_>,
         rows: Range<usize>,
@@ -258,7 +259,7 @@ mod bmi {
             scan.read_rows_plain(rows, out)
         }
         assert!(is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2"));
-        // SAFETY: the assertion above checks that the CPU has both.
+        // SAFETY: the assertion above checks that the CPU has BMI1 and BMI2.
         unsafe { compiled(scan, rows, out) }
     }
 }

@@ -1,4 +1,4 @@
-//! Tables shared by several JPEG streams, as in TIFF.
+//! Tables that several JPEG streams share, as in TIFF files.
 
 use super::JpegError;
 use super::huffman::Codes;
@@ -13,12 +13,12 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Reads a JPEG stream that only contains tables.
+    /// Reads a JPEG stream that contains only tables.
     pub(crate) fn read(file: &[u8]) -> Result<Self, JpegError> {
         let mut markers = Markers::new(file)?;
         match markers.read()? {
             Stop::End => Ok(Self::from_markers(&markers)),
-            Stop::Scan(_) => Err(JpegError::damaged("a scan begins among the tables")),
+            Stop::Scan(_) => Err(JpegError::damaged("a scan begins where only tables are expected")),
         }
     }
 

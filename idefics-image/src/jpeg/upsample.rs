@@ -11,20 +11,20 @@ use super::frame::{Component, Frame};
 /// How a component is upsampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Upsampling {
-    /// It already has the size of the image.
+    /// The component already has the size of the image.
     None,
-    /// Interpolated horizontally.
+    /// Samples are interpolated horizontally.
     Across,
-    /// Interpolated vertically.
+    /// Samples are interpolated vertically.
     Down,
-    /// Interpolated in both directions.
+    /// Samples are interpolated in both directions.
     Both,
     /// Each sample is repeated this many times horizontally and vertically.
     Repeat { across: usize, down: usize },
 }
 
 impl Upsampling {
-    /// Repeats samples, without interpolation.
+    /// Chooses to repeat samples, without interpolation.
     pub(super) fn repeated(frame: &Frame, component: &Component) -> Self {
         match (frame.max_h / component.h, frame.max_v / component.v) {
             (1, 1) => Self::None,
@@ -32,7 +32,7 @@ impl Upsampling {
         }
     }
 
-    /// Chooses like libjpeg-turbo. A component of one or two columns is not interpolated horizontally.
+    /// Makes the same choice as libjpeg-turbo. A component of one or two columns is not interpolated horizontally.
     pub(super) fn choose(frame: &Frame, component: &Component) -> Self {
         let (across, down) = (frame.max_h / component.h, frame.max_v / component.v);
         match (across, down) {
@@ -45,7 +45,7 @@ impl Upsampling {
     }
 }
 
-/// Computes rows of an upsampled component, and holds the buffers for it.
+/// The buffers for computing rows of an upsampled component.
 #[derive(Debug, Default)]
 pub(super) struct Upsampler {
     /// Weighted sums of two rows, with one more sample at each end.
@@ -55,8 +55,8 @@ pub(super) struct Upsampler {
 }
 
 impl Upsampler {
-    /// Computes row `y` of the image: `length` samples, where those beyond the edge of the image are unspecified.
-    /// `source(y)` returns row `y` of the component, at least as long as the component is wide.
+    /// Computes row `y` of the image, with `length` samples. Samples beyond the edge of the image have unspecified
+    /// values. `source(y)` returns row `y` of the component, with at least `component.width` samples.
     pub(super) fn row<'a>(
         &'a mut self,
         upsampling: Upsampling,
@@ -66,7 +66,7 @@ impl Upsampler {
         source: impl Fn(usize) -> &'a [u8],
     ) -> &'a [u8] {
         let width = component.width;
-        // The two rows that an output row is interpolated from: the nearer and the further one.
+        // The two rows from which an output row is interpolated: first the nearer row, then the further row.
         let rows = |y: usize| {
             let further =
                 if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { (y / 2 + 1).min(component.height - 1) };
@@ -98,7 +98,7 @@ impl Upsampler {
         &self.row
     }
 
-    /// Fills the sums, and repeats the first and the last one at the ends.
+    /// Fills the sums by calling `fill`, and repeats the first and the last sum at the ends.
     fn sum(&mut self, width: usize, fill: impl FnOnce(&mut [u16])) {
         self.sums.resize(width + 2, 0);
         fill(&mut self.sums[1..=width]);
@@ -109,7 +109,7 @@ impl Upsampler {
 
 /// The inner loops, each compiled with and without AVX2.
 mod kernels {
-    /// `(3 × near + far + bias) / 4`.
+    /// Computes `(3 × near + far + bias) / 4` for each sample.
     #[inline(always)]
     fn between_plain(near: &[u8], far: &[u8], bias: u16, out: &mut [u8]) {
         for ((out, &near), &far) in out.iter_mut().zip(near).zip(far) {
@@ -131,8 +131,8 @@ mod kernels {
         }
     }
 
-    /// Computes two samples per sum, except for the outermost sums: 3 parts of the sum and 1 part of the sum before
-    /// it, then 3 parts of the sum and 1 part of the sum after it.
+    /// Computes two samples from each sum except the outermost sums. The first sample has 3 parts of the sum and 1 part
+    /// of the sum before it. The second sample has 3 parts of the sum and 1 part of the sum after it.
     #[inline(always)]
     fn spread_plain<const SHIFT: u32>(sums: &[u16], [before, behind]: [u16; 2], out: &mut [u8]) {
         let (pairs, _) = out.as_chunks_mut::<2>();

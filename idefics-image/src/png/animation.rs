@@ -1,4 +1,4 @@
-//! Animated PNG (APNG): the chunks of each frame. A default image that is not part of the animation is left out.
+//! Lists the frames of animated PNG (APNG) files. A default image that does not belong to the animation is skipped.
 //!
 //! Source: the third edition of the PNG specification.
 
@@ -10,7 +10,7 @@ use crate::animation::{Blend, Dispose, FrameInfo, Frames, to_rgba};
 use crate::decode::Input;
 use crate::png::packed::PackedPixels;
 
-/// The frames of an animation; `None` for a still image.
+/// Lists the frames of an animation. Returns `None` for a still image.
 pub(crate) fn animation<'a>(
     bytes: &'a [u8],
     input: &Input<'_>,
@@ -31,7 +31,7 @@ pub(crate) fn animation<'a>(
         match &chunk.kind {
             b"IEND" => break,
             b"acTL" => is_animated = true,
-            // The announcement precedes the pixels.
+            // In an animated file, `acTL` precedes the pixel data.
             b"IDAT" if !is_animated => return Ok(None),
             b"IDAT" => {
                 if let Some((_, data)) = frames.last_mut() {

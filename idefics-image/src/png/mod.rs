@@ -1,7 +1,7 @@
-//! PNG decoder, equal to Pillow.
+//! PNG decoder with the same output as Pillow.
 //!
-//! This module parses the chunks itself, because that decides which damage is tolerated: checksums are verified only
-//! up to the pixel data, and nothing needs to follow the pixel data. The crate `png` decodes the pixels.
+//! This module parses the chunks itself, so that it tolerates the same damage as Pillow: checksums are verified only up
+//! to the pixel data, and the file may end after the pixel data. The crate `png` decodes the pixels.
 //!
 //! Source: `PngImagePlugin.py` and `ZipDecode.c` of Pillow.
 
@@ -114,7 +114,8 @@ struct Chunk<'a> {
 enum NoChunk<'a> {
     /// The chunk header is incomplete or invalid.
     Header,
-    /// The file ends within the data. Holds the kind and the remaining data.
+    /// The file ends within the chunk's data. The fields are the kind of the chunk and the data up to the end of the
+    /// file.
     Data([u8; 4], &'a [u8]),
 }
 
@@ -249,7 +250,7 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    /// The colour key of the file.
+    /// Returns the colour keys of the file.
     fn keys(&self, header: &Header) -> Keys {
         let key_at = |at: usize| {
             let value = self.transparency?.get(2 * at..)?.first_chunk()?;
@@ -275,7 +276,7 @@ impl<'a> File<'a> {
         keys.unwrap_or_default()
     }
 
-    /// Decodes all pixels. A frame is placed on the whole image.
+    /// Decodes all pixels. If they cover only a part of the image, they are placed on a canvas of the image's size.
     fn whole(&self, header: &Header, pixels: PackedPixels<'_>) -> Result<Pixels, ImageError> {
         let pixels = self.unpack(header, pixels.read_whole()?);
         Ok(match self.frame {
@@ -310,8 +311,8 @@ impl<'a> File<'a> {
         palette
     }
 
-    /// The colour of the only transparent palette entry, if all other entries are opaque. `convert("RGB")` treats it
-    /// as a colour key.
+    /// Returns the colour of the only transparent palette entry, if all other entries are opaque. Pillow's
+    /// `convert("RGB")` treats it as a colour key.
     fn transparent_color(&self) -> Option<[u8; 3]> {
         let alphas = self.transparency?;
         let clear = alphas.iter().position(|&alpha| alpha == 0)?;
@@ -359,7 +360,7 @@ impl Header {
         Ok(Self { width, height, depth, color_type, is_interlaced: interlace != 0 })
     }
 
-    /// Whether the pixels are stored as 8-bit RGB.
+    /// Returns whether the pixels are stored as 8-bit RGB.
     fn is_rgb(&self) -> bool {
         (self.color_type, self.depth) == (RGB, 8)
     }
@@ -378,7 +379,7 @@ impl Texts {
     const XMP: &[u8] = b"XML:com.adobe.xmp";
     const RAW_PROFILE: &[u8] = b"Raw profile type exif";
 
-    /// Stores a text if its key is one that may contain an orientation. `is_plain` says that it comes from a tEXt
+    /// Stores a text if texts with its key may contain an orientation. `is_plain` says that the text is from a tEXt
     /// chunk.
     fn set(
         &mut self,
@@ -403,8 +404,8 @@ impl Texts {
     }
 }
 
-/// Decodes a profile as ImageMagick writes it: an empty line, a line with the name and one with the length, then
-/// hexadecimal digits. `None` if the digits are invalid.
+/// Decodes a profile in ImageMagick's format: an empty line, a line with the name, a line with the length, then
+/// hexadecimal digits. Returns `None` if the digits are invalid.
 fn parse_profile(text: &[u8]) -> Option<Vec<u8>> {
     let digits: Vec<u8> = text.split(|&byte| byte == b'\n').skip(3).flatten().copied().collect();
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
@@ -454,7 +455,7 @@ fn high_bytes(packed: Vec<u8>, depth: u8) -> Vec<u8> {
     if depth == 16 { packed.as_chunks::<2>().0.iter().map(|&[high, _]| high).collect() } else { packed }
 }
 
-/// Places a frame on a canvas of the size of the image. The area around it is zero.
+/// Places a frame on a canvas of the size of the image. The area around the frame is zero.
 fn on_canvas(pixels: Pixels, header: &Header, frame: Frame) -> Pixels {
     let place = |data: Vec<u8>, channels: usize| {
         let stride = header.width as usize * channels;

@@ -10,16 +10,17 @@ use crate::decode::Input;
 use crate::output::read_ahead;
 
 impl File<'_> {
-    /// Number of bytes that the compressed data decompresses to, counted up to `limit`. `None` if the data is
-    /// invalid; it may end early.
+    /// Returns the number of bytes that the compressed data decompresses to. Counting stops at about `limit` bytes.
+    /// Returns `None` if the data is invalid. Data that ends early is valid.
     fn inflated_length(&self, limit: u64) -> Option<u64> {
         let mut counter = Counter::new();
         self.data.iter().try_for_each(|data| counter.read(data, limit))?;
         Some(counter.total)
     }
 
-    /// Whether Pillow never reads the Adler-32 checksum, given that the pixels have `length` bytes: the piece of data
-    /// with the last pixels ends before the compressed data does, and what follows is ignored.
+    /// Returns whether Pillow never reads the Adler-32 checksum, given that the pixels and filter bytes have `length`
+    /// bytes in total. Pillow reads the data in pieces and ignores all pieces after the one with the last pixels. The
+    /// checksum is not read if it is in an ignored piece.
     ///
     /// Source: `ImageFile.load` of Pillow, which passes at most 64 KiB of a chunk to its decoder at a time and stops
     /// after the last row.
@@ -37,7 +38,7 @@ impl File<'_> {
     }
 }
 
-/// Decompresses the pixels. Each row is packed and padded to whole bytes.
+/// A decompressor of the pixels. Each row is packed and padded to whole bytes.
 pub(super) struct PackedPixels<'a> {
     reader: png::Reader<Parts<'a>>,
     file: &'a File<'a>,
@@ -47,16 +48,16 @@ pub(super) struct PackedPixels<'a> {
     height: usize,
     /// Bytes of the whole image, for the memory limit.
     whole: u64,
-    /// Number of rows of all passes, and the sum of their bytes including one filter byte per row.
+    /// Number of rows of all passes, and number of bytes of these rows, including a filter byte per row.
     n_filtered: u64,
     filtered_bytes: u64,
-    /// A minimal PNG file up to the compressed data, passed to the crate `png`.
+    /// The start of a minimal PNG file, up to the compressed data. It is passed to the crate `png`.
     head: Vec<u8>,
     /// Whether the Adler-32 checksum is verified.
     checks_sum: bool,
 }
 
-/// Bytes of packed rows that are passed on at once.
+/// Approximate number of bytes in a band of packed rows.
 const BAND_BYTES: usize = 256 << 10;
 
 /// The seven passes of an interlaced image: first column, first row, column step, row step.
@@ -141,7 +142,7 @@ impl<'a> PackedPixels<'a> {
         if self.reader.info().interlaced { self.read_passes(packed) } else { self.read_rows(packed, 0).map(drop) }
     }
 
-    /// Passes the rows to `take` in bands, from the top. The next band is decompressed at the same time.
+    /// Passes the rows to `take` in bands, from the top. While `take` processes a band, the next band is decompressed.
     pub(super) fn read_bands(mut self, take: impl FnMut(Vec<u8>) + Send) -> Result<(), ImageError> {
         let band = (BAND_BYTES / self.row).max(1);
         let (mut top, mut has_ended) = (0, false);
@@ -215,7 +216,7 @@ impl<'a> PackedPixels<'a> {
         }
     }
 
-    /// Whether the data is valid and ends exactly before row `row`.
+    /// Returns whether the data is valid and ends exactly before row `row`.
     fn ends_before(&self, row: usize) -> bool {
         let length = row as u64 * (self.row as u64 + 1);
         row > 0 && self.file.inflated_length(length + 1) == Some(length)
@@ -233,7 +234,7 @@ fn png_error(error: png::DecodingError, needed: u64, input: &Input<'_>) -> Image
     }
 }
 
-/// Counts the decompressed bytes without keeping them.
+/// A counter of decompressed bytes. It keeps only the bytes that back-references need.
 struct Counter {
     decompressor: fdeflate::Decompressor,
     window: Vec<u8>,
@@ -251,7 +252,7 @@ impl Counter {
         Self { decompressor, window: vec![0; 4 * Self::MAX_DISTANCE], at: 0, total: 0 }
     }
 
-    /// Decompresses more data, until the total reaches `limit` bytes. `None` if the data is invalid.
+    /// Decompresses more data, until the total reaches `limit` bytes. Returns `None` if the data is invalid.
     fn read(&mut self, mut data: &[u8], limit: u64) -> Option<()> {
         while !data.is_empty() && !self.decompressor.is_done() && self.total < limit {
             if self.at > 3 * Self::MAX_DISTANCE {
@@ -266,14 +267,15 @@ impl Counter {
     }
 }
 
-/// Appended to the compressed pixels: an all-zero CRC of the IDAT chunk (it is not verified), and the IEND chunk.
+/// The bytes after the compressed pixels: the CRC of the IDAT chunk, which is all zeros because it is not verified, and
+/// the IEND chunk.
 const END: &[u8] = b"\0\0\0\0\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// Reads several slices as if they were one: the head, the compressed data, and [`END`].
+/// A reader that joins several slices: the head, the compressed data, and [`END`].
 struct Parts<'a> {
     head: Vec<u8>,
     data: &'a [&'a [u8]],
-    /// Index of the current part, and the number of its bytes that were read.
+    /// Index of the current part, and number of bytes of this part that were read.
     part: usize,
     at: usize,
 }
@@ -292,7 +294,7 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Number of bytes in the first `count` parts.
+    /// Returns the number of bytes in the first `count` parts.
     fn len(&self, count: usize) -> u64 {
         (0..count).filter_map(|index| self.part(index)).map(|part| part.len() as u64).sum()
     }
@@ -320,7 +322,7 @@ impl BufRead for Parts<'_> {
     }
 }
 
-/// Required by the decoder, which never seeks.
+/// The decoder requires this trait, but it never seeks.
 impl Seek for Parts<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let all = self.len(self.data.len() + 2);

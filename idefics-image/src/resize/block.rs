@@ -1,13 +1,13 @@
 //! The layout of rows between the horizontal and the vertical pass.
 //!
-//! A block is [`ROWS`] rows of the same length, in groups of [`LANES`]. A group is interleaved, `[columns, LANES]`, so
-//! that the bytes of a column are contiguous for the vertical loops.
+//! A block holds [`ROWS`] rows of the same length, in groups of [`LANES`] rows. A group is interleaved, `[columns,
+//! LANES]`: the bytes of a column are contiguous, as the vertical loops need them.
 
 use std::ops::Range;
 
 use super::{LANES, ROWS};
 
-/// Interleaves rows to a block.
+/// Interleaves rows into a block.
 pub(super) fn interleave(rows: [&[u8]; ROWS], block: &mut [u8]) {
     let half = block.len() / 2;
     for (rows, group) in rows.as_chunks::<LANES>().0.iter().zip(block.chunks_exact_mut(half)) {
@@ -18,7 +18,7 @@ pub(super) fn interleave(rows: [&[u8]; ROWS], block: &mut [u8]) {
     }
 }
 
-/// Copies the first rows of a block to `outs`, one row each.
+/// Copies the first `outs.len()` rows of a block to `outs`.
 pub(super) fn separate(block: &[u8], outs: &mut [&mut [u8]]) {
     for (lane, out) in outs.iter_mut().enumerate() {
         let group = &block[lane / LANES * block.len() / 2..];

@@ -1,11 +1,12 @@
-//! Resizing with exactly the values that Pillow computes.
+//! Resizes images to exactly the values that Pillow computes.
 //!
-//! Two separable passes over 8-bit pixels, with the intermediate result rounded to 8 bits. The horizontal pass comes
-//! first, except for very tall images. Weights are computed in f64, normalised, and rounded to 22-bit fixed point; sums
-//! are 32-bit integers. There is no pass along an axis whose size does not change.
+//! Resizing takes two passes over 8-bit pixels, one for each axis. The result of the first pass is rounded to 8 bits.
+//! The horizontal pass comes first, except for very tall images. Weights are computed in f64, normalised, and rounded
+//! to 22-bit fixed point; sums are 32-bit integers. There is no pass along an axis whose size does not change.
 //!
-//! [`axis_taps`] makes the weights of an axis, [`stream`] runs the passes over rows as they come. Their inner loops are
-//! [`plain`] and, for machines that have them, the vector loops of [`x86`]. [`block`] is the layout between the passes.
+//! [`axis_taps`] computes the weights of an axis. [`stream`] runs the passes over the rows as they arrive. The inner
+//! loops are in [`plain`] and, for CPUs with vector instructions, in [`x86`]. [`block`] describes the layout of rows
+//! between the passes.
 //!
 //! The fast_image_resize crate is not exact enough: its 16-bit weights give values that differ from Pillow 12.3 in 4 to
 //! 24 % of the samples of three photographs, by up to 1 (bilinear), 6 (bicubic) and 12 (lanczos) of 255 levels.
@@ -31,10 +32,10 @@ pub(crate) use stream::{RowResizer, zeroed};
 use taps::{PRECISION_BITS, Taps};
 pub use target::{Crop, ResizeTarget};
 
-/// Rows that are interleaved between the two passes: the bytes of a column are neighbours there.
+/// Number of rows that are interleaved between the two passes, so that the bytes of a column are adjacent.
 const LANES: usize = 4;
 
-/// Number of rows that the horizontal loops take at once.
+/// Number of rows that the horizontal loops process at once.
 const ROWS: usize = 2 * LANES;
 
 /// The resampling filter. The discriminants are Pillow's `resample` numbers.
@@ -43,15 +44,15 @@ const ROWS: usize = 2 * LANES;
 pub enum Filter {
     /// The input pixel at the centre of the output pixel.
     Nearest = 0,
-    /// Windowed sinc over 3 pixels each side (Idefics3, SmolVLM).
+    /// Windowed sinc over 3 pixels on each side (Idefics3, SmolVLM).
     Lanczos = 1,
-    /// Triangle over 1 pixel each side (Idefics2).
+    /// Triangle over 1 pixel on each side (Idefics2).
     Bilinear = 2,
-    /// Cubic over 2 pixels each side, `a = -0.5` (Idefics).
+    /// Cubic over 2 pixels on each side, with `a = -0.5` (Idefics).
     Bicubic = 3,
     /// The mean of the input pixels that the output pixel covers.
     Box = 4,
-    /// Hamming-windowed sinc over 1 pixel each side.
+    /// Hamming-windowed sinc over 1 pixel on each side.
     Hamming = 5,
 }
 
@@ -59,12 +60,13 @@ impl Filter {
     /// Every filter, in the order of Pillow's numbers.
     pub const ALL: [Self; 6] = [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
 
-    /// The filter with the `resample` number of a preprocessor configuration, 0 to 5; `None` for other numbers.
+    /// Returns the filter with a `resample` number from a preprocessor configuration, 0 to 5, or `None` for other
+    /// numbers.
     pub fn from_pillow(resample: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|filter| *filter as u64 == resample)
     }
 
-    /// Half the width of the kernel, in source pixels at scale 1.
+    /// Returns half the width of the kernel, in source pixels at scale 1.
     fn support(self) -> f64 {
         match self {
             Self::Nearest | Self::Box => 0.5,
@@ -74,7 +76,7 @@ impl Filter {
         }
     }
 
-    /// The kernel at distance `x`, in source pixels at scale 1.
+    /// Returns the value of the kernel at distance `x`, in source pixels at scale 1.
     fn weight(self, x: f64) -> f64 {
         match self {
             Self::Nearest => 1.0,
@@ -115,7 +117,7 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) }
 }
 
-/// Resizes to exactly `width` × `height` pixels. The result is bit-identical to that of Pillow's `Image.resize`.
+/// Resizes to exactly `width` × `height` pixels. The result is bit-identical to the result of Pillow's `Image.resize`.
 ///
 /// # Panics
 /// If a side is 0.
@@ -125,26 +127,26 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbI
     resize_view(image.view(), width, height, filter)
 }
 
-/// [`resize`] of a rectangle.
+/// Resizes a rectangle of an image, like [`resize`].
 ///
 /// # Panics
 /// If a side is 0, or there is not enough memory for the output.
 pub fn resize_view(source: RgbView<'_>, width: u32, height: u32, filter: Filter) -> RgbImage {
-    assert!(width > 0 && height > 0, "an image has sides of at least one pixel");
+    assert!(width > 0 && height > 0, "the width and height of the resized image must be at least 1");
     let target = ResizeTarget::of_view(source, width, height, filter);
     let size = (source.width as u32, source.height as u32); // width and height of an image are u32
-    let mut rows = RowResizer::new(size, Orientation::NoTransforms, target).expect("there is memory for the picture");
+    let mut rows = RowResizer::new(size, Orientation::NoTransforms, target).expect("not enough memory to resize");
     rows.push(source);
     rows.finish()
 }
 
-/// Maximum number of inputs that an output reads.
+/// Returns the maximum number of inputs that an output reads.
 fn window(in_size: usize, out_size: usize, filter: Filter) -> usize {
     let scale = (in_size as f64 / out_size as f64).max(1.0);
     ((2.0 * filter.support() * scale) as usize).saturating_add(2).min(in_size)
 }
 
-/// The weights of one axis.
+/// Computes the weights of one axis.
 fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
     if filter == Filter::Nearest {
         return nearest_taps(in_size, out_size);
@@ -158,7 +160,7 @@ fn axis_taps(in_size: usize, out_size: usize, filter: Filter) -> Taps {
     let mut exact = Vec::new();
     for position in 0..out_size {
         let center = (position as f64 + 0.5) * scale;
-        // The casts truncate toward zero, and negative values become 0, as in the source.
+        // The casts truncate toward zero, and negative values become 0, as in Pillow.
         let start = (center - support + 0.5) as usize;
         let end = ((center + support + 0.5) as usize).min(in_size);
         exact.clear();
@@ -190,7 +192,8 @@ impl Columns {
         }
     }
 
-    /// Resizes rows along x, at least those in `used`: `[width, 3]` each to an interleaved block, see [`interleave`].
+    /// Resizes rows along x, from `[width, 3]` each to an interleaved block, see [`mod@block`]. Rows that are not in
+    /// `used` may be skipped.
     fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let Some(vector) = &self.vector {
@@ -209,7 +212,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// For rows of at least `row_bytes` bytes.
+    /// Chooses the loop for rows of at least `row_bytes` bytes.
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "the plain loop takes any length"))]
     fn new(taps: Taps, row_bytes: usize) -> Self {
         Self {
@@ -219,7 +222,8 @@ impl Rows {
         }
     }
 
-    /// Makes the output row at `position`. `group(i)` is the input rows from `LANES * i` on, interleaved.
+    /// Computes the output row at `position`. `group(i)` returns [`LANES`] interleaved input rows, from row `LANES * i`
+    /// on.
     fn vertical<'a>(&self, group: impl Fn(usize) -> &'a [u8], position: usize, out: &mut [u8]) {
         let inputs = self.taps.inputs(position);
         let groups: Vec<&[u8]> = (inputs.start / LANES..inputs.end.div_ceil(LANES)).map(group).collect();
@@ -231,8 +235,8 @@ impl Rows {
     }
 }
 
-/// A weight of one for the input at the centre of each output. The position is accumulated step by step, as in the
-/// source, because its rounding decides ties.
+/// Returns the weights of the nearest filter: a weight of 1 for the input at the centre of each output. The position is
+/// accumulated step by step, as in Pillow, because its rounding errors decide ties.
 fn nearest_taps(in_size: usize, out_size: usize) -> Taps {
     let scale = in_size as f64 / out_size as f64;
     let mut position = scale * 0.5;
@@ -249,7 +253,7 @@ mod tests {
     use super::taps::tests::{one_output, ramp_taps, values};
     use super::*;
 
-    /// Compares the vector loops of this machine with the plain ones, along x.
+    /// Compares the horizontal vector loops that this CPU supports with the plain loop.
     #[cfg(target_arch = "x86_64")]
     fn compare(taps: &Taps, source: RgbView<'_>) {
         let rows = std::array::from_fn(|y| source.row(y));
@@ -269,7 +273,8 @@ mod tests {
         }
     }
 
-    /// As `compare`, along y. `source` is interleaved groups of rows of `width` bytes.
+    /// Compares the vertical vector loops that this CPU supports with the plain loop. `source` consists of interleaved
+    /// groups of rows of `width` bytes.
     #[cfg(target_arch = "x86_64")]
     fn compare_down(taps: &Taps, source: &[u8], width: usize) {
         let groups: Vec<&[u8]> = source.chunks_exact(LANES * width).collect();
@@ -288,7 +293,7 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn vector_loops_equal_the_plain_ones() {
+    fn vector_loops_equal_plain_loops() {
         for count in (1..20).chain([63, 64, 65, 127, 128, 129, 200, 300, 1000]) {
             let taps = ramp_taps((0..50).step_by(3), count);
             // The last output reads the last pixel.
@@ -307,7 +312,7 @@ mod tests {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(500))]
 
         #[test]
-        fn vector_loops_equal_the_plain_ones_for_any_size(
+        fn vector_loops_equal_plain_loops_for_any_size(
             in_size in 1..2500_usize,
             out_size in 1..600_usize,
             filter in proptest::sample::select(Filter::ALL.to_vec()),
@@ -316,7 +321,7 @@ mod tests {
         ) {
             let taps = axis_taps(in_size, out_size, filter);
             let data = &values(3 * in_size * ROWS + seed)[seed..];
-            let picture = RgbImage::new(in_size as u32, ROWS as u32, data.to_vec()).expect("three bytes a pixel");
+            let picture = RgbImage::new(in_size as u32, ROWS as u32, data.to_vec()).expect("three bytes per pixel");
             compare(&taps, picture.view());
             let taps = axis_taps(in_size.min(200), out_size.min(20), filter);
             compare_down(&taps, &values(seed + width * in_size.min(200).next_multiple_of(LANES))[seed..], width);

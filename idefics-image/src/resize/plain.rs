@@ -1,4 +1,4 @@
-//! The two inner loops in portable code. Tests compare the vector loops with them.
+//! The horizontal and the vertical loop in portable code. Tests compare the vector loops with these loops.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// The rows `used` along x: `[width, 3]` each to a block of `taps.len()` pixels a row.
+/// Resizes the rows `used` along x, from `[width, 3]` each to a block with `taps.len()` pixels per row.
 pub(super) fn horizontal(rows: [&[u8]; ROWS], used: Range<usize>, taps: &Taps, block: &mut [u8]) {
     for lane in used {
         let group = &mut block[lane / LANES * LANES * 3 * taps.len()..];
@@ -28,7 +28,7 @@ pub(super) fn horizontal(rows: [&[u8]; ROWS], used: Range<usize>, taps: &Taps, b
     }
 }
 
-/// One row along x where each output is an input: `[width, 3]` to `[taps.len(), 3]`.
+/// Resizes a row along x with the nearest filter, which only copies pixels: `[width, 3]` to `[taps.len(), 3]`.
 pub(super) fn pick(row: &[u8], taps: &Taps, out: &mut [u8]) {
     let (pixels, _) = row.as_chunks::<3>();
     for (pixel, start) in out.as_chunks_mut::<3>().0.iter_mut().zip(taps.starts()) {
@@ -36,9 +36,9 @@ pub(super) fn pick(row: &[u8], taps: &Taps, out: &mut [u8]) {
     }
 }
 
-/// The output row at `position` along y. `groups` are the interleaved input rows.
+/// Computes the output row at `position` along y. `groups` are the interleaved input rows.
 pub(super) fn vertical(groups: &[&[u8]], taps: &Taps, position: usize, out: &mut [u8]) {
-    /// Columns that are worked on together, so that their sums stay in registers.
+    /// Number of columns that are computed together, so that their sums stay in registers.
     const COLUMNS: usize = 16;
     let (_, weights) = taps.groups::<LANES>(position, LANES);
     let weights: Vec<[i32; LANES]> = weights.collect();

@@ -1,8 +1,8 @@
-//! Resizing while the rows of an image arrive, from top to bottom, in bands of any height.
+//! Resizes an image while its rows arrive from top to bottom, in bands of any height.
 //!
-//! An image may be stored rotated or mirrored. Pillow turns it upright and then resizes it. Here the order is reversed,
-//! so that only the small output is turned: the weights of a mirrored axis are mirrored, and if the axes are exchanged,
-//! so is the order of the passes. All sums are sums of integers, so the result is the same.
+//! An image may be stored rotated or mirrored. Pillow turns it upright and then resizes it. Here it is resized first,
+//! so that only the small output has to be turned. For this, the weights of a mirrored axis are mirrored, and the order
+//! of the passes is exchanged if the axes are exchanged. The result is the same, because all sums are sums of integers.
 
 use std::collections::TryReserveError;
 use std::ops::Range;
@@ -16,16 +16,17 @@ use crate::RgbImage;
 use crate::orientation::{exchanges_axes, upright};
 use crate::rgb::RgbView;
 
-/// Computes one [`ResizeTarget`] from the rows of an image. Only the rows needed by the next output row are kept.
+/// A resizer that computes one [`ResizeTarget`] from the rows of an image. It keeps only the rows that later output
+/// rows need.
 #[derive(Debug)]
 pub(crate) struct RowResizer {
-    /// Rectangle of the stored image that is read.
+    /// The rectangle of the stored image that is read, as a range of columns and a range of rows.
     columns: Range<usize>,
     rows: Range<usize>,
     orientation: Orientation,
     /// The vertical pass; `None` if the height does not change.
     down: Option<Rows>,
-    /// Whether every output is one of the inputs.
+    /// Whether every output pixel is a copy of an input pixel (nearest filter).
     is_nearest: bool,
     is_down_first: bool,
     /// Ranges of columns that are processed in parallel.
@@ -37,13 +38,14 @@ pub(crate) struct RowResizer {
     /// Size of the output before it is turned upright, in pixels.
     width: usize,
     height: usize,
-    /// `[height, width, 3]`.
+    /// Pixels of the output, `[height, width, 3]`.
     out: Vec<u8>,
 }
 
-/// Some columns of the output.
+/// A range of columns of the output.
 ///
-/// Rows between the passes lie in blocks, see [`block`](super::block): row `y` of the rectangle in block `y / ROWS`.
+/// Between the passes, rows are stored in blocks, see [`block`](super::block). Row `y` of the rectangle is in block `y
+/// / ROWS`.
 #[derive(Debug)]
 struct Part {
     /// Columns that are read, counted from the left side of the rectangle.
@@ -52,20 +54,21 @@ struct Part {
     outputs: usize,
     /// The horizontal pass; `None` if the width does not change.
     across: Option<Columns>,
-    /// Blocks of input rows of the pass along y, each at its number modulo `slots`.
+    /// Ring buffer of `slots` blocks with the input rows of the vertical pass. Block `n` is in slot `n % slots`.
     window: Vec<u8>,
     slots: usize,
-    /// Room for one block.
+    /// Scratch buffer for one block.
     block: Vec<u8>,
-    /// Rows between the two passes, where that along y is the first.
+    /// Rows between the two passes, if the vertical pass comes first.
     between: Vec<u8>,
 }
 
-/// Minimum number of columns of a part. Neighbouring parts read some columns twice, so they should not be small.
+/// Minimum number of columns of a part. Parts should not be small, because neighbouring parts read some of the same
+/// columns.
 const MIN_PART: usize = 128;
 
 impl RowResizer {
-    /// Memory that resizing needs, in bytes: the output, the rows between the passes, and the weights.
+    /// Returns the memory that resizing needs, in bytes: for the output, the rows between the passes, and the weights.
     pub(crate) fn needed_bytes((width, height): (u32, u32), orientation: Orientation, target: ResizeTarget) -> u64 {
         let Crop { left, top, right, bottom } = target.crop;
         let inputs =
@@ -75,7 +78,8 @@ impl RowResizer {
             let (inputs, outputs) = (inputs[axis] as usize, outputs[axis].max(1) as usize);
             if inputs == outputs { 0 } else { window(inputs, outputs, target.filter) as u64 }
         });
-        // Which upright axis is stored as rows; where the other one comes first, whole input rows wait.
+        // Indices of the upright axes that are stored horizontally (`across`) and vertically (`down`). If the stored
+        // vertical axis is resized first, the window holds input rows of full width.
         let (across, down) = if exchanges_axes(orientation) { (1, 0) } else { (0, 1) };
         let is_down_first = is_down_first(orientation, &target);
         let row = if is_down_first { inputs[across].max(outputs[across]) } else { outputs[across] };
@@ -161,7 +165,7 @@ impl RowResizer {
         })
     }
 
-    /// Processes the next rows of the image; the band has its full width.
+    /// Processes the next rows of the image. The band must have the full width of the image.
     pub(crate) fn push(&mut self, band: RgbView<'_>) {
         let band_rows = self.rows_seen..self.rows_seen + band.height;
         self.rows_seen = band_rows.end;
@@ -200,41 +204,41 @@ impl RowResizer {
         });
     }
 
-    /// Whether the output is an unchanged copy of the stored image, which is `width` pixels wide.
+    /// Returns whether the output is an unchanged copy of the stored image, which is `width` pixels wide.
     pub(crate) fn is_copy(&self, width: usize) -> bool {
         let is_unchanged = self.down.is_none() && self.parts.iter().all(|part| part.across.is_none());
         is_unchanged && self.columns == (0..width) && self.rows.start == 0
     }
 
-    /// A buffer of `bytes` bytes for the next rows of an unchanged copy.
+    /// Returns a buffer of `bytes` bytes for the next rows of an unchanged copy.
     pub(crate) fn space(&mut self, bytes: usize) -> &mut [u8] {
         &mut self.out[3 * self.width * self.rows_made..][..bytes]
     }
 
-    /// Counts the rows that were written to the buffer of [`Self::space`].
+    /// Counts the rows in the first `bytes` bytes of the buffer from [`Self::space`] as written.
     pub(crate) fn take(&mut self, bytes: usize) {
         self.rows_made += bytes / (3 * self.width);
         self.rows_seen = self.rows_made;
     }
 
-    /// How many output rows the first `count` rows of the rectangle make.
+    /// Returns the number of output rows that can be computed from the first `count` rows of the rectangle.
     fn rows_made_of(&self, count: usize) -> usize {
         let Some(down) = &self.down else { return count };
         (self.rows_made..self.height).find(|&row| down.taps.inputs(row).end > count).unwrap_or(self.height)
     }
 
-    /// The new picture, upright, once all rows have come.
+    /// Returns the resized image, turned upright. All rows must have been pushed before.
     pub(crate) fn finish(self) -> RgbImage {
-        assert_eq!(self.rows_made, self.height, "every row of the picture was read");
+        assert_eq!(self.rows_made, self.height, "expected all rows of the image before the end");
         let (width, height) = (self.width as u32, self.height as u32);
-        let picture = RgbImage::new(width, height, self.out).expect("there are three bytes for each pixel");
+        let picture = RgbImage::new(width, height, self.out).expect("the output has three bytes per pixel");
         upright(picture, self.orientation)
     }
 }
 
 impl Part {
-    /// Both passes where every output is one of the inputs. `source` are the rows of the rectangle from `first` on, and
-    /// `outs` the output rows that they let finish, of which the first is `made`.
+    /// Runs both passes for the nearest filter, which only copies pixels. `source` holds the rows of the rectangle from
+    /// row `first` on. `outs` are the output rows that can be completed with them, from output row `made` on.
     fn pick(&self, source: RgbView<'_>, first: usize, down: Option<&Rows>, made: usize, outs: &mut [&mut [u8]]) {
         for (position, out) in (made..).zip(outs) {
             let y = down.map_or(position, |down| down.taps.inputs(position).start);
@@ -246,13 +250,13 @@ impl Part {
         }
     }
 
-    /// The pass along x alone, of all rows of `source`.
+    /// Runs only the horizontal pass, over all rows of `source`.
     fn horizontal(&mut self, source: RgbView<'_>, outs: &mut [&mut [u8]]) {
         let Some(across) = &self.across else {
             return outs.iter_mut().enumerate().for_each(|(y, out)| out.copy_from_slice(source.row(y)));
         };
         for (index, outs) in outs.chunks_mut(ROWS).enumerate() {
-            // A row that is missing at the end is the last one again.
+            // Rows beyond the end repeat the last row.
             let rows = std::array::from_fn(|row| source.row((ROWS * index + row).min(source.height - 1)));
             let block = &mut self.block[..3 * ROWS * self.outputs];
             across.horizontal(rows, 0..outs.len(), block);
@@ -260,7 +264,7 @@ impl Part {
         }
     }
 
-    /// The pass along x, then that along y. The arguments are those of [`Self::pick`].
+    /// Runs the horizontal pass and then the vertical pass. The arguments are the same as for [`Self::pick`].
     fn horizontal_then_vertical(
         &mut self,
         source: RgbView<'_>,
@@ -282,7 +286,7 @@ impl Part {
         }
     }
 
-    /// Like [`Self::horizontal_then_vertical`], with the vertical pass first.
+    /// Runs the vertical pass and then the horizontal pass. The arguments are the same as for [`Self::pick`].
     fn vertical_then_horizontal(
         &mut self,
         source: RgbView<'_>,
@@ -315,8 +319,8 @@ impl Part {
         self.between = between;
     }
 
-    /// Writes rows of `source` into the window, from `y` to the end of their block, and returns their number. `write`
-    /// makes a block of [`ROWS`] rows; only those in the given range are kept.
+    /// Writes rows of `source` into the window, from row `y` to the end of its block or of `source`. Returns the number
+    /// of rows written. `write` computes a block of [`ROWS`] rows, of which only the rows in the given range are kept.
     fn load(
         &mut self,
         source: RgbView<'_>,
@@ -326,7 +330,7 @@ impl Part {
     ) -> usize {
         let before = (first + y) % ROWS;
         let count = (ROWS - before).min(source.height - y);
-        // Rows that are missing are others again.
+        // Rows of the block that are not written now repeat other rows. Their results are discarded.
         let rows = std::array::from_fn(|row| source.row((y + row).saturating_sub(before).clamp(y, y + count - 1)));
         let used = before..before + count;
         let size = self.window.len() / self.slots;
@@ -344,14 +348,14 @@ impl Part {
         count
     }
 
-    /// The rows from `LANES * group` on, in the window.
+    /// Returns an interleaved group of the window, which starts at row `LANES * group`.
     fn group(&self, group: usize) -> &[u8] {
         let size = self.window.len() / (2 * self.slots);
         &self.window[(group / 2 % self.slots * 2 + group % 2) * size..][..size]
     }
 }
 
-/// Whether the pass along the stored y axis comes first.
+/// Returns whether the pass along the stored y axis comes first.
 ///
 /// Pillow resizes along the upright x axis first, unless the height is more than 100 times the width and is reduced.
 ///
@@ -362,7 +366,7 @@ fn is_down_first(orientation: Orientation, target: &ResizeTarget) -> bool {
     is_y_first != exchanges_axes(orientation)
 }
 
-/// How the axes of a stored image map to those of the upright image.
+/// How the axes of a stored image map to the axes of the upright image.
 struct Axes {
     /// Whether stored columns are upright rows.
     are_exchanged: bool,
@@ -382,8 +386,9 @@ impl Axes {
     }
 }
 
-/// A buffer of zeros, or an error if there is not enough memory. The trial allocation is freed at once, because only
-/// `vec!` can obtain pages that are already zero.
+/// Returns a buffer of zeros, or an error if there is not enough memory. A trial allocation, which is freed at once,
+/// detects the error. The buffer itself is allocated with `vec!`, because `vec!` can obtain pages that are already
+/// zero.
 pub(crate) fn zeroed(length: usize) -> Result<Vec<u8>, TryReserveError> {
     Vec::<u8>::new().try_reserve_exact(length)?;
     Ok(vec![0; length])

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-/// Fractional bits of a fixed-point weight; 255 × the sum of all weights fits in 32 bits.
+/// Number of fractional bits of a fixed-point weight. With this number, 255 × the sum of all weights fits into 32 bits.
 pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// One half of the last integer bit: the initial value of sums, so that they are rounded.
+/// The fixed-point value of 1/2. Sums start at this value, so that they are rounded when their fraction is dropped.
 pub(super) const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 
 /// The inputs of each output position along one axis, and their fixed-point weights.
@@ -13,7 +13,8 @@ pub(super) const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 pub(super) struct Taps {
     /// First input of each output.
     starts: Vec<usize>,
-    /// End of the weights of each output in `weights`. They begin where those of the previous output end.
+    /// Index in `weights` at which the weights of each output end. They begin where the weights of the previous output
+    /// end.
     ends: Vec<usize>,
     weights: Vec<i32>,
 }
@@ -26,24 +27,24 @@ impl Taps {
         self.ends.push(self.weights.len());
     }
 
-    /// Number of outputs.
+    /// Returns the number of outputs.
     pub(super) fn len(&self) -> usize {
         self.starts.len()
     }
 
-    /// The first input of `output`, and its weights.
+    /// Returns the first input of `output`, and the weights of its inputs.
     pub(super) fn of(&self, output: usize) -> (usize, &[i32]) {
         let begin = if output == 0 { 0 } else { self.ends[output - 1] };
         (self.starts[output], &self.weights[begin..self.ends[output]])
     }
 
-    /// The range of inputs that `output` reads.
+    /// Returns the range of inputs that `output` reads.
     pub(super) fn inputs(&self, output: usize) -> Range<usize> {
         let (start, weights) = self.of(output);
         start..start + weights.len()
     }
 
-    /// The weights for the mirrored axis of `in_size` inputs.
+    /// Returns the weights for the mirrored axis of `in_size` inputs.
     pub(super) fn mirrored(&self, in_size: usize) -> Self {
         let mut mirrored = Self::default();
         for output in (0..self.len()).rev() {
@@ -53,7 +54,8 @@ impl Taps {
         mirrored
     }
 
-    /// The inputs that a range of outputs reads, and the weights of these outputs, relative to the first of the inputs.
+    /// Returns the range of inputs that a range of outputs reads, and the weights of these outputs. In the returned
+    /// weights, inputs are counted from the start of the returned range.
     pub(super) fn slice(&self, outputs: Range<usize>) -> (Range<usize>, Self) {
         let start = outputs.clone().map(|output| self.starts[output]).min().unwrap_or(0);
         let end = outputs.clone().map(|output| self.inputs(output).end).max().unwrap_or(0);
@@ -65,18 +67,18 @@ impl Taps {
         (start..end, slice)
     }
 
-    /// The first input of each output.
+    /// Returns the first input of each output.
     pub(super) fn starts(&self) -> &[usize] {
         &self.starts
     }
 
-    /// The largest number of inputs of an output.
+    /// Returns the largest number of inputs of an output.
     pub(super) fn window(&self) -> usize {
         (0..self.len()).map(|output| self.of(output).1.len()).max().unwrap_or(0)
     }
 
-    /// The weights of `output` in groups of `N`, the first of which begins at a multiple of `align` inputs: the index of
-    /// that input, and the groups, with zeros for inputs that are not read.
+    /// Returns the weights of `output` in groups of `N`, and before them the index of the first group's first input.
+    /// This index is a multiple of `align`. Inputs in a group that the output does not read have the weight 0.
     pub(super) fn groups<const N: usize>(
         &self,
         output: usize,
@@ -99,7 +101,8 @@ pub(super) mod tests {
         (0..length as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 23) as u8).collect()
     }
 
-    /// Outputs with `count` weights each, from the given inputs on. Weights have both signs and sum to about one.
+    /// Returns taps with an output for each of `starts`, which reads `count` inputs from that input on. The weights
+    /// have both signs and sum to about 1.
     pub(crate) fn ramp_taps(starts: impl Iterator<Item = usize>, count: i32) -> Taps {
         let one = 1 << PRECISION_BITS;
         let mut taps = Taps::default();
@@ -110,7 +113,7 @@ pub(super) mod tests {
         taps
     }
 
-    /// One output that reads the inputs from the first on with these weights.
+    /// Returns taps with a single output, which reads the inputs from index 0 on with the given weights.
     pub(crate) fn one_output(weights: &[i32]) -> Taps {
         let mut taps = Taps::default();
         taps.push(0, weights.iter().copied());

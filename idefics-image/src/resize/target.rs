@@ -17,31 +17,31 @@ pub struct Crop {
 }
 
 impl Crop {
-    /// The whole of an image of `width` × `height` pixels.
+    /// Returns the rectangle of a whole image of `width` × `height` pixels.
     pub fn whole(width: u32, height: u32) -> Self {
         Self { left: 0, top: 0, right: width, bottom: height }
     }
 
-    /// Width, in pixels; 0 if the right side is not right of the left side.
+    /// Returns the width in pixels, or 0 if `right` is not greater than `left`.
     pub fn width(&self) -> u32 {
         self.right.saturating_sub(self.left)
     }
 
-    /// Height, in pixels; 0 if the bottom is not below the top.
+    /// Returns the height in pixels, or 0 if `bottom` is not greater than `top`.
     pub fn height(&self) -> u32 {
         self.bottom.saturating_sub(self.top)
     }
 
-    /// Whether the rectangle is not empty and lies inside an image of `width` × `height` pixels.
+    /// Returns whether the rectangle is not empty and lies inside an image of `width` × `height` pixels.
     pub(crate) fn is_inside(&self, width: u32, height: u32) -> bool {
         self.left < self.right && self.right <= width && self.top < self.bottom && self.bottom <= height
     }
 }
 
-/// An output image: a rectangle of the input image, resized.
+/// A requested output image: a rectangle of the input image, and the size and filter to resize it with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ResizeTarget {
-    /// The rectangle.
+    /// The rectangle of the upright input image.
     pub crop: Crop,
     /// Width of the output, in pixels; at least 1.
     pub width: u32,
@@ -52,17 +52,17 @@ pub struct ResizeTarget {
 }
 
 impl ResizeTarget {
-    /// Whether the rectangle has pixels.
+    /// Returns whether the rectangle has at least one pixel.
     pub fn has_pixels(&self) -> bool {
         self.crop.width() > 0 && self.crop.height() > 0
     }
 
-    /// The whole image, at its own size.
+    /// Returns the target that keeps the whole image at its own size.
     pub(crate) fn unchanged(width: u32, height: u32) -> Self {
         Self { crop: Crop::whole(width, height), width, height, filter: Filter::Nearest }
     }
 
-    /// The whole view, resized.
+    /// Returns the target that resizes a whole view.
     pub(super) fn of_view(view: RgbView<'_>, width: u32, height: u32, filter: Filter) -> Self {
         // A view is part of an image, whose width and height are u32.
         Self { crop: Crop::whole(view.width as u32, view.height as u32), width, height, filter }

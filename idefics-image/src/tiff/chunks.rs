@@ -7,15 +7,15 @@ use super::directory::Numbers;
 use super::page::{Cut, Page};
 use super::tag::Tag;
 
-/// Maximum total data of all strips and tiles, as a multiple of the file size. They may overlap, but not without
-/// bound.
+/// Maximum total data of all strips or tiles, as a multiple of the file size. Strips and tiles may overlap in the file,
+/// but not without bound.
 const MAX_REUSE: usize = 16;
-/// Bytes of total data that are allowed in addition to the multiple.
+/// Bytes of total data that are allowed in addition to [`MAX_REUSE`] times the file size.
 const FREE_REUSE: usize = 64 << 20;
-/// Maximum total decoded size of all strips and tiles, as a multiple of the size of the image. It is larger than 1
-/// because tiles may reach beyond the edges.
+/// Maximum total decoded size of all strips or tiles, as a multiple of the size of the image. It is larger than 1
+/// because tiles may reach beyond the edges of the image.
 const MAX_PADDING: usize = 16;
-/// Bytes of total decoded size that are allowed in addition to the multiple.
+/// Bytes of total decoded size that are allowed in addition to [`MAX_PADDING`] times the size of the image.
 const FREE_PADDING: usize = 1 << 30;
 
 /// Offsets and lengths of all strips or tiles.
@@ -24,7 +24,7 @@ pub(super) struct Chunks<'a> {
     file: &'a [u8],
     offsets: Numbers<'a>,
     counts: Option<Numbers<'a>>,
-    /// Bytes of a decoded strip or tile.
+    /// Size of a decoded strip or tile, in bytes.
     decoded: usize,
     /// `strip` or `tile`, for messages.
     name: &'static str,
@@ -46,7 +46,7 @@ impl<'a> Chunks<'a> {
             (Tag::STRIP_OFFSETS, Tag::STRIP_BYTE_COUNTS, "strip")
         };
         let needed = page.cut.count() * page.planes();
-        // Some writers use the tags of tiles for strips or vice versa.
+        // Some writers use the tags of tiles for strips, or the tags of strips for tiles.
         let either = |tag, other| -> Result<_, TiffError> {
             Ok(match page.tags.numbers(tag, needed)? {
                 Some(numbers) => Some(numbers),
@@ -75,15 +75,16 @@ impl<'a> Chunks<'a> {
         Ok(chunks)
     }
 
-    /// Total bytes of data. Shared data is counted each time.
+    /// Returns the total length of all strips or tiles in the file, in bytes. Data that several of them share is
+    /// counted several times.
     pub(super) fn total(&self, page: &Page<'_>) -> usize {
         (0..page.cut.count() * page.planes()).map(|index| self.count(index)).fold(0, usize::saturating_add)
     }
 
-    /// Length of the data of a strip or tile, in bytes. If the file gives none, the data reaches to the end of the
-    /// file.
+    /// Returns the length of the data of a strip or tile, in bytes. If the file declares no length, the data reaches to
+    /// the end of the file.
     fn count(&self, index: usize) -> usize {
-        /// Data longer than this is limited by the decoded size.
+        /// A length above this number of bytes is limited to a multiple of the decoded size.
         const LONG: usize = 1 << 20;
         let offset = self.offsets.get(index).unwrap_or(0);
         let rest = self.file.len().saturating_sub(usize::try_from(offset).unwrap_or(usize::MAX));

@@ -24,10 +24,10 @@ pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     Ok(Palette::new((0..count).map(|entry| [0, 1, 2].map(|channel| byte(channel * count + entry)))))
 }
 
-/// Converts samples of a page's mode to pixels.
+/// A converter from samples of a page's mode to pixels.
 pub(super) struct Colors {
     mode: Mode,
-    /// The palette, in the two modes that have one.
+    /// The palette, if the mode is one of the two palette modes.
     palette: Option<Palette>,
     lab: Option<lab::Converter>,
 }
@@ -37,7 +37,7 @@ impl Colors {
         Self { mode, palette, lab: (mode == Mode::Lab).then(lab::Converter::new) }
     }
 
-    /// Wraps the samples. Modes that only TIFF has are converted to one byte per sample.
+    /// Converts the samples to pixels. Samples of 16 and 32 bits, and CIELAB, are converted to 8-bit grey or RGB.
     pub(super) fn pixels(&self, samples: Vec<u8>) -> Pixels {
         let palette = || self.palette.clone().unwrap_or_else(|| Palette::new([]));
         let grey = |value: fn([u8; 4]) -> u8| samples.as_chunks().0.iter().map(|&word| value(word)).collect();
@@ -56,7 +56,7 @@ impl Colors {
                 Pixels::Grey(samples.as_chunks().0.iter().map(|&word| clip(u16::from_le_bytes(word))).collect())
             }
             (Mode::Int, _) => Pixels::Grey(grey(|word| i32::from_le_bytes(word).clamp(0, 255) as u8)),
-            // The cast truncates fractions, saturates, and makes NaN 0.
+            // The cast truncates fractions, saturates, and converts NaN to 0.
             (Mode::Float, _) => Pixels::Grey(grey(|word| f32::from_le_bytes(word) as u8)),
         }
     }

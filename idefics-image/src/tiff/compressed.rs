@@ -29,7 +29,7 @@ enum Codec {
     Jpeg(Box<Jpeg>),
 }
 
-/// The CCITT coding of a page, if it has one.
+/// Returns the CCITT coding of a page, or `None` if the page has another compression.
 fn fax_coding(page: &Page<'_>) -> Result<Option<Coding>, TiffError> {
     Ok(match page.compression {
         Compression::HuffmanRows { is_word_aligned } => Some(Coding::Runs { is_word_aligned }),
@@ -42,7 +42,7 @@ fn fax_coding(page: &Page<'_>) -> Result<Option<Coding>, TiffError> {
     })
 }
 
-/// Bytes that the decoder of a page needs in addition to its rows and pixels.
+/// Returns the number of bytes that the decoder of a page needs in addition to its rows and pixels.
 pub(super) fn state_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     fax_coding(page)?.map_or(Ok(0), |coding| coding.run_bytes(page.cut.width))
 }
@@ -56,7 +56,7 @@ pub(super) struct Place {
     pub(super) rows: usize,
 }
 
-/// Decodes strips or tiles one after the other to rows of samples, like libtiff. Samples of 16 and 32 bits are
+/// A decoder that turns strips or tiles into rows of samples, like libtiff. Samples of 16 and 32 bits are
 /// little-endian.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -74,7 +74,7 @@ impl Reader {
             (Compression::PackBits, _) => Codec::PackBits,
             (Compression::ThunderScan, _) if page.bits == 4 && !page.cut.is_tiled => Codec::ThunderScan,
             (Compression::ThunderScan, _) => {
-                return Err(TiffError::coding("ThunderScan with other than 4 bits in strips"));
+                return Err(TiffError::coding("ThunderScan in tiles, or with a depth other than 4 bits"));
             }
             (Compression::Jpeg, _) => Codec::Jpeg(Box::new(Jpeg::new(page, max_bytes)?)),
             _ => return Err(TiffError::coding("strips or tiles of this compression")),
@@ -119,7 +119,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let pixel = page.mode.pixel_bytes();
     let mut samples = page.samples.in_native_order();
     if page.compression == Compression::Jpeg && page.photometric == 6 && !page.is_planar {
-        // libjpeg has converted YCbCr to RGB.
+        // The JPEG decoder has already converted YCbCr to RGB.
         samples = super::mode::Samples::Bytes { stored: pixel, is_reversed: false, is_premultiplied: false };
     }
     let planes = page.planes();
@@ -127,13 +127,14 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     let expected_row = (cut.width.saturating_mul(samples.bits()) / planes).div_ceil(8);
     if stored_row != expected_row {
         return Err(TiffError::damaged(format!(
-            "rows have {stored_row} bytes; expected {expected_row} for its colour (tag PhotometricInterpretation)"
+            "rows have {stored_row} bytes; expected {expected_row} for its colour space (tag PhotometricInterpretation)"
         )));
     }
     if planes > 1 && !matches!(page.bits, 8 | 16) {
         return Err(TiffError::coding(format!("samples of {} bits in separate planes", page.bits)));
     }
-    // Pillow computes the bytes of a tile by columns, which can be less than by rows if the tile has odd sides.
+    // Pillow computes the bytes of a tile column by column. If the tile has odd sides, the result can be smaller than
+    // row by row.
     let by_columns = (cut.height.saturating_mul(samples.bits()) / planes).div_ceil(8).saturating_mul(cut.width);
     if cut.is_tiled && page.decoded_bytes() > by_columns {
         return Err(TiffError::damaged(format!(
@@ -172,7 +173,8 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     Ok(())
 }
 
-/// Copies a row of one plane to its channel of the pixels. Pillow drops the alpha plane of grey and palette images.
+/// Copies a row of one plane to the channel `band` of the pixels. Pillow drops the alpha plane of grey and palette
+/// images.
 fn unpack_band(row: &[u8], bits: u16, out: &mut [u8], pixel: usize, band: usize) {
     if pixel == 2 && band == 1 {
         return;

@@ -1,18 +1,18 @@
-//! Deflate decompression with a zlib wrapper.
+//! Decompresses deflate data in a zlib wrapper.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::TiffError;
 
-/// Fills `out`, like libtiff with libdeflate. The data must be complete, including a correct checksum, unless it
-/// decompresses to more than `out` holds.
+/// Decompresses `data` until `out` is full, like libtiff with libdeflate. The data must be complete, including a
+/// correct checksum, unless it decompresses to more than `out` holds.
 pub(super) fn decode(data: &[u8], out: &mut [u8]) -> Result<(), TiffError> {
     let damaged = || TiffError::damaged("deflate data is damaged or ends early");
     let mut inflate = Decompress::new(true);
     let mut behind = [0];
     loop {
         let (taken, written) = (inflate.total_in() as usize, inflate.total_out() as usize);
-        // Decompress one byte more than fits, to find out whether there is more data.
+        // Try to decompress one byte more than fits, to find out whether there is more data.
         let target = if written < out.len() { &mut out[written..] } else { &mut behind };
         let status = inflate.decompress(&data[taken..], target, FlushDecompress::None).map_err(|_| damaged())?;
         let total = inflate.total_out() as usize;

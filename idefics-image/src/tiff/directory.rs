@@ -1,6 +1,6 @@
 //! Parses the container: header, directories (IFDs), tag values.
 //!
-//! Source: TIFF 6.0 sections 2 and 8, and the BigTIFF proposal. Damaged directories are handled like in
+//! Source: TIFF 6.0 sections 2 and 8, and the BigTIFF proposal. Damaged directories are handled as in
 //! `ImageFileDirectory_v2.load` of Pillow's `TiffImagePlugin.py`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,8 @@ struct Entry<'a> {
     data: &'a [u8],
 }
 
-/// The values of a tag with whole numbers. They are parsed on access, because a file may have millions.
+/// The values of a tag with whole numbers. They are parsed only when they are used, because a tag may have millions of
+/// values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers<'a> {
     entry: Entry<'a>,
@@ -63,7 +64,7 @@ pub(super) struct Numbers<'a> {
 }
 
 impl Numbers<'_> {
-    /// Number of values; at least one.
+    /// Returns the number of values, at least 1.
     pub(super) fn len(&self) -> usize {
         self.entry.len()
     }
@@ -102,12 +103,13 @@ impl<'a> Directory<'a> {
         self.entries.contains_key(&tag)
     }
 
-    /// The bytes of a tag as stored in the file.
+    /// Returns the bytes of a tag as stored in the file.
     pub(super) fn bytes(&self, tag: Tag) -> Option<&'a [u8]> {
         self.entries.get(&tag).map(|entry| entry.data)
     }
 
-    /// The values of a tag with whole numbers. The first `most` values are validated.
+    /// Returns the values of a tag with whole numbers, or `None` if the tag is missing. The first `most` values are
+    /// validated.
     pub(super) fn numbers(&self, tag: Tag, most: usize) -> Result<Option<Numbers<'a>>, TiffError> {
         let Some(&entry) = self.entries.get(&tag) else { return Ok(None) };
         let numbers = Numbers { entry, order: self.order };
@@ -118,21 +120,21 @@ impl<'a> Directory<'a> {
         Ok(Some(numbers))
     }
 
-    /// The first value of a tag with whole numbers.
+    /// Returns the first value of a tag with whole numbers, or `None` if the tag is missing.
     pub(super) fn value(&self, tag: Tag) -> Result<Option<u64>, TiffError> {
         let Some(entry) = self.entries.get(&tag) else { return Ok(None) };
         entry.whole_number(self.order, 0).map(Some).ok_or_else(|| not_whole(tag))
     }
 
-    /// The first values of a tag as 16-bit numbers, at most `most` of them.
+    /// Returns the first values of a tag as 16-bit numbers, at most `most` of them, or `None` if the tag is missing.
     pub(super) fn shorts(&self, tag: Tag, most: usize) -> Result<Option<Vec<u16>>, TiffError> {
         let Some(numbers) = self.numbers(tag, most)? else { return Ok(None) };
         let short = |value| u16::try_from(value).map_err(|_| bad_value(tag, value));
         (0..most).map_while(|index| numbers.get(index)).map(short).collect::<Result<_, _>>().map(Some)
     }
 
-    /// The first `N` values of a tag with fractions or whole numbers. `None` if the tag is missing, has another type,
-    /// or has fewer values.
+    /// Returns the first `N` values of a tag with fractions or whole numbers. Returns `None` if the tag is missing, has
+    /// another type, or has fewer values.
     pub(super) fn floats<const N: usize>(&self, tag: Tag) -> Option<[f32; N]> {
         const RATIONAL: u16 = 5;
         let entry = self.entries.get(&tag)?;
@@ -189,7 +191,7 @@ impl<'a> Header<'a> {
         Some(self.order.u64(*self.file.get(at..)?.first_chunk()?))
     }
 
-    /// The number of entries of a directory, and the position of the first one.
+    /// Returns the number of entries of a directory, and the position of the first entry.
     fn count(&self, at: u64) -> Option<(u64, usize)> {
         let at = usize::try_from(at).ok()?;
         if self.is_big { Some((self.u64(at)?, at + 8)) } else { Some((u64::from(self.u16(at)?), at + 2)) }
@@ -205,8 +207,9 @@ impl<'a> Header<'a> {
         if self.is_big { self.u64(end) } else { self.u32(end).map(u64::from) }
     }
 
-    /// Reads the entries of a directory up to the first one that reaches outside the file, like Pillow. If a tag is
-    /// repeated, its last entry counts. Also returns whether the size is repeated with a different value.
+    /// Reads the entries of a directory like Pillow, up to the first entry that reaches outside the file. If a tag is
+    /// repeated, its last entry counts. Also returns whether a tag of the image size is repeated with a different
+    /// value.
     fn entries(&self, at: u64) -> (BTreeMap<Tag, Entry<'a>>, bool) {
         let (mut entries, mut has_two_sizes) = (BTreeMap::<Tag, Entry<'a>>::new(), false);
         let Some((count, first)) = self.count(at) else { return (entries, has_two_sizes) };
@@ -240,7 +243,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Size in bytes of one value of a type; `None` for types that Pillow skips.
+/// Returns the size in bytes of one value of a type, or `None` if Pillow skips the type.
 fn type_width(kind: u16) -> Option<usize> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -252,12 +255,12 @@ fn type_width(kind: u16) -> Option<usize> {
 }
 
 impl Entry<'_> {
-    /// Number of values.
+    /// Returns the number of values.
     fn len(&self) -> usize {
         type_width(self.kind).map_or(0, |width| self.data.len() / width)
     }
 
-    /// The value at an index. `None` if there is no such value, or if it is negative or not a whole number.
+    /// Returns the value at an index, or `None` if there is no such value, or if it is negative or not a whole number.
     fn whole_number(&self, order: ByteOrder, index: usize) -> Option<u64> {
         let width = type_width(self.kind)?;
         let bytes = self.data.get(index.checked_mul(width)?..)?.get(..width)?;

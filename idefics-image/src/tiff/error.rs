@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::jpeg::JpegError;
 
-/// Why a TIFF file cannot be decoded. The caller, who knows the name of the file, converts it to an
+/// Why a TIFF file cannot be decoded. The caller knows the name of the file and converts this error to an
 /// [`ImageError`](crate::ImageError).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TiffError {
@@ -16,7 +16,7 @@ pub(super) enum TiffError {
     Memory(u64),
     /// The system cannot allocate this many bytes.
     OutOfMemory(u64),
-    /// The requested page does not exist. Holds the number of pages.
+    /// The requested page does not exist. The field is the number of pages in the file.
     NoSuchPage(u32),
 }
 

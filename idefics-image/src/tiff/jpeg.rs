@@ -1,4 +1,4 @@
-//! JPEG in strips and tiles (compression 7).
+//! Decodes strips and tiles that contain JPEG data (compression 7).
 //!
 //! Source: TIFF Technical Note 2; `tif_jpeg.c` of libtiff 4.7.
 
@@ -11,13 +11,14 @@ use crate::output::Bands;
 
 const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 
-/// Decodes the strips or tiles of an image.
+/// A decoder of the JPEG strips or tiles of an image.
 #[derive(Debug)]
 pub(super) struct Jpeg {
     /// The tables of the tag JPEGTables, updated by the tables of each strip or tile.
     tables: Tables,
     color: Color,
-    /// The sampling factors of the first component in the first strip or tile. All others must have the same.
+    /// The sampling factors of the first component in the first strip or tile. They must be the same in every strip or
+    /// tile.
     sampling: Option<(usize, usize)>,
     max_bytes: u64,
 }
@@ -33,8 +34,8 @@ impl Jpeg {
         Ok(Self { tables, color, sampling: None, max_bytes })
     }
 
-    /// Fills `out`. If the data ends early, the rest is grey. If the JPEG image is smaller than its strip or tile,
-    /// the remaining area is black.
+    /// Decodes a strip or tile and fills `out` with its rows. If the data ends early, the rest is grey. If the JPEG
+    /// image is smaller than its strip or tile, the remaining area is black.
     pub(super) fn decode(
         &mut self,
         page: &Page<'_>,

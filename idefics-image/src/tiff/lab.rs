@@ -1,8 +1,7 @@
 //! Converts CIELAB to sRGB, bit for bit like Pillow's colour management (`ImageCms`, Little CMS 2).
 //!
-//! Little CMS computes the conversion at 33 × 33 × 33 grid points in 16 bits and interpolates between them
-//! (tetrahedral interpolation). Near the edge of the sRGB gamut, the results differ from exact ones by up to 50
-//! levels.
+//! Little CMS computes the conversion at 33 × 33 × 33 grid points in 16 bits and interpolates between them (tetrahedral
+//! interpolation). Near the edge of the sRGB gamut, the results differ from the exact conversion by up to 50 levels.
 //!
 //! Source: `cmsopt.c` (sampling), `cmsintrp.c` (`TetrahedralInterp16`), `cmsvirt.c` (the sRGB profile) of Little CMS 2.
 
@@ -25,7 +24,7 @@ pub(super) struct Converter {
 
 impl Converter {
     pub(super) fn new() -> Self {
-        // The 16-bit value of a grid point. For a and b, 257 is one level, with an offset of 128 levels.
+        // Returns the 16-bit value of a grid point. For a and b, one level is 257, and the offset is 128 levels.
         let value = |point: usize| (point as f64 * 65535.0 / (POINTS - 1) as f64 + 0.5).floor();
         let mut table = Vec::with_capacity(POINTS * POINTS * POINTS);
         for lightness in (0..POINTS).map(|point| value(point) * 100.0 / 65535.0) {
@@ -70,7 +69,7 @@ impl Converter {
     }
 }
 
-/// Converts a colour exactly, to RGB from 0 to 1. `lightness` is 0 to 100.
+/// Converts a colour to RGB without interpolation. `lightness` is in the range 0 to 100, and the results are in 0 to 1.
 fn exact(lightness: f64, a: f64, b: f64) -> [f64; 3] {
     let y = (lightness + 16.0) / 116.0;
     let linear = |t: f64| if t > 24.0 / 116.0 { t * t * t } else { (108.0 / 841.0) * (t - 16.0 / 116.0) };

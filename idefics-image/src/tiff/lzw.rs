@@ -1,6 +1,6 @@
-//! LZW decompression, with the codes of TIFF 6.0 or those of an older form that some files still use.
+//! Decompresses LZW data with the codes of TIFF 6.0, or with the codes of an older form that some files still use.
 //!
-//! Source: TIFF 6.0 section 13; for the older form and for damaged data, `tif_lzw.c` of libtiff 4.7.
+//! Source: TIFF 6.0 section 13. For the older form and for damaged data, `tif_lzw.c` of libtiff 4.7.
 
 use super::TiffError;
 
@@ -8,20 +8,20 @@ use super::TiffError;
 const CLEAR: usize = 256;
 const END: usize = 257;
 const FIRST: usize = 258;
-/// Maximum number of table entries in libtiff before a clear code is required. Codes can only refer to the first
-/// 4096.
+/// Maximum number of table entries in libtiff before a clear code is required. Codes can refer only to the first 4096
+/// entries.
 const MAX_ENTRIES: usize = 4095 + 1024;
 const MIN_BITS: u32 = 9;
 const MAX_BITS: u32 = 12;
 
-/// A string of the table, as a position in the output.
+/// A string of the table, given by its position in the output.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     start: usize,
     length: usize,
 }
 
-/// Decodes strips or tiles. The first one determines which form the file uses.
+/// A decoder of strips or tiles. The first strip or tile determines which form the file uses.
 #[derive(Debug)]
 pub(super) struct Lzw {
     is_old: Option<bool>,
@@ -33,7 +33,7 @@ impl Lzw {
         Self { is_old: None, entries: vec![Entry::default(); MAX_ENTRIES] }
     }
 
-    /// Fills `out`. Excess data is ignored.
+    /// Decompresses `data` until `out` is full. Excess data is ignored.
     pub(super) fn decode(&mut self, data: &[u8], out: &mut [u8]) -> Result<(), TiffError> {
         let looks_old = matches!(data, [0, second, ..] if second & 1 == 1);
         if *self.is_old.get_or_insert(looks_old) {
@@ -79,8 +79,8 @@ impl Lzw {
                 Some(at) if code <= at && at < MAX_ENTRIES => at,
                 _ => return Err(TiffError::damaged("LZW data has a code that is not in its table")),
             };
-            // The new entry is the last string plus the first byte of this one. It is contiguous in the output once
-            // this string is written.
+            // The new entry is the last string plus the first byte of the current string. These bytes are contiguous in
+            // the output as soon as the current string has been written.
             self.entries[at] = Entry { start: last.start, length: last.length + 1 };
             free = Some(at + 1);
             if at + 1 > (1 << bits) - 1 - early {
@@ -110,24 +110,24 @@ impl Lzw {
 }
 
 trait ReadCode {
-    /// The next code; `None` at the end of the data.
+    /// Returns the next code, or `None` at the end of the data.
     fn next(&mut self, bits: u32) -> Option<usize>;
 }
 
-/// Reads codes, highest bit first. `at` is the position in bits.
+/// A reader of codes, highest bit first. `at` is the position in bits.
 struct Codes<'a> {
     data: &'a [u8],
     at: usize,
 }
 
-/// Reads codes of the older form, lowest bit first. `at` is the position in bits.
+/// A reader of codes of the older form, lowest bit first. `at` is the position in bits.
 struct OldCodes<'a> {
     data: &'a [u8],
     at: usize,
 }
 
-/// The three bytes that contain a code of `bits` bits (at most 12) at bit position `at`. `None` if the data ends
-/// within it.
+/// Returns the three bytes that contain a code of `bits` bits (at most 12) at bit position `at`. Returns `None` if the
+/// data ends within the code.
 fn three(data: &[u8], at: usize, bits: u32) -> Option<[u32; 3]> {
     if at + bits as usize > data.len() * 8 {
         return None;
@@ -158,7 +158,7 @@ impl ReadCode for OldCodes<'_> {
 mod tests {
     use super::*;
 
-    /// Packs codes, given as pairs of length and code. The highest bit is first, or the lowest if `is_old`.
+    /// Packs codes, given as pairs of length and code. The highest bit is first, or the lowest bit if `is_old`.
     fn packed(codes: &[(u32, usize)], is_old: bool) -> Vec<u8> {
         let mut bits = Vec::new();
         for &(length, code) in codes {

@@ -1,15 +1,15 @@
-//! TIFF decoder with exactly the pixels of Pillow.
+//! TIFF decoder that produces exactly the pixels of Pillow.
 //!
 //! It reads the files that Pillow reads, in the same modes, according to the table in `TiffImagePlugin.py` (see
 //! [`mode`]): strips and tiles, interleaved samples or planes, classic TIFF and BigTIFF. Supported compressions:
 //! none, LZW (both forms), deflate, PackBits, CCITT (modified Huffman, group 3, group 4), ThunderScan, and JPEG (both
 //! kinds). Everything else is rejected with an error that names it.
 //!
-//! Damaged files: files that Pillow with libtiff 4.7 rejects are rejected, and files that it tolerates give the same
-//! pixels.
+//! Damaged files are rejected if Pillow with libtiff 4.7 rejects them. Damaged files that Pillow tolerates give the
+//! same pixels.
 //!
-//! Data flow: [`directory`] parses the tags of a page, and [`page`] interprets them. [`raw`] and [`compressed`]
-//! decode strips and tiles to samples of a mode, and [`color`] converts those to pixels.
+//! Data flow: [`directory`] parses the tags of a page, and [`page`] interprets them. [`raw`] and [`compressed`] decode
+//! strips and tiles to samples of a mode, and [`color`] converts these samples to pixels.
 
 mod chunks;
 mod color;
@@ -47,7 +47,7 @@ use crate::orientation::read_xmp;
 use crate::output::{Header, Output, RowSink};
 use crate::raster::Palette;
 
-/// Decodes a page, counted from 1.
+/// Decodes a page. Pages are counted from 1.
 pub(crate) fn decode(
     file: &[u8],
     input: &Input<'_>,
@@ -85,8 +85,8 @@ fn palette(page: &Page<'_>) -> Result<Option<Palette>, TiffError> {
     }
 }
 
-/// Maximum number of bytes that decoding holds: a band of pixels, the strip or tile it is decoded from, and the state
-/// of the decoder.
+/// Returns the maximum number of bytes that decoding holds in memory: a band of pixels, the strip or tile from which
+/// the band is decoded, and the state of the decoder.
 fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
     let rows = match page.compression {
         Compression::OldJpeg => u64::from(page.height),
@@ -104,7 +104,7 @@ fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
 }
 
 /// Decodes the page and passes samples of its mode to `take` in bands, from the top: `[rows, width, pixel]`. A band
-/// is a row of strips or tiles, or a number of rows of JPEG data.
+/// consists of the rows of a row of strips or tiles, or of some of these rows.
 fn samples(page: &Page<'_>, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     match page.compression {
         Compression::None => raw::decode(page, take),
@@ -114,7 +114,7 @@ fn samples(page: &Page<'_>, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) ->
     }
 }
 
-/// The orientation from the tag Orientation or, if it is missing, from the XMP packet.
+/// Returns the orientation from the tag Orientation or, if the tag is missing, from the XMP packet.
 fn orientation(page: &Page<'_>) -> Orientation {
     let code = match page.tags.value(Tag::ORIENTATION) {
         Ok(Some(code)) => u8::try_from(code).ok(),

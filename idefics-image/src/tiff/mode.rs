@@ -1,4 +1,4 @@
-//! Pillow's modes for TIFF, and the sample layouts that it unpacks into them.
+//! The modes that Pillow uses for TIFF files, and the sample layouts that it unpacks into these modes.
 //!
 //! Source: `OPEN_INFO` of Pillow's `TiffImagePlugin.py` (supported files and their modes), `Unpack.c` of Pillow.
 
@@ -29,7 +29,7 @@ pub(super) enum Mode {
 }
 
 impl Mode {
-    /// Bytes per pixel.
+    /// Returns the number of bytes per pixel.
     pub(super) fn pixel_bytes(self) -> usize {
         match self {
             Self::Bilevel | Self::Grey | Self::Palette => 1,
@@ -39,7 +39,7 @@ impl Mode {
         }
     }
 
-    /// Number of channels in Pillow.
+    /// Returns the number of channels that Pillow counts for this mode.
     pub(super) fn bands(self) -> usize {
         match self {
             Self::Bilevel | Self::Grey | Self::Palette | Self::Grey16 | Self::Int | Self::Float => 1,
@@ -62,14 +62,14 @@ pub(super) enum Samples {
     Wide { order: ByteOrder, is_signed: bool, is_reversed: bool },
     /// One sample of 32 bits per pixel.
     Long(ByteOrder),
-    /// `stored` bytes per pixel. Only the first ones, as many as the mode has, are kept.
+    /// `stored` samples of 8 bits per pixel. Only the first samples are kept, one for each channel of the mode.
     Bytes { stored: usize, is_reversed: bool, is_premultiplied: bool },
-    /// `stored` samples of 16 bits per pixel. Only the upper bytes of the first samples are kept.
+    /// `stored` samples of 16 bits per pixel. Only the upper bytes of the first samples are kept, one for each channel.
     Words { stored: usize, order: ByteOrder, is_premultiplied: bool },
 }
 
 impl Samples {
-    /// Bits per stored pixel.
+    /// Returns the number of bits per stored pixel.
     pub(super) fn bits(self) -> usize {
         match self {
             Self::Packed { bits, .. } => bits,
@@ -81,14 +81,14 @@ impl Samples {
         }
     }
 
-    /// Bytes per row.
+    /// Returns the number of bytes in a row of `pixels` pixels.
     pub(super) fn row_bytes(self, pixels: usize) -> usize {
         (pixels * self.bits()).div_ceil(8)
     }
 
-    /// The layout after libtiff: it returns 16-bit samples in native (little-endian) byte order, whatever the order
-    /// of the file. Pillow does not take this into account for signed and longer samples, and neither does this
-    /// function.
+    /// Returns the layout of samples that libtiff has decoded. libtiff returns 16-bit samples in native (little-endian)
+    /// byte order, whatever the byte order of the file. Pillow ignores this for signed samples and for longer samples,
+    /// and so does this function.
     pub(super) fn in_native_order(self) -> Self {
         match self {
             Self::Wide { is_signed: false, is_reversed, .. } => {
@@ -99,7 +99,7 @@ impl Samples {
         }
     }
 
-    /// Unpacks a row to `out`, which has whole pixels of `mode`.
+    /// Unpacks a row to `out`, which receives whole pixels of `mode`.
     pub(super) fn unpack(self, mode: Mode, row: &[u8], out: &mut [u8]) {
         match self {
             Self::Packed { bits: 8, is_inverted, is_reversed } => {
@@ -180,7 +180,7 @@ impl Samples {
     }
 }
 
-/// Divides premultiplied colours by alpha, the last sample of the pixel.
+/// Divides premultiplied colours by alpha, which is the last sample of the pixel.
 pub(super) fn divide_by_alpha(pixel: &mut [u8]) {
     let Some((&mut alpha, colors)) = pixel.split_last_mut() else { return };
     for value in colors {
@@ -206,7 +206,7 @@ pub(super) struct Key<'a> {
 }
 
 impl Key<'_> {
-    /// The mode and the layout of the samples. `None` if Pillow does not support them.
+    /// Returns the mode and the layout of the samples, or `None` if Pillow does not support the page.
     pub(super) fn open(self) -> Option<(Mode, Samples)> {
         const UNSIGNED: u16 = 1;
         const SIGNED: u16 = 2;
@@ -221,7 +221,7 @@ impl Key<'_> {
             (0 | 1, UNSIGNED, _, &[depth @ (2 | 4 | 8)], []) => (Mode::Grey, packed(depth, photometric == 0)),
             (1, SIGNED, false, [8], []) => (Mode::Grey, packed(8, false)),
             (1, UNSIGNED, false, [12], []) if order == Little => (Mode::Grey16, Samples::Twelve),
-            // 0 is white here too, but Pillow does not invert.
+            // Photometric 0 means that 0 is white here too, but Pillow does not invert these samples.
             (0, UNSIGNED, false, [16], []) if order == Little => (Mode::Grey16, wide(false)),
             (1, UNSIGNED, false, [16], []) => (Mode::Grey16, wide(false)),
             (1, UNSIGNED, true, [16], []) if order == Little => (Mode::Grey16, wide(false)),
@@ -257,7 +257,7 @@ impl Key<'_> {
             | (5, UNSIGNED, false, [8, 8, 8, 8, 8, 8], [0, 0]) => (Mode::Cmyk, bytes(false)),
             (5, UNSIGNED, false, [16, 16, 16, 16], []) => (Mode::Cmyk, words(false)),
             (6, UNSIGNED, false, [8], []) => (Mode::Grey, packed(8, false)),
-            // Pillow lets libtiff convert these to RGB with a fourth, unused sample.
+            // Pillow lets libtiff convert YCbCr to RGB with a fourth, unused sample.
             (6, UNSIGNED, false, [8, 8, 8], []) => {
                 (Mode::Rgb, Samples::Bytes { stored: 4, is_reversed: false, is_premultiplied: false })
             }

@@ -1,8 +1,8 @@
-//! Old-style JPEG, as originally defined by TIFF 6.0 (compression 6).
+//! Decodes old-style JPEG, as originally defined by TIFF 6.0 (compression 6).
 //!
-//! A file contains a whole JPEG stream (in the tag JPEGInterchangeFormat or in the first strip), a stream of tables
-//! that is continued by the strips, or tables in separate tags. All of these are assembled to one JPEG file. Chroma
-//! is repeated, not interpolated, and colours are converted as for other compressions.
+//! A file has one of three forms: a whole JPEG stream, which is in the tag JPEGInterchangeFormat or in the first strip;
+//! a stream of tables, which the strips continue; or tables in separate tags. Each form is assembled into one JPEG
+//! file. Chroma is repeated, not interpolated, and colours are converted as for other compressions.
 //!
 //! Source: TIFF 6.0 section 22; `tif_ojpeg.c` of libtiff 4.7.
 
@@ -23,7 +23,7 @@ const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
 pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     if page.is_planar || page.cut.across != 1 || page.stored_samples != 3 {
         return Err(TiffError::coding(
-            "old-style JPEG in planes, in several columns of tiles, or with other than three samples",
+            "old-style JPEG in planes, in several columns of tiles, or without exactly three samples",
         ));
     }
     let file = assemble(page, max_bytes)?;
@@ -53,7 +53,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
     Ok(())
 }
 
-/// Assembles the parts of the file into one JPEG file. If strips overlap, it may be larger than the TIFF file.
+/// Assembles the parts of the file into one JPEG file. If strips overlap, the result may be larger than the TIFF file.
 fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     let offset_tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let first_offset = page.tags.value(offset_tag)?;
@@ -92,10 +92,10 @@ fn assemble(page: &Page<'_>, max_bytes: u64) -> Result<Vec<u8>, TiffError> {
     Ok(file)
 }
 
-/// A range of the file, and its bytes.
+/// A range of the file, and the bytes in this range.
 type Placed<'a> = (Range<u64>, &'a [u8]);
 
-/// The stream that the tag JPEGInterchangeFormat points to, if it starts like a JPEG file.
+/// Returns the stream that the tag JPEGInterchangeFormat points to, if the stream starts like a JPEG file.
 fn stream<'a>(page: &Page<'a>) -> Result<Option<Placed<'a>>, TiffError> {
     let Some(offset) = page.tags.value(Tag::JPEG_INTERCHANGE_FORMAT)? else { return Ok(None) };
     let rest = usize::try_from(offset).ok().and_then(|offset| page.tags.file.get(offset..)).unwrap_or_default();
@@ -107,8 +107,8 @@ fn stream<'a>(page: &Page<'a>) -> Result<Option<Placed<'a>>, TiffError> {
     Ok(stream.map(|stream| (offset..offset + length as u64, stream)))
 }
 
-/// A restart interval segment with the number of units per strip, because each strip starts anew. Empty if there is
-/// only one strip.
+/// Returns a segment that declares the number of units per strip as the restart interval, because decoding restarts at
+/// each strip. Returns an empty segment if there is only one strip.
 fn restart_interval(page: &Page<'_>, (across, down): (usize, usize)) -> Result<Vec<u8>, TiffError> {
     if page.cut.count() == 1 {
         return Ok(Vec::new());

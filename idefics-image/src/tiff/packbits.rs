@@ -1,10 +1,10 @@
-//! PackBits decompression: runs and literals of bytes.
+//! Decompresses PackBits data, which consists of runs and literals of bytes.
 //!
-//! Source: TIFF 6.0 section 9; for damaged or excess data, `tif_packbits.c` of libtiff 4.7.
+//! Source: TIFF 6.0 section 9. For damaged or excess data, `tif_packbits.c` of libtiff 4.7.
 
 use super::TiffError;
 
-/// Fills `out`. Excess data is ignored.
+/// Decompresses `data` until `out` is full. Excess data is ignored.
 pub(super) fn decode(mut data: &[u8], mut out: &mut [u8]) -> Result<(), TiffError> {
     while !out.is_empty() {
         let Some((&head, rest)) = data.split_first() else { break };

@@ -9,7 +9,7 @@ use super::tag::Tag;
 
 /// Maximum number of samples per pixel, as in Pillow.
 const MAX_SAMPLES: u64 = 6;
-/// Maximum number of values that are read of a tag with one value per sample. It is twice [`MAX_SAMPLES`], because
+/// Maximum number of values that are read from a tag with one value per sample. It is twice [`MAX_SAMPLES`], because
 /// extra samples that are ignored have values too.
 const MAX_VALUES: usize = 12;
 
@@ -64,7 +64,7 @@ impl Compression {
     }
 }
 
-/// The grid of rectangles, strips or tiles, that the image is divided into.
+/// The grid of rectangles (strips or tiles) into which the image is divided.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
     pub(super) is_tiled: bool,
@@ -194,17 +194,17 @@ impl<'a> Page<'a> {
         self.tags.order
     }
 
-    /// Whether libtiff converts YCbCr to RGB. For interleaved JPEG, libjpeg does it.
+    /// Returns whether libtiff converts YCbCr to RGB. For interleaved JPEG, libjpeg converts it instead.
     pub(super) fn is_ycbcr(&self) -> bool {
         self.photometric == 6 && self.mode == Mode::Rgb && (self.compression != Compression::Jpeg || self.is_planar)
     }
 
-    /// Number of interleaved samples per pixel in a strip or tile.
+    /// Returns the number of interleaved samples per pixel in a strip or tile.
     pub(super) fn interleaved_samples(&self) -> usize {
         if self.is_planar { 1 } else { self.stored_samples }
     }
 
-    /// Bits per pixel in the file, over all planes that are used.
+    /// Returns the number of bits per pixel in the file, summed over all planes that are used.
     pub(super) fn bits_per_pixel(&self) -> usize {
         match self.samples {
             _ if self.is_planar => usize::from(self.bits) * self.mode.bands(),
@@ -212,23 +212,23 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// Number of planes.
+    /// Returns the number of planes that are used.
     pub(super) fn planes(&self) -> usize {
         if self.is_planar { self.mode.bands() } else { 1 }
     }
 
-    /// Bytes per decoded strip or tile.
+    /// Returns the number of bytes per decoded strip or tile.
     pub(super) fn decoded_bytes(&self) -> usize {
         self.stored_row().saturating_mul(self.cut.height)
     }
 
-    /// Bytes per stored row of a strip or tile.
+    /// Returns the number of bytes per stored row of a strip or tile.
     pub(super) fn stored_row(&self) -> usize {
         self.cut.width.saturating_mul(self.interleaved_samples()).saturating_mul(usize::from(self.bits)).div_ceil(8)
     }
 }
 
-/// Reads the tag YCbCrSubSampling. If `counts` is false, the tag is not relevant and invalid values are ignored.
+/// Reads the tag YCbCrSubSampling. If `counts` is false, the tag has no effect and invalid values are ignored.
 fn chroma(tags: &Directory<'_>, counts: bool) -> Result<[usize; 2], TiffError> {
     let factors = match tags.shorts(Tag::Y_CB_CR_SUB_SAMPLING, 2) {
         Ok(factors) => factors.unwrap_or_else(|| vec![2, 2]),
@@ -254,8 +254,8 @@ impl Cut {
             }
         };
         let (width, height) = (width as usize, height as usize);
-        // For uncompressed data, Pillow looks for the tags of offsets; for compressed data, libtiff looks for the
-        // size of tiles.
+        // For uncompressed data, Pillow looks for the tags of offsets. For compressed data, libtiff looks for the size
+        // of tiles.
         let is_tiled = match compression {
             Compression::None => !tags.contains(Tag::STRIP_OFFSETS) && tags.contains(Tag::TILE_OFFSETS),
             _ => tags.contains(Tag::TILE_WIDTH) && tags.contains(Tag::TILE_LENGTH),
@@ -297,7 +297,7 @@ impl Cut {
         })
     }
 
-    /// Number of rectangles per plane.
+    /// Returns the number of rectangles per plane.
     pub(super) fn count(&self) -> usize {
         self.across * self.down
     }

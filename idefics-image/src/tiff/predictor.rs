@@ -1,6 +1,6 @@
 //! Undoes predictors, which store differences of neighbouring samples.
 //!
-//! Source: TIFF 6.0 section 14, TIFF Technical Note 3; `tif_predict.c` of libtiff 4.7.
+//! Source: TIFF 6.0 section 14, TIFF Technical Note 3, and `tif_predict.c` of libtiff 4.7.
 
 use super::TiffError;
 use super::directory::ByteOrder;
@@ -11,9 +11,9 @@ use super::tag::Tag;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Predictor {
     None,
-    /// Samples are differences to the pixel on the left.
+    /// Samples are stored as differences from the pixel on the left.
     Horizontal,
-    /// Bytes are differences, grouped by their position in the sample.
+    /// Bytes are stored as differences, and are grouped by their position in the sample.
     FloatingPoint,
 }
 
@@ -66,7 +66,7 @@ impl Predictor {
                     let sorted = row.to_vec();
                     let count = row.len() / 4;
                     for (index, word) in row.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                        // The highest bytes of all samples are stored first.
+                        // The highest bytes of all samples come first.
                         *word = [3, 2, 1, 0].map(|byte| sorted[byte * count + index]);
                     }
                 }

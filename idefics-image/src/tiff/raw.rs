@@ -1,7 +1,7 @@
 //! Decodes uncompressed strips and tiles.
 //!
-//! Pillow reads these without libtiff. From each offset, it reads all rows of the rectangle and ignores the declared
-//! length. Rectangles without an offset stay black.
+//! Pillow reads uncompressed data without libtiff. From each offset, it reads all rows of the strip or tile and ignores
+//! the declared length. In this module, a strip or tile is called a rectangle. Rectangles without an offset stay black.
 //!
 //! Source: `TiffImageFile._setup` of Pillow's `TiffImagePlugin.py`, `ImageFile.load`, `RawDecode.c`.
 
@@ -27,7 +27,7 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
         Samples::Packed { .. } | Samples::Long(_) => false,
     };
     if page.is_planar && is_unknown {
-        return Err(TiffError::coding("uncompressed planes of this colour (tag PlanarConfiguration)"));
+        return Err(TiffError::coding("uncompressed planes of this kind of samples (tag PlanarConfiguration)"));
     }
     let tag = if page.cut.is_tiled { Tag::TILE_OFFSETS } else { Tag::STRIP_OFFSETS };
     let offsets = page.tags.numbers(tag, usize::MAX)?.ok_or_else(|| missing(tag))?;
@@ -64,15 +64,16 @@ pub(super) fn decode(page: &Page<'_>, mut take: impl FnMut(Vec<u8>)) -> Result<(
     Ok(())
 }
 
-/// Maximum number of rows in a band. Strips and tiles may be higher.
+/// Returns the maximum number of rows in a band. A strip or tile may have more rows.
 pub(super) fn band_rows(page: &Page<'_>) -> usize {
     /// Target size of a band, in bytes.
     const BAND_BYTES: usize = 256 << 10;
     (BAND_BYTES / (page.width as usize * page.mode.pixel_bytes()).max(1)).max(1)
 }
 
-/// The offset of a rectangle in the file. If there are more offsets than rectangles, the extra ones refer to the
-/// rectangles again, from the first. Pillow reads them in ascending order, so the largest offset of a rectangle wins.
+/// Returns the offset of a rectangle in the file. If there are more offsets than rectangles, the extra offsets refer to
+/// the rectangles again, from the first rectangle on. Pillow reads all offsets in ascending order, so the largest
+/// offset of a rectangle takes effect.
 fn offset(page: &Page<'_>, offsets: Numbers<'_>, index: usize, rectangles: usize) -> Option<u64> {
     let is_whole = page.cut.width == page.width as usize && page.cut.height == page.height as usize;
     if is_whole && !page.is_planar {
@@ -82,8 +83,8 @@ fn offset(page: &Page<'_>, offsets: Numbers<'_>, index: usize, rectangles: usize
     (index..offsets.len()).step_by(rectangles).filter_map(|index| offsets.get(index)).max()
 }
 
-/// Reads `rows` of a rectangle to the same rows of `band`. `index` counts rectangles in row-major order, plane by
-/// plane.
+/// Reads `rows` of a rectangle into `band`, whose first row is row `rows.start` of the rectangle. `index` counts
+/// rectangles in row-major order, plane by plane.
 fn read_rectangle(
     page: &Page<'_>,
     index: usize,
@@ -125,7 +126,7 @@ fn read_rectangle(
     Ok(())
 }
 
-/// The layout of the samples in a row. In planes, Pillow reads one byte per sample (except for 1-bit and 32-bit
+/// Returns the layout of the samples in a row. In planes, Pillow reads one byte per sample (except for 1-bit and 32-bit
 /// samples) and ignores inversion and bit order.
 fn row_samples(page: &Page<'_>) -> Samples {
     match (page.is_planar, page.samples) {

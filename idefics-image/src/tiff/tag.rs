@@ -1,6 +1,6 @@
-//! The tags that decoding needs.
+//! The TIFF tags that decoding needs.
 
-/// The number of a tag.
+/// A TIFF tag, given by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Tag(pub(super) u16);
 
@@ -9,12 +9,12 @@ macro_rules! tags {
         impl Tag {
             $(pub(super) const $name: Self = Self($number);)*
 
-            /// Whether decoding needs the tag. Other tags of a directory are not stored.
+            /// Returns whether decoding needs the tag. Other tags of a directory are not stored.
             pub(super) fn is_known(self) -> bool {
                 matches!(self.0, $($number)|*)
             }
 
-            /// The name of the tag in the specification, for messages.
+            /// Returns the name of the tag in the specification, for messages.
             pub(super) fn name(self) -> &'static str {
                 match self.0 {
                     $($number => $text,)*

@@ -1,4 +1,4 @@
-//! ThunderScan decompression: 4-bit grey, coded as runs and differences.
+//! Decompresses ThunderScan data: 4-bit grey, coded as runs and differences.
 //!
 //! Source: `tif_thunder.c` of libtiff 4.7.
 
@@ -29,7 +29,7 @@ struct Pixels<'a> {
 impl Pixels<'_> {
     /// Decodes one byte: two bits of code and six bits of data.
     fn decode(&mut self, byte: u8) -> Result<(), TiffError> {
-        /// The difference for two and for three bits of data. `None` adds no pixel.
+        /// The differences that two bits and three bits of data encode. `None` adds no pixel.
         const BY_TWO_BITS: [Option<i8>; 4] = [Some(0), Some(1), None, Some(-1)];
         const BY_THREE_BITS: [Option<i8>; 8] = [Some(0), Some(1), Some(2), Some(3), None, Some(-3), Some(-2), Some(-1)];
         match byte >> 6 {

@@ -1,6 +1,6 @@
-//! Decodes YCbCr with subsampled chroma, in compressions other than JPEG.
+//! Decodes YCbCr with subsampled chroma, for compressions other than JPEG.
 //!
-//! Chroma is repeated, not interpolated. Damaged strips and tiles are not an error: where data is missing, all
+//! Chroma is repeated, not interpolated. Damaged strips and tiles are not an error. Where data is missing, all
 //! components are 0, which is dark green.
 //!
 //! Source: `TiffDecode.c` of Pillow (`_decodeAsRGBA`), `tif_getimage.c` and `tif_color.c` of libtiff 4.7.
@@ -12,13 +12,13 @@ use super::error::zeroed;
 use super::page::{Compression, Page};
 use super::tag::Tag;
 
-/// Converts YCbCr to RGB with lookup tables.
+/// Lookup tables that convert YCbCr to RGB.
 #[derive(Debug)]
 pub(super) struct Colors {
     luma: [i32; 256],
     cr_red: [i32; 256],
     cb_blue: [i32; 256],
-    /// In units of 1/65536. `cb_green` includes one half for rounding.
+    /// The parts of green, in units of 1/65536. `cb_green` includes one half for rounding.
     cr_green: [i32; 256],
     cb_green: [i32; 256],
 }
@@ -70,17 +70,18 @@ impl Colors {
     }
 }
 
-/// Size of a unit, in bytes. A unit is a block of luma samples that share chroma, followed by one Cb and one Cr sample.
+/// Returns the size of a unit, in bytes. A unit is a block of luma samples that share chroma, followed by one Cb and
+/// one Cr sample.
 fn unit(page: &Page<'_>) -> usize {
     page.chroma[0] * page.chroma[1] + 2
 }
 
-/// Size of one row of units (see [`unit`]) of a strip or tile, in bytes.
+/// Returns the size of one row of units (see [`unit`]) of a strip or tile, in bytes.
 fn row_bytes(page: &Page<'_>) -> usize {
     page.cut.width.div_ceil(page.chroma[0]).saturating_mul(unit(page))
 }
 
-/// Bytes per decoded strip or tile.
+/// Returns the number of bytes per decoded strip or tile.
 pub(super) fn decoded_bytes(page: &Page<'_>) -> usize {
     row_bytes(page).saturating_mul(page.cut.height.div_ceil(page.chroma[1]))
 }
@@ -109,7 +110,8 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
             let samples = &mut buffer[..row_bytes * rows.div_ceil(samples_down)];
             let chunk = chunks.get(down * cut.across + across)?;
             samples.fill(0);
-            // libtiff continues after an error here. It keeps what was decoded, except for damaged deflate data.
+            // libtiff continues after an error here. It keeps the samples decoded so far, except for damaged deflate
+            // data.
             let is_read = reader.read(page, chunk, Place { top, rows }, samples).is_ok();
             if !is_read && page.compression == Compression::Deflate {
                 samples.fill(0);

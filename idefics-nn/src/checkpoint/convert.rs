@@ -1,4 +1,4 @@
-//! Converts the bytes of a tensor in a file to tensor data of the requested dtype.
+//! Converts a tensor of a file to tensor data of the requested dtype.
 
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
@@ -22,8 +22,8 @@ pub(super) fn read_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<T
     }
 }
 
-/// Like [`read_as`], for a device that makes its own copy: if the file already has that dtype, the bytes are
-/// uploaded straight from the memory map.
+/// Reads a tensor like [`read_as`], for a device that makes its own copy. If the file already has `dtype`, the bytes
+/// are uploaded straight from the memory map.
 pub(super) fn upload_as(name: &str, entry: &TensorEntry, dtype: DType) -> Result<TensorData, CheckpointError> {
     let bad = match entry.dtype {
         _ if !entry.is_plain() || dense_dtype(entry.dtype) != Some(dtype) || cfg!(target_endian = "big") => {
@@ -52,7 +52,7 @@ fn non_finite(name: &str, entry: &TensorEntry, dtype: DType, (count, first): Bad
     }
 }
 
-/// Merges the results of two parts of a tensor.
+/// Combines the results of two parts of a tensor.
 fn merge(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
     match (left, right) {
         (Some((n, first)), Some((m, second))) => Some((n + m, first.min(second))),
@@ -60,7 +60,7 @@ fn merge(left: Option<Bad>, right: Option<Bad>) -> Option<Bad> {
     }
 }
 
-/// The non-finite values of a chunk that begins at index `start`.
+/// Finds the non-finite values of a chunk that begins at index `start`.
 fn bad_among(values: impl Iterator<Item = f32>, start: usize) -> Option<Bad> {
     let bad = values.enumerate().filter(|(_, value)| !value.is_finite());
     bad.fold(None, |bad, (index, _)| merge(bad, Some((1, start + index))))
@@ -92,7 +92,7 @@ fn read_to<Out: Element + burn::tensor::Element>(
     }
 }
 
-/// The converted values, and the non-finite values among them.
+/// Converts values to `Out`, and finds the non-finite ones among the results.
 fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
     let mut values = vec![Out::from_f32(0.0); bytes.len() / size_of::<In>()];
     let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size_of::<In>())).enumerate();
@@ -108,7 +108,8 @@ fn convert<In: Element, Out: Element>(bytes: &[u8]) -> (Vec<Out>, Option<Bad>) {
     (values, bad)
 }
 
-/// The values of a tensor that is not plain, and the non-finite values among them.
+/// Reads a tensor that is not stored as plain elements (see [`TensorEntry::is_plain`]), and finds its non-finite
+/// values.
 fn decode<Out: Element>(entry: &TensorEntry) -> (Vec<Out>, Option<Bad>) {
     let mut values = vec![Out::from_f32(0.0); entry.num_elements()];
     let row_len = entry.row_len();

@@ -17,14 +17,14 @@ pub struct Quantization {
     /// Whether the scales of NF4 and FP4 are also rounded to eight bits (bitsandbytes' `double_quant`). In memory
     /// they are held in full precision either way.
     pub double_quant: bool,
-    /// Modules whose linear layers are not quantised: module names, or suffixes of module names.
+    /// Modules whose linear layers are not quantised, as module names or suffixes of module names.
     ///
     /// Source: `should_convert_module`, Transformers 5.23.0, without its regular expressions.
     pub modules_to_not_convert: Vec<String>,
 }
 
 impl Quantization {
-    /// Whether the linear layer whose weight is called `name` is quantised.
+    /// Returns whether the linear layer whose weight is called `name` is quantised.
     pub fn covers(&self, name: &str) -> bool {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let is_kept = |kept: &String| {
@@ -36,18 +36,18 @@ impl Quantization {
 }
 
 impl LoadOptions<'_> {
-    /// How the tensor `name` is quantised, or `None` if it is not.
+    /// Returns how the tensor `name` is quantised, or `None` if it is not.
     pub(super) fn quantization_of(&self, matrix: Option<Matrix>, name: &str) -> Option<&Quantization> {
         let quantization = self.quantize.as_ref().filter(|quantization| quantization.covers(name));
         quantization.filter(|_| matrix == Some(Matrix::Linear) && !self.is_as_stored(name))
     }
 
-    /// The dtype of an unquantised tensor (a matrix or anything else) on `device`. `stored` is its dtype in the
-    /// checkpoint; without a checkpoint, BF16 is assumed.
+    /// Returns the dtype of an unquantised tensor on `device`. `stored` is its dtype in the checkpoint. Without a
+    /// checkpoint, `stored` is `None`, and BF16 is assumed. `matrix` is `None` for parameters other than matrices.
     pub(super) fn dtype_of(&self, name: &str, matrix: Option<Matrix>, stored: Option<Dtype>, device: &Device) -> DType {
         let as_stored = stored.map_or(Some(DType::BF16), dense_dtype).unwrap_or(DType::F32);
         match self.dtype {
-            // CPU activations are f32 whatever the dtype of the matrices.
+            // On the CPU, parameters other than matrices are f32, like all activations.
             _ if ops::is_cpu(device) && matrix.is_none() => DType::F32,
             _ if self.is_as_stored(name) => as_stored,
             Some(dtype) => dtype,

@@ -1,4 +1,4 @@
-//! Uses checkpoint tensors in the memory map as Burn tensors.
+//! Uses checkpoint tensors directly in the memory map, as Burn tensors.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::PackedWeight;
 
-/// The codes and scales of a weight, `[d_out, d_in]`, that is stored quantised.
+/// Reads the codes and scales of a weight, `[d_out, d_in]`, that is stored quantised.
 pub(super) fn read_packed(
     checkpoint: &Checkpoint,
     name: &str,
@@ -28,7 +28,7 @@ pub(super) fn read_packed(
     Ok(PackedWeight::new(codes, scales, format, dims, device))
 }
 
-/// An int4 weight. Its codes stay in the memory map if they have the order of the kernels.
+/// Converts an int4 weight. Its codes stay in the memory map if they already have the order that the kernels expect.
 fn int4(
     checkpoint: &Checkpoint,
     name: &str,
@@ -51,8 +51,9 @@ fn int4(
     Ok(PackedWeight::new(codes, scales, PackedFormat::Int4 { group }, dims, device).with_order(order))
 }
 
-/// The weight `[d_out, d_in]` of a tensor that is stored in GGUF blocks, without a copy unless its rows are in another
-/// order; `None` if the tensor is in other formats, or the device does not compute in host memory. Nothing is checked.
+/// Returns the weight, `[d_out, d_in]`, of a tensor that is stored in GGUF blocks. The blocks are not copied, unless
+/// the rows must be reordered. Returns `None` if the tensor is not in blocks, or if the device does not compute in host
+/// memory. The values are not checked.
 pub(super) fn blocks(entry: &TensorEntry, device: &Device) -> Option<PackedWeight> {
     let kind = blocks_on(entry, device)?;
     let bytes = match entry.is_in_order() {
@@ -63,25 +64,25 @@ pub(super) fn blocks(entry: &TensorEntry, device: &Device) -> Option<PackedWeigh
     Some(PackedWeight::from_blocks(blocks, kind, [entry.shape[0], entry.shape[1]], device))
 }
 
-/// The type of the GGUF blocks in which a matrix stays on `device`, if it does.
+/// Returns the type of the GGUF blocks in which a matrix is kept on `device`, or `None` if it is not kept in blocks.
 pub(super) fn blocks_on(entry: &TensorEntry, device: &Device) -> Option<GgufType> {
     entry.block_type().filter(|_| entry.shape.len() == 2 && crate::ops::reads_bytes(device))
 }
 
-/// The tensor in the memory map, without a copy, if it already has `dtype` and the device computes in host memory.
-/// Nothing is read, so the values are not checked.
+/// Returns the tensor in the memory map, without a copy, if it already has `dtype` and the device computes in host
+/// memory. Nothing is read, so the values are not checked.
 pub(super) fn in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> Option<TensorData> {
     is_usable_in_place(entry, dtype, device).then(|| TensorData::from_bytes(shared(entry), entry.shape.clone(), dtype))
 }
 
-/// Whether the tensor can be used directly from the memory map.
+/// Returns whether the tensor can be used directly in the memory map.
 pub(super) fn is_usable_in_place(entry: &TensorEntry, dtype: DType, device: &Device) -> bool {
     let same = entry.is_plain() && dense_dtype(entry.dtype) == Some(dtype);
     let aligned = entry.bytes().as_ptr().addr().is_multiple_of(dtype.size());
     same && aligned && cfg!(target_endian = "little") && crate::ops::computes_on(device)
 }
 
-/// The tensor's bytes; they keep the memory map alive.
+/// Returns the tensor's bytes, which keep the memory map alive.
 pub(super) fn shared(entry: &TensorEntry) -> Bytes {
     struct Entry(TensorEntry);
     impl AsRef<[u8]> for Entry {
@@ -92,7 +93,7 @@ pub(super) fn shared(entry: &TensorEntry) -> Bytes {
     Bytes::from_shared(bytes::Bytes::from_owner(Entry(entry.clone())), AllocationProperty::File)
 }
 
-/// Burn's dtype for a floating-point dtype of safetensors.
+/// Returns Burn's dtype for F32, F16 or BF16 of safetensors, and `None` for any other dtype.
 pub(super) fn dense_dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),

@@ -15,7 +15,7 @@ use super::in_place::{blocks, in_place, read_packed};
 use crate::parameters::{Matrix, ParameterMapper, ParameterVisitor, map_parameters, matrices, visit_parameters};
 use crate::{PackedWeight, init, ops};
 
-/// Suffixes of tensors that old checkpoints contain although the models compute them.
+/// Suffixes of the names of tensors that old checkpoints contain, although the models compute these tensors.
 const COMPUTED_TENSORS: [&str; 3] =
     ["rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "vision_model.embeddings.position_ids"];
 
@@ -25,23 +25,25 @@ pub struct LoadOptions<'a> {
     /// Prefix of the module's tensors in the checkpoint, including the dot. A component loads only the tensors
     /// under its prefix.
     pub prefix: &'a str,
-    /// The dtype of the weights: F32, F16 or BF16, or `None` to keep matrices in the dtype of the file. On the
-    /// CPU, whose kernels accept matrices of any of these dtypes, activations and parameters other than matrices
-    /// are always F32, and a matrix that already has the dtype is used directly from the memory map. On other
-    /// devices everything has this dtype, and `None` means F32.
+    /// The dtype of the weights: F32, F16 or BF16. `None` keeps matrices in the dtype of the file on the CPU (outside
+    /// autodiff graphs), and means F32 elsewhere.
     ///
-    /// Matrices in blocks of GGUF files stay in them on the CPU, whatever the dtype; other devices get them
-    /// dequantised.
+    /// On the CPU, the dtype applies only to matrices, because the kernels accept matrices of any of these dtypes. A
+    /// matrix that already has the dtype is used directly in the memory map. Activations and all other parameters are
+    /// F32. On other devices, everything has this dtype.
+    ///
+    /// Matrices in GGUF blocks stay in blocks on the CPU, whatever the dtype. On other devices, they are dequantised.
     pub dtype: Option<DType>,
-    /// How linear layers are quantised. Layers that the file has quantised already stay as they are.
+    /// How linear layers are quantised. Layers that the file stores in this quantised format stay as they are. Layers
+    /// that it stores in another quantised format are an error.
     pub quantize: Option<Quantization>,
     /// Element type in which the activations of quantised layers are multiplied.
     pub activations: Activations,
-    /// Pairs (tensor, source). The tensor may be missing and then shares the memory of its source
+    /// Pairs of names (tensor, source). If the tensor is missing, it shares the memory of its source
     /// (`tie_word_embeddings`). The source must come before the tensor in the module.
     pub tied: &'a [(&'a str, &'a str)],
     /// Tensors whose names begin with one of these prefixes keep the dtype of the file, regardless of `dtype` and
-    /// `quantize`; the empty prefix stands for all tensors. On the CPU their matrices stay in the memory map.
+    /// `quantize`. The empty prefix selects all tensors. On the CPU, the matrices among them stay in the memory map.
     pub as_stored: &'a [String],
 }
 
@@ -64,10 +66,11 @@ pub struct LoadProgress {
 
 /// Loads modules from a checkpoint.
 pub trait LoadModule {
-    /// Fills every parameter of `module` from the tensor called prefix + path of the parameter.
+    /// Fills every parameter of `module` from the tensor whose name is `options.prefix` followed by the parameter's
+    /// path.
     ///
     /// Names and shapes are compared before any weight is read. Tensors that the module does not use are ignored;
-    /// [`Self::unused`] lists them. A weight that is already quantised is replaced like any other.
+    /// [`Self::unused`] lists them. Weights of `module` that are already quantised are replaced like all others.
     ///
     /// # Errors
     /// [`CheckpointError::Missing`], [`CheckpointError::Shape`], [`CheckpointError::Dtype`] and
@@ -80,8 +83,8 @@ pub trait LoadModule {
         progress: impl FnMut(LoadProgress),
     ) -> Result<M, CheckpointError>;
 
-    /// The tensors under the prefix that `module` does not use, except those that old checkpoints contain although
-    /// the models compute them, and biases of zeros that GPTQ adds. No weight is read.
+    /// Lists the tensors under the prefix that `module` does not use. Two kinds are left out: tensors that old
+    /// checkpoints contain although the models compute them, and biases of zeros that GPTQ adds. No weight is read.
     fn unused<M: Module>(&self, module: &M, options: &LoadOptions<'_>) -> Vec<String>;
 }
 
@@ -133,18 +136,18 @@ pub(super) fn account<'a, M: Module>(
     account
 }
 
-/// The parameter of a dense weight that takes the place of the quantised one attached to `param`. Nothing is allocated.
+/// Returns a dense parameter to replace the quantised weight that is attached to `param`. Nothing is allocated.
 pub(super) fn unpacked<const D: usize>(param: &Param<Tensor<D>>) -> Param<Tensor<D>> {
     init::normal(param.lazy_shape().dims(), 0.0, 0.02, &param.lazy_device())
 }
 
 impl LoadOptions<'_> {
-    /// The source that `name` is tied to.
+    /// Returns the source that `name` is tied to, if any.
     pub(super) fn tied_source(&self, name: &str) -> Option<&str> {
         self.tied.iter().find(|(tied, _)| *tied == name).map(|(_, source)| *source)
     }
 
-    /// Whether other tensors are tied to `name`.
+    /// Returns whether other tensors are tied to `name`.
     pub(super) fn is_tied_source(&self, name: &str) -> bool {
         self.tied.iter().any(|(_, source)| *source == name)
     }
@@ -161,7 +164,7 @@ pub(super) struct Account<'a> {
 }
 
 impl Account<'_> {
-    /// The number of bytes to read, if every tensor exists and has the right shape.
+    /// Returns the number of bytes to read, or an error if a tensor is missing or has the wrong shape or format.
     pub(super) fn check(self) -> Result<u64, CheckpointError> {
         if !self.missing.is_empty() {
             let folder = self.checkpoint.folder().to_owned();
@@ -176,7 +179,8 @@ impl Account<'_> {
         Ok(len_bytes(self.checkpoint, self.taken.iter().map(String::as_str)))
     }
 
-    /// The prefix that most missing tensors have in the checkpoint (`module.`), with the name of one such tensor.
+    /// Finds an additional prefix that most missing tensors have in the checkpoint, for example `module.`. Returns it
+    /// with the name of one such tensor.
     fn prefix_of_missing(&self) -> Option<(String, String)> {
         let (prefix, name) = self.missing.iter().find_map(|name| {
             let names = self.checkpoint.tensors().map(|(name, _)| name);
@@ -221,7 +225,7 @@ impl Account<'_> {
             let (file, found) = (entry.file.clone(), found.name());
             self.wrong.get_or_insert(CheckpointError::NotLinear { file, name: name.clone(), found });
         }
-        // The codes of four-bit formats have a shape of their own, which is checked when they are read.
+        // The codes of four-bit formats do not have the shape of the weight. Their shape is checked separately.
         let has_own_shape = matches!(
             kind,
             StoredFormat::FourBit(_)
@@ -283,9 +287,9 @@ impl ParameterMapper for Loader<'_> {
     }
 }
 
-/// The value of a parameter.
+/// The loaded value of a parameter.
 #[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "one at a time")]
+#[expect(clippy::large_enum_variant, reason = "only one value exists at a time")]
 enum Filling<const D: usize> {
     Dense(Tensor<D>),
     Packed(PackedWeight),
@@ -335,7 +339,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// Unquantised values, in the memory map if possible.
+    /// Reads an unquantised tensor. It stays in the memory map if possible.
     fn dense<const D: usize>(
         &self,
         name: &str,
@@ -356,7 +360,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// The value that `name` is tied to. It was loaded earlier.
+    /// Returns the value that `name` is tied to, which was loaded before.
     fn tied<const D: usize>(&self, name: &str) -> Result<Filling<D>, CheckpointError> {
         let source = self.options.tied_source(name).and_then(|source| self.sources.get(source));
         source.and_then(|source| source.downcast_ref::<Filling<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {
@@ -366,12 +370,12 @@ impl Loader<'_> {
     }
 }
 
-/// Total size of tensors in the files, in bytes.
+/// Computes the total size of tensors in the files, in bytes.
 fn len_bytes<'a>(checkpoint: &Checkpoint, names: impl Iterator<Item = &'a str>) -> u64 {
     names.filter_map(|name| checkpoint.tensor(name)).map(|entry| entry.len_bytes() as u64).sum()
 }
 
-/// The shape of a linear layer's weight. The shape in the file was compared with it before.
+/// Returns the shape of a linear layer's weight as an array. It was compared with the shape in the module before.
 fn matrix_dims(shape: &[usize]) -> [usize; 2] {
-    shape.try_into().expect("linear layers' weights have two axes")
+    shape.try_into().expect("the weight of a linear layer has two axes")
 }

@@ -1,9 +1,9 @@
 //! Loads modules from checkpoints and saves them.
 //!
-//! [`LoadModule::load`] fills a module from a [`Checkpoint`](idefics_checkpoint::Checkpoint), tensor by tensor,
-//! and accounts for each of them: a tensor that is missing, has the wrong shape or dtype, or contains a non-finite
-//! value is an error that names it. (Values that stay memory-mapped are not scanned.) Tensors that the module does
-//! not use are ignored; [`LoadModule::unused`] lists them. Peak memory is the loaded weights plus one tensor.
+//! [`LoadModule::load`] fills a module from a [`Checkpoint`](idefics_checkpoint::Checkpoint), tensor by tensor. A
+//! tensor that is missing, has the wrong shape or dtype, or contains a non-finite value is an error that names the
+//! tensor. (Values that stay memory-mapped are not checked.) Tensors that the module does not use are ignored;
+//! [`LoadModule::unused`] lists them. Peak memory is the loaded weights plus one tensor.
 //!
 //! [`save`] writes a module atomically; [`write_quantized`] rewrites a checkpoint in another format.
 //!

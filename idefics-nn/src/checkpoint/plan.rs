@@ -1,4 +1,4 @@
-//! Predicts how much memory a model takes before any is allocated.
+//! Predicts the memory that a model takes, before anything is allocated.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -19,21 +19,21 @@ use crate::{PackedWeight, ops};
 pub struct WeightMemory {
     /// Bytes that are allocated.
     pub taken: u64,
-    /// Bytes that stay in the memory-mapped files; the system reads them on demand and may drop them again.
+    /// Bytes that stay in the memory-mapped files. The operating system reads them on demand and may drop them again.
     pub mapped: u64,
     /// Bytes allocated temporarily while the largest tensor is converted.
     pub loading: u64,
 }
 
 impl WeightMemory {
-    /// Bytes that must be available for the model to run well.
+    /// Returns the number of bytes that must be available for the model to run well.
     pub fn total(&self) -> u64 {
         self.taken + self.mapped
     }
 }
 
 impl LoadOptions<'_> {
-    /// The memory of `module`, which may still be empty, if it is loaded on `device` with these options.
+    /// Predicts the memory of `module` on `device` after it is loaded with these options. `module` may still be empty.
     ///
     /// Without a checkpoint, BF16 weights are assumed.
     pub fn memory<M: Module>(&self, module: &M, checkpoint: Option<&Checkpoint>, device: &Device) -> WeightMemory {
@@ -42,7 +42,8 @@ impl LoadOptions<'_> {
         sum
     }
 
-    /// Like [`Self::memory`], for each tensor: calls `take` with its name and memory. Tied tensors are skipped.
+    /// Predicts memory like [`Self::memory`], but for each tensor: calls `take` with its name and memory. Tied tensors
+    /// are skipped.
     pub fn memory_per_tensor<M: Module>(
         &self,
         module: &M,
@@ -101,7 +102,7 @@ impl<F> Planner<'_, F> {
             let dims = [shape[0], shape[1]];
             if let Some(format) = stored.as_ref().and_then(|stored| stored.kind.packed_format()) {
                 let [codes, scales] = part_bytes(format, dims, self.device);
-                // Codes of AWQ and GPTQ are copied into the order of the kernels.
+                // AWQ and GPTQ codes are copied, because the kernels expect another order.
                 let is_copied = stored.as_ref().is_some_and(|stored| {
                     matches!(stored.kind, StoredFormat::Int4 { layout: Int4Layout::Awq | Int4Layout::Gptq { .. }, .. })
                 });
@@ -133,7 +134,7 @@ impl<F> Planner<'_, F> {
     }
 }
 
-/// Bytes of the codes and of the scales of a `[d_out, d_in]` weight. GPUs hold scales in F32.
+/// Computes the bytes of the codes, and of the scales, of a `[d_out, d_in]` weight. GPUs hold scales in F32.
 fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
     let n = d_out * d_in;
     let parts = match format {

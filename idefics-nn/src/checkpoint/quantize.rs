@@ -20,15 +20,15 @@ use crate::parameters::{Matrix, matrices};
 /// according to `options`, everything else unchanged.
 ///
 /// NF4 and FP4 use the layout of bitsandbytes. Int8, Q4 and Int4 use a layout of this project: `X.weight` holds the
-/// codes and `X.weight.scales` the scales, as in [`Int8`], [`Q4`] and [`Int4`]. The output is one file, or shards of about
-/// 512 MiB with an index.
+/// codes and `X.weight.scales` the scales, as in [`Int8`], [`Q4`] and [`Int4`]. The output is one file, or shards of
+/// about 512 MiB with an index.
 ///
 /// # Errors
 /// [`CheckpointError::AlreadyQuantized`], the errors of [`LoadModule::load`](super::LoadModule::load),
-/// [`CheckpointError::Write`], and any error that `progress` returns; it is called after each tensor.
+/// [`CheckpointError::Write`], and any error that `progress` returns. `progress` is called after each tensor.
 ///
 /// # Panics
-/// If `options.quantize` is `None`, or blocks of GGUF, which are no tensors of this layout.
+/// If `options.quantize` is `None`, or asks for GGUF blocks, which this layout cannot hold.
 pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     checkpoint: &Checkpoint,
     module: &M,
@@ -69,7 +69,7 @@ pub fn write_quantized<M: Module, E: From<CheckpointError>>(
     Ok(shards.finish()?)
 }
 
-/// The tensors that represent a linear layer's quantised weight.
+/// Returns the tensors that represent a linear layer's quantised weight.
 fn quantized(
     name: &str,
     entry: &TensorEntry,
@@ -79,14 +79,14 @@ fn quantized(
     entry.release();
     let weights = data.as_slice::<f32>().expect("the data was read as f32");
     let [d_out, d_in]: [usize; 2] =
-        entry.shape.as_slice().try_into().expect("the shape was compared with the module's");
+        entry.shape.as_slice().try_into().expect("the shape was compared with that of the module");
     let tensors = match quantization.format {
         PackedFormat::Int8 => Int8::quantize(weights, d_out, d_in).map(|weight| int8_tensors(name, weight)),
         PackedFormat::Q4 => Q4::quantize(weights, d_out, d_in).map(|weight| q4_tensors(name, weight)),
         PackedFormat::Int4 { group } => {
             Int4::quantize(weights, group, [d_out, d_in]).map(|weight| int4_tensors(name, weight, None))
         }
-        PackedFormat::Blocks(_) => panic!("GGUF blocks are written by `idefics_checkpoint::gguf`"),
+        PackedFormat::Blocks(_) => panic!("GGUF blocks cannot be written here; use `idefics_checkpoint::gguf`"),
         PackedFormat::FourBit(kind) => {
             let dtype = match dense_dtype(entry.dtype) {
                 Some(DType::BF16) => QuantDtype::Bfloat16,

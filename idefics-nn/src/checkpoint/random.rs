@@ -19,12 +19,12 @@ const STD: f32 = 0.02;
 /// Number of elements drawn by one task.
 const CHUNK: usize = 1 << 16;
 
-/// Fills every parameter of `module` as if from a BF16 checkpoint, in the formats chosen by `options`: with
-/// uniformly distributed numbers of mean 0 and standard deviation 0.02, and with 1 for the scales of norms. Weights that
-/// are already quantised are replaced like any others.
+/// Fills every parameter of `module` with random numbers, in the formats that `options` chooses for a BF16 checkpoint.
+/// The numbers are uniformly distributed, with mean 0 and standard deviation 0.02. The scales of norms become 1.
+/// Weights that are already quantised are replaced like all others.
 ///
 /// # Errors
-/// Those of [`PackedWeight::quantize`], which these numbers never cause.
+/// The errors of [`PackedWeight::quantize`], which these numbers never cause.
 pub fn fill_random<M: Module>(
     module: M,
     options: &LoadOptions<'_>,
@@ -119,7 +119,7 @@ impl ParameterMapper for Filler<'_> {
     }
 }
 
-/// Draws `n` numbers. The result does not depend on the number of threads.
+/// Draws `n` random numbers and converts each with `convert`. The result does not depend on the number of threads.
 fn draw<T: Copy + Default + Send + Sync>(n: usize, seed: u64, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
     let mut values = vec![T::default(); n];
     values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
@@ -132,7 +132,7 @@ fn draw<T: Copy + Default + Send + Sync>(n: usize, seed: u64, convert: impl Fn(f
     values
 }
 
-/// SplitMix64: <https://doi.org/10.1145/2714064.2660195>.
+/// Turns `index` into 64 pseudorandom bits with SplitMix64: <https://doi.org/10.1145/2714064.2660195>.
 fn mix(index: u64) -> u64 {
     let mut bits = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -15,15 +15,15 @@ use safetensors::Dtype;
 use crate::PackedWeight;
 use crate::parameters::{ParameterVisitor, visit_parameters};
 
-/// Writes every parameter of `module` to the safetensors file `path`, under its path in the module. `dtype` is F32,
-/// F16 or BF16, or `None` to write each parameter in its own dtype. Quantised weights are written as codes, in the
-/// layout of [`write_quantized`](super::write_quantized); those in blocks of GGUF files are dequantised.
+/// Writes every parameter of `module` to the safetensors file `path`, under its path in the module. `dtype` is F32, F16
+/// or BF16, or `None` to write each parameter in its own dtype. Quantised weights are written as codes, in the layout
+/// of [`write_quantized`](super::write_quantized). Weights in GGUF blocks are dequantised.
 ///
-/// Names in `left_out` are not written, for example a tied head. The file appears complete or not at all.
+/// Parameters named in `left_out` are not written, for example a tied head. The file appears complete or not at all.
 ///
 /// # Errors
-/// [`CheckpointError::Write`], and [`CheckpointError::NonFinite`] because such a checkpoint could not be loaded
-/// again.
+/// [`CheckpointError::Write`] if the file cannot be written. [`CheckpointError::NonFinite`] if a value is not finite,
+/// because such a checkpoint could not be loaded again.
 ///
 /// # Panics
 /// If `dtype`, or the dtype of a parameter, is not F32, F16 or BF16.
@@ -48,7 +48,7 @@ pub fn save<M: Module>(
     write_atomically(path, |file| file.write_all(&bytes))
 }
 
-/// The parameters, copied to the host.
+/// The parameters of a module, copied to the host.
 struct Collected<'a> {
     path: &'a Path,
     dtype: Option<DType>,
@@ -93,7 +93,7 @@ impl Collected<'_> {
     /// Adds a dense tensor.
     fn push<const D: usize>(&mut self, name: &str, values: Tensor<D>) {
         let dtype = self.dtype.unwrap_or_else(|| values.dtype());
-        #[expect(clippy::disallowed_methods, reason = "files hold numbers")]
+        #[expect(clippy::disallowed_methods, reason = "a file needs the values on the host")]
         let data = values.cast(dtype).into_data();
         let is_bad = |value: &f32| !value.is_finite();
         if let Some(first) = data.iter::<f32>().position(|value| is_bad(&value)) {

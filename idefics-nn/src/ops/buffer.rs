@@ -1,10 +1,10 @@
 //! A pool of result buffers that are reused from one operation to the next.
 //!
-//! Fresh memory from the system costs one page fault per page, and for results of several megabytes these faults
-//! take longer than a norm or an activation. So the memory of a dropped tensor is kept for later results of
-//! similar size.
+//! Fresh memory from the system costs one page fault per page. For results of several megabytes, these faults take
+//! longer than a norm or an activation function. So the memory of a dropped tensor is kept for later results of similar
+//! size.
 
-#![allow(unsafe_code)] // tensors expose bytes that may be uninitialised
+#![allow(unsafe_code)] // Burn accesses the memory of a tensor as raw bytes
 
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
@@ -16,7 +16,7 @@ use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProper
 
 use idefics_kernels::AlignedBuffer;
 
-/// Smallest buffer that is kept, in bytes; for smaller ones the allocator is as fast.
+/// Minimum size of a buffer that is kept, in bytes. For smaller buffers, the allocator is as fast.
 const MIN_BYTES: usize = 128 << 10;
 
 /// Maximum total size of unused buffers that are kept, in bytes.
@@ -25,7 +25,7 @@ pub(super) const MAX_BYTES: usize = 256 << 20;
 /// Unused buffers, from oldest to newest.
 static KEPT: Mutex<Vec<AlignedBuffer>> = Mutex::new(Vec::new());
 
-/// Memory for `len` result values, which are unspecified until they are written.
+/// Memory for `len` result values. The values are unspecified until they are written.
 #[derive(Debug)]
 pub(super) struct Buffer {
     memory: AlignedBuffer,
@@ -38,20 +38,22 @@ impl Buffer {
         Self { memory: kept(len).unwrap_or_else(|| AlignedBuffer::new(len)), len }
     }
 
-    /// The values as a contiguous tensor.
+    /// Returns the values as a contiguous tensor.
     pub(super) fn into_tensor(self, shape: &Shape) -> FlexTensor {
         self.into_tensor_with(Layout::contiguous(shape.clone()))
     }
 
-    /// The values as a tensor with the given layout.
+    /// Returns the values as a tensor with the given layout.
     pub(super) fn into_tensor_with(self, layout: Layout) -> FlexTensor {
         let n_bytes = self.len * size_of::<f32>();
-        // SAFETY: all of the values are initialised.
+        // SAFETY: the buffer holds `n_bytes` bytes, and all of them are initialised, because `AlignedBuffer` is zeroed
+        // at first.
         FlexTensor::new(unsafe { Bytes::from_controller(Box::new(self), n_bytes) }, layout, DType::F32)
     }
 }
 
-/// Takes the smallest kept buffer with room for `len` to `2 * len` values; the newest of equal ones.
+/// Takes the smallest kept buffer with room for `len` to `2 * len` values. Of several buffers of this size, takes the
+/// newest.
 fn kept(len: usize) -> Option<AlignedBuffer> {
     if len * size_of::<f32>() < MIN_BYTES {
         return None;
@@ -109,13 +111,14 @@ impl AllocationController for Buffer {
 
     unsafe fn memory_mut(&mut self, _policy: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
         let values: &mut [f32] = self;
-        // SAFETY: these are the bytes of the values, and the caller keeps them initialised.
+        // SAFETY: the slice covers exactly the bytes of the values, and borrows them. The caller writes only
+        // initialised bytes (contract of `memory_mut`).
         Ok(unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) })
     }
 
     fn memory(&self, _policy: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
         let values: &[f32] = self;
-        // SAFETY: these are the bytes of the values.
+        // SAFETY: the slice covers exactly the bytes of the values, and borrows them.
         Ok(unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) })
     }
 }
@@ -124,7 +127,7 @@ impl AllocationController for Buffer {
 mod tests {
     use super::*;
 
-    /// A size that no other test uses.
+    /// Number of values of a buffer. No other test uses buffers of this size.
     const LEN: usize = 123_456;
 
     #[test]
@@ -138,7 +141,7 @@ mod tests {
         assert_eq!((second.as_ptr(), second.len()), (place, LEN - 10));
         assert!(second.iter().all(|value| *value == 1.0), "the values of the dropped tensor are still there");
         let third = Buffer::new(LEN);
-        assert_ne!(third.as_ptr(), place, "that buffer is in use");
+        assert_ne!(third.as_ptr(), place, "the kept buffer is already in use");
     }
 
     #[test]

@@ -159,7 +159,8 @@ impl Kernels for Flex {
     }
 }
 
-/// Changes every value, in place if the tensor is not shared (the usual case), else in a copy.
+/// Changes every value of a tensor: in place if the tensor is not shared, which is the usual case, and otherwise in a
+/// copy.
 fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
     let mut input = input.to_contiguous();
     let is_whole = input.layout().start_offset() == 0 && input.layout().num_elements() * 4 == input.bytes().len();
@@ -176,7 +177,7 @@ fn dense_product(rows: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTenso
     product(rows, &dense_view(&weight.to_contiguous()), bias, Activations::F32)
 }
 
-/// A contiguous dense weight in the form that the kernels take.
+/// Returns a contiguous dense weight in the form that the kernels take.
 fn dense_view(weight: &FlexTensor) -> Weight<'_> {
     let [d_out, d_in] = dims(weight);
     let view = match weight.dtype() {
@@ -198,11 +199,11 @@ fn packed_product(
     product(rows, &packed_view([codes, scales], PackedShape { format, d_out, d_in }), bias, activations)
 }
 
-/// Codes and scales in the form that the kernels take.
+/// Returns codes and scales in the form that the kernels take.
 fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<'_> {
     let PackedShape { format, d_out, d_in } = shape;
     let dims = [d_out, d_in];
-    // The scales were validated when they were loaded.
+    // The scales are not checked here: they were checked when they were loaded.
     let view = match format {
         PackedFormat::Int8 => Int8::from_parts(elements(codes).into(), elements(scales).into(), dims).map(Weight::from),
         PackedFormat::FourBit(kind) => {
@@ -214,7 +215,7 @@ fn packed_view([codes, scales]: [&FlexTensor; 2], shape: PackedShape) -> Weight<
         }
         PackedFormat::Blocks(kind) => Blocks::new(kind, elements::<u8>(codes), d_out, d_in).map(Weight::from),
     };
-    view.expect("codes and scales have the sizes that the format requires")
+    view.expect("codes and scales must have the sizes that the format requires")
 }
 
 fn packed_rows(numbers: &FlexTensor, parts: [&FlexTensor; 2], shape: PackedShape) -> FlexTensor {
@@ -240,7 +241,7 @@ fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, ac
     let ([n_rows, _], [d_out, _]) = (dims(&rows), weight.dims());
     let mut out = Buffer::new(n_rows * d_out);
     let (x, bias) = (elements(&rows), bias.as_ref().map(elements));
-    // With few rows the product is limited by reading the weight, not by arithmetic.
+    // With few rows, the time is spent on reading the weight, not on arithmetic.
     let is_gemv = n_rows <= kernels::MAX_GEMV_ROWS;
     let cost = Cost {
         operations: 2.0 * n_rows as f64 * d_out as f64 * weight.dims()[1] as f64,
@@ -288,7 +289,7 @@ impl FrozenLinear for Flex {
     }
 }
 
-/// `y W`: `[n_rows, d_out]` in, `[n_rows, d_in]` out.
+/// Computes `y W`: takes `[n_rows, d_out]` and returns `[n_rows, d_in]`.
 #[cfg(feature = "autodiff")]
 fn product_transposed(rows: &FlexTensor, weight: &Weight<'_>) -> FlexTensor {
     let rows = rows.to_contiguous();
@@ -305,12 +306,12 @@ fn product_transposed(rows: &FlexTensor, weight: &Weight<'_>) -> FlexTensor {
     out.into_tensor(&[n_rows, d_in].into())
 }
 
-/// Cost of reading or writing `n` values `passes` times.
+/// Returns the cost of reading or writing `n` values `passes` times.
 fn elementwise(n: usize, passes: usize) -> Cost {
     Cost { bytes: (passes * n * size_of::<f32>()) as f64, ..Cost::default() }
 }
 
-/// Cost of attention; `seen` is the number of (query, visible key) pairs per head.
+/// Returns the cost of attention. `seen` is the number of (query, visible key) pairs per head.
 fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]: [usize; 2], seen: usize) -> Cost {
     let values = 2 * batch * head_dim * (kv_heads * len + heads * queries);
     Cost {
@@ -320,7 +321,7 @@ fn attention_cost([batch, heads, queries, head_dim]: [usize; 4], [kv_heads, len]
     }
 }
 
-/// `seen`: `[batch, len]`, true where the key is visible.
+/// Computes attention of one query per row. `seen` is `[batch, len]`, true where the key is visible.
 fn decode_attention(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen: Option<&[bool]>) -> FlexTensor {
     let ([batch, heads, _, head_dim], [_, kv_heads, len, _]) = (dims(query), dims(&key));
     let [key, value] = [key, value].map(with_whole_heads);
@@ -344,7 +345,7 @@ fn decode_attention(query: &FlexTensor, key: FlexTensor, value: FlexTensor, seen
     out.into_tensor(query.layout().shape())
 }
 
-/// `keys`, `values`: `[n_pages, kv_heads, page_len, head_dim]`.
+/// Computes attention of one query per row to `keys` and `values`, `[n_pages, kv_heads, page_len, head_dim]` each.
 fn paged_attention(query: &FlexTensor, keys: &FlexTensor, values: &FlexTensor, rows: &[PagedRow]) -> FlexTensor {
     let ([_, heads, _, head_dim], [_, kv_heads, page_len, _]) = (dims(query), dims(keys));
     let views: Vec<kernels::PagedRow<'_>> = rows
@@ -374,7 +375,7 @@ fn paged_attention(query: &FlexTensor, keys: &FlexTensor, values: &FlexTensor, r
     out.into_tensor(query.layout().shape())
 }
 
-/// `mask`: `[batch, queries, len]`, true where the key is hidden.
+/// Computes attention of many queries. `mask` is `[batch, queries, len]`, true where the key is hidden.
 fn attend(
     query: FlexTensor,
     key: FlexTensor,
@@ -410,14 +411,14 @@ fn attend(
     out.into_tensor_with(Layout::new(query.layout().shape().clone(), strides, 0))
 }
 
-/// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache;
-/// otherwise a contiguous copy.
+/// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache. Otherwise
+/// returns a contiguous copy.
 fn with_whole_heads(states: FlexTensor) -> FlexTensor {
     let strides = states.layout().strides();
     if strides[3] == 1 && strides.iter().all(|stride| *stride >= 0) { states } else { states.to_contiguous() }
 }
 
-/// A view of states prepared by [`with_whole_heads`].
+/// Returns a view of states that [`with_whole_heads`] has prepared.
 fn cached(states: &FlexTensor) -> StridedView<'_> {
     let layout = states.layout();
     let strides = [0, 1, 2].map(|axis| usize::try_from(layout.strides()[axis]).expect("no axis is flipped"));
@@ -428,18 +429,18 @@ fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     std::array::from_fn(|axis| tensor.layout().shape()[axis])
 }
 
-/// The elements of a contiguous tensor.
+/// Returns the elements of a contiguous tensor.
 fn elements<E: Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
     let start = tensor.layout().start_offset();
     &tensor.storage::<E>()[start..start + tensor.layout().num_elements()]
 }
 
-/// Memory for as many values as the tensor has.
+/// Creates a buffer with room for the values of a tensor.
 fn buffer_like(tensor: &FlexTensor) -> Buffer {
     Buffer::new(tensor.layout().num_elements())
 }
 
-/// The values of a contiguous tensor.
+/// Copies the values of a contiguous tensor to a buffer.
 fn copy(tensor: &FlexTensor) -> Buffer {
     let mut out = buffer_like(tensor);
     out.copy_from_slice(elements(tensor));

@@ -1,5 +1,5 @@
-//! The product with a frozen (untrained) weight as a single operation of the autodiff graph. For the backward pass
-//! it keeps the weight in the format in which it is held, and dequantises it block by block, forward and backward.
+//! The product with a frozen (untrained) weight, as a single operation of the autodiff graph. The graph keeps the
+//! weight in its own format for the backward pass. Both passes dequantise the weight block by block.
 //!
 //! Burn's own operations would keep the weights of all layers in the dtype of the activations until the backward
 //! pass has finished.
@@ -25,15 +25,15 @@ use super::{PackedShape, is_cpu};
     Autodiff
 )]
 pub(crate) trait FrozenLinear: Backend {
-    /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` in, `[n_rows, d_out]` out.
+    /// Computes `x Wᵀ`: takes `[n_rows, d_in]` and `[d_out, d_in]`, and returns `[n_rows, d_out]`.
     #[fusion(dtype = rows, shape = Shape::from([rows[0], weight[0]]))]
     fn frozen_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `y W`: `[n_rows, d_out]` and `[d_out, d_in]` in, `[n_rows, d_in]` out.
+    /// Computes `y W`: takes `[n_rows, d_out]` and `[d_out, d_in]`, and returns `[n_rows, d_in]`.
     #[fusion(dtype = rows, shape = Shape::from([rows[0], weight[1]]))]
     fn frozen_product_transposed(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// Like [`Self::frozen_product`], with a packed weight.
+    /// Computes `x Wᵀ` like [`Self::frozen_product`], with a packed weight.
     #[fusion(dtype = rows, shape = Shape::from([rows[0], shape.d_out]))]
     fn frozen_packed_product(
         rows: FloatTensor<Self>,
@@ -42,7 +42,7 @@ pub(crate) trait FrozenLinear: Backend {
         shape: PackedShape,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::frozen_product_transposed`], with a packed weight.
+    /// Computes `y W` like [`Self::frozen_product_transposed`], with a packed weight.
     #[fusion(dtype = rows, shape = Shape::from([rows[0], shape.d_in]))]
     fn frozen_packed_product_transposed(
         rows: FloatTensor<Self>,
@@ -52,7 +52,7 @@ pub(crate) trait FrozenLinear: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// Whether these operations apply: the activations belong to an autodiff graph on a CPU or GPU device with
+/// Returns whether these operations apply: the activations belong to an autodiff graph, on a CPU or GPU device with
 /// kernels.
 pub(super) fn applies_to(rows: &Tensor<2>) -> bool {
     rows.is_autodiff() && (is_cpu(&rows.device()) || is_gpu(&rows.device()))
@@ -62,14 +62,15 @@ fn is_gpu(device: &Device) -> bool {
     super::shares_memory(&device.clone().without_autodiff())
 }
 
-/// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` in, `[n_rows, d_out]` out, in the dtype of the activations.
+/// Computes `x Wᵀ`: takes `[n_rows, d_in]` and `[d_out, d_in]`, and returns `[n_rows, d_out]` in the dtype of the
+/// activations.
 pub(super) fn dense_product(rows: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     in_kernel_dtype(rows, |rows| {
         Tensor::from_dispatch(Dispatch::frozen_product(rows.into_dispatch(), weight.into_dispatch()))
     })
 }
 
-/// Like [`dense_product`], with a packed weight.
+/// Computes `x Wᵀ` like [`dense_product`], with a packed weight.
 pub(super) fn packed_product(
     rows: Tensor<2>,
     codes: Tensor<1, Int>,
@@ -82,7 +83,8 @@ pub(super) fn packed_product(
     })
 }
 
-/// Casts the activations to f32 on the CPU, whose kernels take nothing else.
+/// Calls `product` with activations in a dtype that the kernels take: on the CPU, this is always f32. The result is
+/// cast back.
 fn in_kernel_dtype(rows: Tensor<2>, product: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
     let dtype = rows.dtype();
     if dtype == DType::F32 || !is_cpu(&rows.device()) {
@@ -91,7 +93,7 @@ fn in_kernel_dtype(rows: Tensor<2>, product: impl FnOnce(Tensor<2>) -> Tensor<2>
     product(rows.cast(DType::F32)).cast(dtype)
 }
 
-/// What the backward pass needs: only the weight, since the product is linear.
+/// The state that the backward pass needs. It is only the weight, because the product is linear.
 #[derive(Debug, Clone)]
 enum Frozen<B: Backend> {
     Dense(FloatTensor<B>),
@@ -99,7 +101,7 @@ enum Frozen<B: Backend> {
 }
 
 impl<B: FrozenLinear> Frozen<B> {
-    /// `x Wᵀ`, or `x W` if `transposed`.
+    /// Computes `x Wᵀ`, or `x W` if `transposed`.
     fn product(self, rows: FloatTensor<B>, transposed: bool) -> FloatTensor<B> {
         match (self, transposed) {
             (Self::Dense(weight), false) => B::frozen_product(rows, weight),
@@ -112,7 +114,7 @@ impl<B: FrozenLinear> Frozen<B> {
     }
 }
 
-/// The backward step of a product; `TRANSPOSED` if the forward product was with `W` rather than `Wᵀ`.
+/// The backward step of a product. `TRANSPOSED` is true if the forward product was `x W`, and false if it was `x Wᵀ`.
 #[derive(Debug)]
 struct Through<const TRANSPOSED: bool>;
 

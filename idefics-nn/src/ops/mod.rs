@@ -1,5 +1,5 @@
-//! Operations with our own kernels: on the CPU, and on GPUs where Burn has none. Each falls back to Burn's
-//! operations on other devices and in autodiff graphs.
+//! Operations that have kernels of this project: on the CPU, and on GPUs where Burn has no suitable kernel. On other
+//! devices and in autodiff graphs, each operation falls back to Burn's operations.
 //!
 //! The CPU kernels take f32 activations; weights may have any format.
 
@@ -21,8 +21,8 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation, s};
 
 use crate::{Activations, PAGE_LEN, PackedFormat, PagedRow};
 
-/// Properties of a packed weight that the CPU kernels need beside its codes and scales.
-#[cfg_attr(not(feature = "flex"), allow(dead_code))] // `activations` is read only by the kernels
+/// Properties of a packed weight that the CPU kernels need in addition to its codes and scales.
+#[cfg_attr(not(feature = "flex"), allow(dead_code))] // only the CPU kernels read `activations`
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packing {
     pub(crate) format: PackedFormat,
@@ -42,20 +42,20 @@ pub(crate) struct PackedShape {
 }
 
 /// Operations with a CPU kernel.
-#[cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // without a backend that implements them
+#[cfg_attr(not(feature = "flex"), allow(dead_code, unused_variables))] // only `flex` implements this trait
 #[backend_extension(Flex: cfg(feature = "flex"))]
 pub(crate) trait Kernels: Backend {
-    /// `x Wᵀ`: `[n_rows, d_in]` and `[d_out, d_in]` (F32, BF16 or F16) in, `[n_rows, d_out]` out.
+    /// Computes `x Wᵀ`: takes `[n_rows, d_in]` and `[d_out, d_in]` (F32, BF16 or F16), and returns `[n_rows, d_out]`.
     fn dense_product(rows: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `x Wᵀ + b`, with `b` `[d_out]` in F32.
+    /// Computes `x Wᵀ + b`. `b` is `[d_out]` in F32.
     fn dense_product_with_bias(
         rows: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::dense_product`], with a packed weight.
+    /// Computes `x Wᵀ` like [`Self::dense_product`], with a packed weight.
     fn packed_product(
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
@@ -63,7 +63,7 @@ pub(crate) trait Kernels: Backend {
         packing: Packing,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::dense_product_with_bias`], with a packed weight.
+    /// Computes `x Wᵀ + b` like [`Self::dense_product_with_bias`], with a packed weight.
     fn packed_product_with_bias(
         rows: FloatTensor<Self>,
         codes: IntTensor<Self>,
@@ -72,7 +72,7 @@ pub(crate) trait Kernels: Backend {
         packing: Packing,
     ) -> FloatTensor<Self>;
 
-    /// Rows of a packed weight by number: `[n]` in, `[n, d_in]` in F32 out.
+    /// Dequantises rows of a packed weight by number: takes `[n]` and returns `[n, d_in]` in F32.
     fn packed_rows(
         numbers: IntTensor<Self>,
         codes: IntTensor<Self>,
@@ -80,24 +80,25 @@ pub(crate) trait Kernels: Backend {
         shape: PackedShape,
     ) -> FloatTensor<Self>;
 
-    /// `x / √(mean(x²) + eps) · weight` over the last axis, which has the length of `weight`.
+    /// Computes the RMS norm `x / √(mean(x²) + eps) · weight` over the last axis, which has the length of `weight`.
     fn rms_norm(input: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self>;
 
-    /// `x cos + rotate_half(x) sin`: `[batch, heads, seq, head_dim]`, with tables `[batch, 1, seq, head_dim]`.
+    /// Applies rotary embeddings, `x cos + rotate_half(x) sin`, to `[batch, heads, seq, head_dim]`. The tables are
+    /// `[batch, 1, seq, head_dim]`.
     fn rotate(states: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `silu(gate) · up`; both have the same shape.
+    /// Computes `silu(gate) · up`. Both inputs have the same shape.
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// Attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values `[batch, kv_heads, len,
-    /// head_dim]`, which may be views of a larger cache.
+    /// Computes attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values
+    /// `[batch, kv_heads, len, head_dim]`, which may be views of a larger cache.
     fn decode_attention(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::decode_attention`], with a `mask`, `[batch, 1, 1, len]`, that hides keys.
+    /// Computes attention like [`Self::decode_attention`], with a `mask`, `[batch, 1, 1, len]`, that hides keys.
     fn decode_attention_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -105,8 +106,8 @@ pub(crate) trait Kernels: Backend {
         mask: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
-    /// `[batch, kv_heads, len, head_dim]`. Any of them may be a view in which the values of a head are adjacent.
+    /// Computes attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
+    /// `[batch, kv_heads, len, head_dim]`. Any input may be a view in which the values of a head are adjacent.
     fn attend(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -114,7 +115,7 @@ pub(crate) trait Kernels: Backend {
         activations: Activations,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::attend`], with a `mask`, `[batch, 1, queries, len]`, that hides keys.
+    /// Computes attention like [`Self::attend`], with a `mask`, `[batch, 1, queries, len]`, that hides keys.
     fn attend_masked(
         query: FloatTensor<Self>,
         key: FloatTensor<Self>,
@@ -123,12 +124,13 @@ pub(crate) trait Kernels: Backend {
         activations: Activations,
     ) -> FloatTensor<Self>;
 
-    /// Writes new keys or values, `[rows, kv_heads, tokens, head_dim]`, into slots, `[rows, tokens]`, of a cache in
-    /// pages, `[n_pages, kv_heads, page_len, head_dim]`. In place if the cache is not shared.
+    /// Writes new keys or values, `new`, `[rows, kv_heads, tokens, head_dim]`, into the given slots, `[rows, tokens]`,
+    /// of a paged cache, `states`, `[n_pages, kv_heads, page_len, head_dim]`. Writes in place if no other tensor shares
+    /// the memory of the cache.
     fn write_pages(states: FloatTensor<Self>, new: FloatTensor<Self>, slots: Arc<[u32]>) -> FloatTensor<Self>;
 
-    /// Attention of one query per row, `[rows, heads, 1, head_dim]`, to keys and values in pages, `[n_pages, kv_heads,
-    /// page_len, head_dim]`.
+    /// Computes attention of one query per row, `[rows, heads, 1, head_dim]`, to keys and values in pages,
+    /// `[n_pages, kv_heads, page_len, head_dim]`.
     fn paged_attention(
         query: FloatTensor<Self>,
         keys: FloatTensor<Self>,
@@ -136,7 +138,8 @@ pub(crate) trait Kernels: Backend {
         rows: Arc<[PagedRow]>,
     ) -> FloatTensor<Self>;
 
-    /// `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, which has the length of `weight`.
+    /// Computes the layer norm `(x − mean(x)) / √(var(x) + eps) · weight + bias` over the last axis, which has the
+    /// length of `weight`.
     fn layer_norm(
         input: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -144,14 +147,15 @@ pub(crate) trait Kernels: Backend {
         eps: f64,
     ) -> FloatTensor<Self>;
 
-    /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    /// Computes the tanh approximation of GELU, `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
     fn gelu_tanh(input: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// `x Φ(x)`, where Φ is the normal distribution function.
+    /// Computes the exact GELU, `x Φ(x)`, where Φ is the cumulative distribution function of the standard normal
+    /// distribution.
     fn gelu(input: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// Whether tensors of the device are in host memory, where the CPU kernels read them, and outside any autodiff
+/// Returns whether tensors of the device are in host memory, where the CPU kernels read them, and outside any autodiff
 /// graph.
 #[cfg_attr(not(feature = "flex"), expect(unused_variables))]
 pub(crate) fn computes_on(device: &Device) -> bool {
@@ -162,7 +166,7 @@ pub(crate) fn computes_on(device: &Device) -> bool {
     on_cpu
 }
 
-/// Maximum bytes of unused buffers that are kept for reuse; see [`buffer`].
+/// Returns the maximum size, in bytes, of the unused buffers that are kept for reuse; see [`buffer`].
 #[cfg_attr(not(feature = "flex"), expect(unused_variables))]
 pub(crate) fn kept_bytes(device: &Device) -> u64 {
     #[cfg(feature = "flex")]
@@ -172,7 +176,7 @@ pub(crate) fn kept_bytes(device: &Device) -> u64 {
     bytes
 }
 
-/// Whether the device has kernels that write in place to shared memory, which replayed steps need.
+/// Returns whether the device has kernels that write in place to memory that tensors share. Replayed steps need them.
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 pub(crate) fn shares_memory(device: &Device) -> bool {
     #[cfg(feature = "cube")]
@@ -182,22 +186,22 @@ pub(crate) fn shares_memory(device: &Device) -> bool {
     is_gpu
 }
 
-/// Whether tensors of the device are in host memory, inside an autodiff graph or not.
+/// Returns whether tensors of the device are in host memory, inside an autodiff graph or not.
 pub(crate) fn is_cpu(device: &Device) -> bool {
     computes_on(&device.clone().without_autodiff())
 }
 
-/// Whether the device can hold tensors of one-byte elements. GPUs may not support them.
+/// Returns whether the device can hold tensors of one-byte elements. GPUs may not support them.
 pub(crate) fn reads_bytes(device: &Device) -> bool {
     is_cpu(device)
 }
 
-/// Whether the CPU kernels take these activations.
+/// Returns whether the CPU kernels take these activations.
 fn has_kernels<const D: usize>(activations: &Tensor<D>) -> bool {
     activations.dtype() == DType::F32 && computes_on(&activations.device())
 }
 
-/// See [`Kernels::dense_product`].
+/// Computes `x Wᵀ + b` on any device; see [`Kernels::dense_product`].
 pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     if has_kernels(&rows) {
         let (rows, weight) = (rows.into_dispatch(), weight.into_dispatch());
@@ -214,7 +218,8 @@ pub(crate) fn dense_product(rows: Tensor<2>, weight: Tensor<2>, bias: Option<Ten
     with_bias(rows.matmul(weight.cast(dtype).transpose()), bias)
 }
 
-/// See [`Kernels::packed_product`]. Without a kernel, multiplies with the weight that `dequantized` returns.
+/// Computes `x Wᵀ + b` with a packed weight; see [`Kernels::packed_product`]. Without a kernel, multiplies by the
+/// weight that `dequantized` returns.
 pub(crate) fn packed_product(
     rows: Tensor<2>,
     codes: Tensor<1, Int>,
@@ -244,13 +249,14 @@ pub(crate) fn packed_product(
     with_bias(rows.matmul(dequantized().cast(dtype).transpose()), bias)
 }
 
-/// Whether the device has kernels for a format: GPUs have none for blocks of GGUF files.
+/// Returns whether the device has kernels for a format. GPUs have none for GGUF blocks.
 #[cfg(any(feature = "cube", feature = "autodiff"))]
 pub(crate) fn is_held_on(format: PackedFormat, device: &Device) -> bool {
     !matches!(format, PackedFormat::Blocks(_)) || reads_bytes(device)
 }
 
-/// See [`Kernels::packed_rows`]. Without a kernel, takes rows of the weight that `dequantized` returns.
+/// Dequantises rows of a packed weight; see [`Kernels::packed_rows`]. Without a kernel, takes rows of the weight that
+/// `dequantized` returns.
 pub(crate) fn packed_rows(
     numbers: Tensor<1, Int>,
     codes: Tensor<1, Int>,
@@ -272,8 +278,8 @@ fn with_bias(output: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     }
 }
 
-/// See [`Kernels::rms_norm`]. Computes in f32, and rounds to the dtype of the input before multiplying by the
-/// weight.
+/// Computes the RMS norm in f32; see [`Kernels::rms_norm`]. Without a kernel, rounds to the dtype of the input before
+/// multiplying by the weight.
 pub(crate) fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     if has_kernels(&input) {
         return Tensor::from_dispatch(Dispatch::rms_norm(input.into_dispatch(), weight.into_dispatch(), eps));
@@ -285,7 +291,7 @@ pub(crate) fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, eps:
     normalized.cast(dtype) * weight.unsqueeze()
 }
 
-/// See [`Kernels::rotate`].
+/// Applies rotary embeddings; see [`Kernels::rotate`].
 pub(crate) fn rotate(states: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     if has_kernels(&states) {
         let (cos, sin) = (cos.into_dispatch(), sin.into_dispatch());
@@ -298,7 +304,7 @@ pub(crate) fn rotate(states: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tenso
     states * cos + rotated_half * sin
 }
 
-/// See [`Kernels::swiglu`].
+/// Computes `silu(gate) · up`; see [`Kernels::swiglu`].
 pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     if has_kernels(&gate) {
         return Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()));
@@ -306,8 +312,8 @@ pub(crate) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D
     activation::silu(gate) * up
 }
 
-/// See [`Kernels::decode_attention`] and [`Kernels::attend`]; `None` if there is no kernel. The batch and query axes of
-/// the mask may be 1, to be broadcast.
+/// Computes attention with a kernel; see [`Kernels::decode_attention`] and [`Kernels::attend`]. Returns `None` if there
+/// is no kernel. The batch and query axes of the mask are broadcast if they have length 1.
 pub(crate) fn attend(
     query: &Tensor<4>,
     key: &Tensor<4>,
@@ -340,23 +346,23 @@ pub(crate) fn attend(
     }))
 }
 
-/// See [`cube::CubeKernels::write_slot`]: every tensor that shares the memory of `states` changes. Requires
-/// [`shares_memory`].
+/// Writes a row into a slot of a cache; see [`cube::CubeKernels::write_slot`]. Every tensor that shares the memory of
+/// `states` changes. Works only if [`shares_memory`] is true for the device.
 ///
 /// # Panics
 /// If shapes or dtypes do not match.
 pub(crate) fn write_slot(states: Tensor<4>, new: Tensor<4>, slot: Tensor<1, Int>) -> Tensor<4> {
     let [batch, heads, _, head_dim] = states.dims();
-    assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "shapes of the row and the slot");
-    assert_eq!((new.dtype(), slot.dtype()), (states.dtype(), DType::I32), "dtypes of the row and the slot");
+    assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "expected one token per row, one slot");
+    assert_eq!((new.dtype(), slot.dtype()), (states.dtype(), DType::I32), "expected the dtype of the cache, I32 slots");
     #[cfg(feature = "cube")]
     return cube::write_slot(states, new, slot);
     #[cfg(not(feature = "cube"))]
-    unreachable!("only GPUs share memory");
+    unreachable!("only GPUs have kernels that write to shared memory");
 }
 
-/// See [`cube::CubeKernels::overwrite`]: every tensor that shares the memory of `target` changes. Requires
-/// [`shares_memory`].
+/// Overwrites the values of `target`; see [`cube::CubeKernels::overwrite`]. Every tensor that shares the memory of
+/// `target` changes. Works only if [`shares_memory`] is true for the device.
 ///
 /// # Panics
 /// If the lengths differ, or a tensor is not I32.
@@ -366,13 +372,13 @@ pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1
     #[cfg(feature = "cube")]
     return cube::overwrite(target, new);
     #[cfg(not(feature = "cube"))]
-    unreachable!("only GPUs share memory");
+    unreachable!("only GPUs have kernels that write to shared memory");
 }
 
-/// See [`Kernels::write_pages`].
+/// Writes new keys or values into pages; see [`Kernels::write_pages`].
 pub(crate) fn write_pages(states: Tensor<4>, new: Tensor<4>, slots: &Arc<[u32]>) -> Tensor<4> {
     let [rows, _, tokens, _] = new.dims();
-    assert_eq!(slots.len(), rows * tokens, "one slot for each of {rows}x{tokens} tokens");
+    assert_eq!(slots.len(), rows * tokens, "there must be one slot for each of {rows}x{tokens} tokens");
     let new = new.cast(states.dtype());
     if has_kernels(&states) {
         let (states, new) = (states.into_dispatch(), new.into_dispatch());
@@ -385,7 +391,8 @@ pub(crate) fn write_pages(states: Tensor<4>, new: Tensor<4>, slots: &Arc<[u32]>)
     })
 }
 
-/// See [`Kernels::paged_attention`]. Without a kernel, copies the pages of each row.
+/// Computes attention to keys and values in pages; see [`Kernels::paged_attention`]. Without a kernel, copies the pages
+/// of each row.
 pub(crate) fn paged_attention(
     query: Tensor<4>,
     keys: &Tensor<4>,
@@ -413,8 +420,8 @@ pub(crate) fn paged_attention(
     crate::attention(query, gather(keys), gather(values), Some(mask), Activations::F32)
 }
 
-/// Copies the pages of each row side by side: `[n_pages, kv_heads, page_len, head_dim]` in, `[rows, kv_heads, slots,
-/// head_dim]` out. `pages` has the same number of pages for each of `n_rows` rows.
+/// Copies the pages of each row side by side: takes `[n_pages, kv_heads, page_len, head_dim]` and returns
+/// `[rows, kv_heads, slots, head_dim]`. `pages` lists the same number of pages for each of the `n_rows` rows.
 pub(crate) fn gather_pages(states: &Tensor<4>, pages: &[u32], n_rows: usize) -> Tensor<4> {
     let [_, kv_heads, page_len, head_dim] = states.dims();
     let per_row = pages.len() / n_rows;
@@ -425,7 +432,7 @@ pub(crate) fn gather_pages(states: &Tensor<4>, pages: &[u32], n_rows: usize) -> 
     gathered.swap_dims(1, 2).reshape([n_rows, kv_heads, per_row * page_len, head_dim])
 }
 
-/// See [`Kernels::layer_norm`]. Computes in f32.
+/// Computes the layer norm in f32; see [`Kernels::layer_norm`].
 pub(crate) fn layer_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<D> {
     let dtype = input.dtype();
     let (weight, bias) = (weight.cast(DType::F32), bias.cast(DType::F32));
@@ -436,7 +443,8 @@ pub(crate) fn layer_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, bi
     burn::tensor::module::layer_norm(input.cast(DType::F32), weight, Some(bias), eps).cast(dtype)
 }
 
-/// See [`Kernels::gelu_tanh`]. Uses ½ (1 + tanh u) = σ(2u), which takes fewer passes over memory.
+/// Computes the tanh approximation of GELU; see [`Kernels::gelu_tanh`]. The identity ½ (1 + tanh u) = σ(2u) saves
+/// passes over memory.
 pub(crate) fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     if has_kernels(&input) {
         return Tensor::from_dispatch(Dispatch::gelu_tanh(input.into_dispatch()));
@@ -446,7 +454,7 @@ pub(crate) fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     input * activation::sigmoid(argument)
 }
 
-/// See [`Kernels::gelu`].
+/// Computes the exact GELU; see [`Kernels::gelu`].
 pub(crate) fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     if has_kernels(&input) {
         return Tensor::from_dispatch(Dispatch::gelu(input.into_dispatch()));

@@ -1,6 +1,7 @@
-//! Helpers for the tests of the component crates: reference cases, seeded numbers, comparisons.
+//! Helpers for the tests of the component crates: cases computed with Transformers, seeded random numbers, and
+//! comparisons.
 
-#![allow(dead_code)] // every crate uses a part of it
+#![allow(dead_code)] // each crate uses only some of the helpers
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Folder of the reference's checkpoints or cases.
+/// Returns the path of a folder in `xtask`, for example `checkpoints` or `cases`.
 pub(crate) fn xtask_folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../xtask").join(name)
 }
@@ -48,7 +49,7 @@ impl Model {
     }
 }
 
-/// The outputs of the reference for one input (see `xtask/README.md`).
+/// The outputs of Transformers for one input (see `xtask/README.md`).
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) model: Model,
@@ -56,10 +57,10 @@ pub(crate) struct Case {
     expected: Vec<u8>,
 }
 
-/// A real image of a case. Images that are all zeros are padding, which the reference drops.
+/// A real image of a case. Images that are all zeros are padding, which Transformers drops.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture {
-    /// Index among all images of the batch, row by row.
+    /// Index among all images of the batch, counted row by row, with padding images.
     pub(crate) index: usize,
     /// Height of the real pixels, which start in the top left corner.
     pub(crate) height: usize,
@@ -67,7 +68,7 @@ pub(crate) struct Picture {
     pub(crate) width: usize,
 }
 
-/// The quantisation that a case asks for.
+/// Returns the quantisation that a case asks for, if any.
 fn quantization(load: &Value) -> Option<Quantization> {
     let format = match load["quantize"].as_str()? {
         "int8" => PackedFormat::Int8,
@@ -80,12 +81,12 @@ fn quantization(load: &Value) -> Option<Quantization> {
 }
 
 impl Case {
-    /// Every committed Idefics2 case that has the tensor.
+    /// Opens every committed Idefics2 case that has the tensor.
     pub(crate) fn all_with(tensor: &str) -> Vec<Self> {
         Self::all_of("idefics2", tensor)
     }
 
-    /// Every committed case of a family that has the tensor.
+    /// Opens every committed case of a family that has the tensor.
     pub(crate) fn all_of(family: &str, tensor: &str) -> Vec<Self> {
         let mut folders: Vec<PathBuf> =
             std::fs::read_dir(xtask_folder("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -115,7 +116,7 @@ impl Case {
         SafeTensors::deserialize(&self.expected).unwrap().tensor(tensor).is_ok()
     }
 
-    /// The values and shape of an expected tensor.
+    /// Returns the values and the shape of an expected tensor.
     fn data<T>(&self, name: &str, dtype: Dtype, read: impl Fn(&[u8]) -> T) -> (Vec<T>, Vec<usize>) {
         let tensors = SafeTensors::deserialize(&self.expected).unwrap();
         let tensor = tensors.tensor(name).unwrap();
@@ -137,13 +138,13 @@ impl Case {
         Tensor::from_data(TensorData::new(values, shape), device)
     }
 
-    /// Number of padding tokens at the start of each row.
+    /// Returns the number of padding tokens at the start of each row.
     pub(crate) fn left_padding(&self) -> Vec<usize> {
         let (mask, shape) = self.integers("processor.attention_mask");
         mask.chunks(shape[1]).map(|row| row.iter().take_while(|&&real| real == 0).count()).collect()
     }
 
-    /// The pixels of the real images of a case without a pixel mask, row by row.
+    /// Returns the pixels of the real images of the batch, row by row, for a case without a pixel mask.
     pub(crate) fn whole_pictures(&self, device: &Device) -> Tensor<4> {
         let slots = self.floats::<5>("processor.pixel_values", device).flatten::<4>(0, 1);
         let is_real = |index: &usize| values(part(&slots, 0, *index, index + 1)).iter().any(|&pixel| pixel != 0.0);
@@ -151,7 +152,7 @@ impl Case {
         Tensor::cat(real, 0)
     }
 
-    /// The real images, row by row.
+    /// Returns the real images of the batch, row by row.
     pub(crate) fn pictures(&self) -> Vec<Picture> {
         let (mask, shape) = self.integers("processor.pixel_attention_mask");
         let [height, width] = [shape[2], shape[3]];
@@ -174,12 +175,12 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A tensor's elements in row-major order.
+/// Returns a tensor's elements in row-major order.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().try_into_vec().unwrap()
 }
 
-/// Rows `start..end` along axis `dim`.
+/// Returns the part `start..end` of a tensor along axis `dim`.
 pub(crate) fn part<const D: usize>(tensor: &Tensor<D>, dim: usize, start: usize, end: usize) -> Tensor<D> {
     tensor.clone().narrow(dim, start, end - start)
 }
@@ -190,7 +191,7 @@ pub(crate) fn assert_close<const D: usize>(name: &str, actual: &Tensor<D>, expec
     assert_values_close(name, &values(actual.clone()), &values(expected.clone()), tolerance);
 }
 
-/// Like [`assert_close`], for values on the host.
+/// Compares values on the host like [`assert_close`].
 pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(actual.len(), expected.len(), "{name}");
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
@@ -199,7 +200,7 @@ pub(crate) fn assert_values_close(name: &str, actual: &[f32], expected: &[f32], 
     }
 }
 
-/// Pseudorandom numbers in -1..1, the same on every run and machine (SplitMix64).
+/// Returns `n` pseudorandom numbers in -1..1, the same on every run and machine (SplitMix64).
 pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut next = || {
@@ -211,12 +212,12 @@ pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
-/// A tensor of [`numbers`].
+/// Returns a tensor of [`numbers`].
 pub(crate) fn random<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(numbers(seed, shape.iter().product()), shape), device)
 }
 
-/// A mask with the given values and shape.
+/// Creates a mask with the given values and shape.
 pub(crate) fn bool_mask<const D: usize>(values: Vec<bool>, shape: [usize; D], device: &Device) -> Tensor<D, Bool> {
     Tensor::from_data(TensorData::new(values, shape), device)
 }

@@ -1,4 +1,4 @@
-//! Attention with irregular shapes: one or many queries, grouped heads, cache views, masks, fully masked rows.
+//! Tests of attention with irregular shapes: one or many queries, grouped heads, cache views, masks, fully masked rows.
 
 use burn::tensor::{Bool, Device, Tensor, TensorData, s};
 use idefics_nn::{Activations, attention};
@@ -11,7 +11,7 @@ enum Mask {
     None,
     /// Queries see the keys up to their own position.
     Causal,
-    /// Scattered keys are hidden, and for some queries every key.
+    /// Scattered keys are hidden. Some queries see no key at all.
     Holes,
 }
 
@@ -40,7 +40,7 @@ fn mask_tensor(shape: Shape, mask: Mask, device: &Device) -> Option<Tensor<4, Bo
 fn check(shape: Shape, mask: Mask, seed: u64) {
     let Shape { batch, kv_heads, group, queries, len, head_dim } = shape;
     let output = |device: &Device| {
-        // Queries with the strides of a projection's output; keys and values as views of a cache.
+        // Queries have the strides of a projection's output. Keys and values are views of a cache.
         let query = numbers([batch, queries, kv_heads * group, head_dim], seed, device).swap_dims(1, 2);
         let cache = |seed| numbers([batch, kv_heads, len + 5, head_dim], seed, device).slice(s![.., .., 0..len, ..]);
         attention(query, cache(seed ^ 1), cache(seed ^ 2), mask_tensor(shape, mask, device), Activations::F32)
@@ -57,7 +57,7 @@ fn shape(queries: impl Strategy<Value = usize>) -> impl Strategy<Value = Shape> 
     let head_dim = prop::sample::select(vec![4usize, 20, 64, 72, 80, 96, 128]);
     (1usize..3, 1usize..4, 1usize..5, queries, 0usize..290, head_dim).prop_map(
         |(batch, kv_heads, group, queries, before, head_dim)| {
-            // At least as many keys as queries, as in a decoder.
+            // There are at least as many keys as queries, as in a decoder.
             Shape { batch, kv_heads, group, queries, len: queries + before, head_dim }
         },
     )

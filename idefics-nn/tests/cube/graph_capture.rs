@@ -1,6 +1,6 @@
-//! Captured steps, and the cache that they share.
+//! Tests of captured steps, and of the cache that a step shares with its caller.
 
-#![allow(unsafe_code)] // graph capture
+#![allow(unsafe_code)] // leases and steps are unsafe to create
 
 use burn::tensor::{DType, Device, Int, Tensor, s};
 use idefics_nn::{CapturedGraph, DeviceLease, KvCache, Step};
@@ -11,18 +11,18 @@ use crate::{difference, gpu, numbers};
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 12;
 
-/// A lease for the test's thread.
+/// Creates a lease for the test's thread.
 fn lease() -> DeviceLease {
-    // SAFETY: GPU tests run one at a time, with `--test-threads=1`.
+    // SAFETY: GPU tests run one at a time, with `--test-threads=1`, so no other thread uses the device.
     unsafe { DeviceLease::for_this_thread() }
 }
 
-/// Keys or values of one layer, `[batch, kv_heads, n, head_dim]`.
+/// Creates keys or values of one layer, `[batch, kv_heads, n, head_dim]`.
 fn states(batch: usize, n: usize, seed: u64, device: &Device) -> Tensor<4> {
     numbers([batch, n, KV_HEADS, HEAD_DIM], seed, device).swap_dims(1, 2) // the strides of a projection's output
 }
 
-/// A cache of one layer that contains a prompt.
+/// Creates a cache of one layer that contains a prompt.
 fn cache(batch: usize, prompt: usize, capacity: usize, device: &Device) -> KvCache {
     let mut cache = KvCache::new(1, vec![0; batch], capacity);
     cache.layer(0).append(states(batch, prompt, 1, device), states(batch, prompt, 2, device));
@@ -75,7 +75,8 @@ fn replay_reads_new_inputs_and_writes_the_cache() {
     let step = |[ids, slot]: &[Tensor<1, Int>; 2]| {
         let mut slot_view = ours.slot_view(slot)?;
         let (ids, table) = (ids.clone(), table.clone());
-        // SAFETY: the step holds the cache, its inputs and the table, and every call does the same operations.
+        // SAFETY: the step holds the cache, its inputs and the table. Every call does the same operations on them,
+        // without uploads.
         let step = unsafe {
             Step::new(move || {
                 let rows = table.clone().select(0, ids.clone()).reshape([batch, KV_HEADS, 1, HEAD_DIM]);
@@ -91,7 +92,7 @@ fn replay_reads_new_inputs_and_writes_the_cache() {
     for (step, ids) in [[7, 8], [9, 3], [49, 0]].iter().enumerate() {
         let sum = graph.run([ids, &[(prompt + step) as i32]]).unwrap();
         ours.mark_slot_written();
-        sums.push(sum.into_data()); // valid until the next run
+        sums.push(sum.into_data()); // read before the next run overwrites it
     }
     drop(graph);
     let (keys, values) = ours.layer(0).append(states(batch, 1, 5, &device), states(batch, 1, 6, &device));
@@ -110,7 +111,7 @@ fn replay_reads_new_inputs_and_writes_the_cache() {
     }
 }
 
-#[cfg(not(feature = "cuda"))] // which captures uploads
+#[cfg(not(feature = "cuda"))] // CUDA accepts uploads in a capture
 #[test]
 fn failed_capture_only_spoils_its_own_cache() {
     let device = gpu();
@@ -118,11 +119,11 @@ fn failed_capture_only_spoils_its_own_cache() {
     let mut spare = cache.copied();
     let step = |[slot]: &[Tensor<1, Int>; 1]| {
         let (mut slot_view, device) = (cache.slot_view(slot)?, device.clone());
-        // SAFETY: uploads are not allowed in a step, but this device refuses to capture them, so nothing is
-        // replayed.
+        // SAFETY: a step must not upload data, as `states` does here. But this device refuses to capture uploads, so
+        // the step is never replayed.
         let step = unsafe {
             Step::new(move || {
-                let (keys, _) = slot_view.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device)); // uploads
+                let (keys, _) = slot_view.layer(0).append(states(1, 1, 7, &device), states(1, 1, 8, &device));
                 keys.sum_dim(3).sum_dim(1).reshape([1, 12])
             })
         };

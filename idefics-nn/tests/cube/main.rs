@@ -1,9 +1,8 @@
-//! Compares the GPU kernels with the CPU kernels, on the best GPU of the enabled backends. On a machine without a
-//! GPU,
-//! `.ci/software-vulkan` provides a software device, which requires WGSL: the feature `wgpu` without `vulkan`.
+//! Compares the GPU kernels with the CPU kernels, on the best GPU of the enabled backends. On a machine without a GPU,
+//! `.ci/software-vulkan` provides a software device. It requires WGSL: the feature `wgpu` without `vulkan`.
 
 #![allow(clippy::disallowed_methods)] // results are compared on the host
-#![allow(clippy::unwrap_used)] // helpers too
+#![allow(clippy::unwrap_used)] // also in helper functions
 
 mod attention;
 mod graph_capture;
@@ -11,7 +10,7 @@ mod packed;
 
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 
-/// The GPU to test.
+/// Returns the GPU to test.
 fn gpu() -> Device {
     #[cfg(feature = "cuda")]
     return Device::cuda(0);
@@ -21,7 +20,7 @@ fn gpu() -> Device {
     return Device::wgpu(DeviceKind::DefaultDevice);
 }
 
-/// Pseudorandom numbers between −1 and 1.
+/// Creates a tensor of pseudorandom numbers between −1 and 1.
 fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Tensor<D> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -32,7 +31,7 @@ fn numbers<const D: usize>(shape: [usize; D], seed: u64, device: &Device) -> Ten
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-/// The largest difference relative to the largest expected value; NaN if one of the outputs has a NaN.
+/// Returns the largest difference relative to the largest expected value, or NaN if an output has a NaN.
 fn difference<const D: usize>(ours: Tensor<D>, expected: Tensor<D>) -> f32 {
     assert_eq!(ours.dims(), expected.dims());
     let read = |tensor: Tensor<D>| tensor.into_data().try_into_vec::<f32>().unwrap();

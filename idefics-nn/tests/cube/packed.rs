@@ -1,4 +1,4 @@
-//! Linear layers in every format: few rows, many rows, and shapes whose rows end inside a word.
+//! Tests of linear layers in every format: few rows, many rows, and shapes whose rows end inside a word of codes.
 
 use std::num::NonZeroUsize;
 
@@ -15,7 +15,7 @@ fn format() -> impl Strategy<Value = PackedFormat> {
     prop::sample::select([&PackedFormat::ALL[..], &groups[..]].concat())
 }
 
-/// A layer with random weights that are the same on every device.
+/// Creates a layer with random weights that are the same on every device.
 fn linear([d_out, d_in]: [usize; 2], format: PackedFormat, seed: u64, device: &Device) -> Linear {
     let quantization = Quantization { format, double_quant: false, modules_to_not_convert: Vec::new() };
     let options = LoadOptions { quantize: Some(quantization), ..LoadOptions::default() };

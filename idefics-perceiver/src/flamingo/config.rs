@@ -21,7 +21,7 @@ pub struct PerceiverConfig {
     pub resampler_n_heads: usize,
     /// Width of a head.
     pub resampler_head_dim: usize,
-    /// Whether the queries and keys of each head have a layer norm.
+    /// Whether a layer norm is applied to the queries and keys of each head.
     pub qk_layer_norms_perceiver: bool,
 }
 
@@ -74,7 +74,7 @@ impl ResamplerConfig {
     /// does not allocate them.
     ///
     /// # Errors
-    /// Those of [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<PerceiverResampler, ConfigError> {
         self.validate()?;
         Ok(PerceiverResampler::new(self, device))

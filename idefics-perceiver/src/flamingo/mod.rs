@@ -1,9 +1,10 @@
-//! The Flamingo resampler of IDEFICS v1: with layer norms and a plain feed-forward block, and without masks.
+//! The Flamingo resampler of IDEFICS v1. It has layer norms and a plain feed-forward block, and takes no masks.
 //!
-//! Papers: <https://arxiv.org/abs/2204.14198>, <https://arxiv.org/abs/2306.16527>. Reference:
-//! `IdeficsPerceiverResampler`, `perceiver.py`, Transformers 5.23.0.
+//! Papers: Flamingo, <https://arxiv.org/abs/2204.14198>; IDEFICS, <https://arxiv.org/abs/2306.16527>. Reference:
+//! `IdeficsPerceiverResampler` in `perceiver.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `n_latents`, `d` = the width of the vision tower, `heads` of `head_dim`.
+//! Axes: `n_images`, `patches`, `n_latents`, and `d` = the width of the vision tower. There are `heads` heads of width
+//! `head_dim`.
 //!
 //! Numerics: layer norms accumulate in f32.
 
@@ -15,17 +16,17 @@ use idefics_nn::{Activation, LayerNorm, Linear, attention, normal};
 
 pub use config::{PerceiverConfig, ResamplerConfig};
 
-/// Epsilon of the layer norms: the default of `torch.nn.LayerNorm`, not configurable.
+/// Epsilon of the layer norms: the default of `torch.nn.LayerNorm`. It is not configurable.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
-/// Compresses the patches of each image to `n_latents` vectors: learned latents that attend to the patches and to each
-/// other.
+/// A resampler that compresses the patches of each image to `n_latents` vectors. Learned latents attend to the patches
+/// and to each other.
 #[derive(Module, Debug)]
 pub struct PerceiverResampler {
     /// Learned initial latents, `[n_latents, d]`.
     pub latents: Param<Tensor<2>>,
-    /// Blocks in the order of execution. In the checkpoint, the attention of a block is named `0`, the feed-forward
-    /// `1`.
+    /// Blocks in the order of execution. In the checkpoint, the attention of a block is named `0`, and its feed-forward
+    /// block `1`.
     pub blocks: Vec<(PerceiverAttention, PerceiverMlp)>,
     /// Final norm.
     pub layer_norm: LayerNorm,
@@ -103,6 +104,8 @@ impl PerceiverAttention {
         }
     }
 
+    /// Computes attention from the latents to patches and latents.
+    ///
     /// # Shapes
     /// - `context`: `[n_images, patches, d]`
     /// - `latents`: `[n_images, n_latents, d]`
@@ -129,7 +132,7 @@ impl PerceiverAttention {
     }
 }
 
-/// Feed-forward block: a norm, and two linear layers with a ReLU between them. The inner width is fixed to `4 · d`.
+/// A feed-forward block: a norm, and two linear layers with a ReLU between them. The inner width is fixed to `4 · d`.
 #[derive(Module, Debug)]
 pub struct PerceiverMlp {
     /// Norm of the input.
@@ -149,6 +152,8 @@ impl PerceiverMlp {
         }
     }
 
+    /// Applies the block to each latent.
+    ///
     /// # Shapes
     /// - `latents`: `[n_images, n_latents, d]`
     /// - returns `[n_images, n_latents, d]`

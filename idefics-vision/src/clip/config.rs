@@ -50,22 +50,22 @@ impl Default for VisionConfig {
 }
 
 impl VisionConfig {
-    /// The tower of the 9b and 80b models: CLIP ViT-H/14.
+    /// Returns the configuration of the tower of the 9b and 80b models: CLIP ViT-H/14.
     pub fn clip_vit_h_14() -> Self {
-        Self { embed_dim: 1280, ..Self::default() } // 224 / 14 = 16, 16 × 16 + 1 = 257 positions
+        Self { embed_dim: 1280, ..Self::default() } // 224 / 14 = 16 per side, so 16² + 1 = 257 positions
     }
 
-    /// Number of positions along each side of the position table; 0 if `patch_size` is 0.
+    /// Returns the number of positions along each side of the position table, or 0 if `patch_size` is 0.
     pub fn positions_per_side(&self) -> usize {
         self.image_size.checked_div(self.patch_size).unwrap_or(0)
     }
 
-    /// Number of vectors per image of the trained size: its patches and the class token.
+    /// Returns the number of vectors of an image of the trained size: one for each patch and one for the class token.
     pub fn vectors_per_image(&self) -> usize {
         self.positions_per_side().pow(2) + 1
     }
 
-    /// Peak size of the f32 activations per patch, in bytes.
+    /// Computes the peak size of the f32 activations per patch, in bytes.
     pub fn activation_bytes_per_patch(&self) -> usize {
         let pixels = self.num_channels * self.patch_size * self.patch_size;
         activation_bytes(self.embed_dim, self.intermediate_size) + 2 * size_of::<f32>() * pixels
@@ -96,13 +96,13 @@ impl VisionConfig {
     /// does not allocate them.
     ///
     /// # Errors
-    /// Those of [`Self::validate`].
+    /// The errors of [`Self::validate`].
     pub fn init(&self, device: &Device) -> Result<VisionTransformer, ConfigError> {
         self.validate()?;
         Ok(VisionTransformer::new(self, device))
     }
 
-    /// This configuration in the form that the shared [`Encoder`](crate::Encoder) takes.
+    /// Converts this configuration to the form that the shared [`Encoder`](crate::Encoder) takes.
     pub(super) fn encoder(&self) -> EncoderConfig {
         EncoderConfig {
             hidden_size: self.embed_dim,

@@ -1,9 +1,9 @@
-//! CLIP vision transformer of IDEFICS v1: with a class token and a norm before the layers, for square images of
-//! one size.
+//! The CLIP vision transformer of IDEFICS v1, for square images of one size. It has a class token, and a norm before
+//! the layers.
 //!
 //! Paper: <https://arxiv.org/abs/2103.00020>. Reference: `IdeficsVisionTransformer`, `vision.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `d` = `embed_dim`. Vector 0 of an image belongs to the class token.
+//! Axes: `n_images`, `patches`, and `d` = `embed_dim`. Vector 0 of an image belongs to the class token.
 //!
 //! Numerics: layer norms accumulate in f32; GELU is exact, not the tanh approximation.
 
@@ -20,16 +20,16 @@ use crate::{Encoder, VisionConfig as EncoderConfig};
 pub use config::VisionConfig;
 use positions::interpolation;
 
-/// Encodes an image to one vector for the class token and one vector per patch.
+/// A vision tower that encodes an image to one vector for the class token and one vector per patch.
 #[derive(Module, Debug)]
 pub struct VisionTransformer {
     /// Class, patch and position embeddings.
     pub embeddings: VisionEmbeddings,
-    /// Norm before the layers. The name is misspelled in the checkpoint.
+    /// Norm before the layers. The name is misspelt in the checkpoint.
     pub pre_layrnorm: LayerNorm,
     /// The transformer layers.
     pub encoder: Encoder,
-    /// Norm of the class token's output. It is in the checkpoint, but unused.
+    /// Norm of the class token's output. The checkpoint contains it, but it is not used.
     pub post_layernorm: LayerNorm,
 }
 
@@ -48,15 +48,15 @@ impl VisionTransformer {
     /// Encodes a batch of images.
     ///
     /// # Shapes
-    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised. Pixels beyond the last whole patch are ignored.
-    ///   If the patch grid differs from the trained one, position embeddings are interpolated
+    /// - `pixel_values`: `[n_images, 3, height, width]`, normalised. Pixels beyond the last whole patch are ignored. If
+    ///   the patch grid differs from the trained one, position embeddings are interpolated
     /// - returns `[n_images, 1 + patches, d]`, without a final norm
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         self.forward_observed(pixel_values, |_, _| ())
     }
 
-    /// Like [`Self::forward`]. Also calls `observe` with the index and the output of each encoder layer,
-    /// `[n_images, 1 + patches, d]`.
+    /// Encodes a batch of images like [`Self::forward`]. Also calls `observe` with the index of each encoder layer and
+    /// its output, `[n_images, 1 + patches, d]`.
     pub fn forward_observed(&self, pixel_values: Tensor<4>, mut observe: impl FnMut(usize, &Tensor<3>)) -> Tensor<3> {
         let mut hidden_states = self.pre_layrnorm.forward(self.embeddings.forward(pixel_values));
         for (layer_idx, layer) in self.encoder.layers.iter().enumerate() {
@@ -91,8 +91,10 @@ impl VisionEmbeddings {
         }
     }
 
+    /// Embeds the class token and the patches of a batch of images.
+    ///
     /// # Shapes
-    /// Those of [`VisionTransformer::forward`].
+    /// The same as for [`VisionTransformer::forward`].
     pub fn forward(&self, pixel_values: Tensor<4>) -> Tensor<3> {
         let [n_images, _, height, width] = pixel_values.dims();
         let [_, _, patch, _] = self.patch_embedding.weight.lazy_shape().dims();
@@ -105,7 +107,7 @@ impl VisionEmbeddings {
         embeddings + positions
     }
 
-    /// Position embeddings for a grid of `rows` × `cols` patches, `[1 + rows · cols, d]`.
+    /// Computes position embeddings for a grid of `rows` × `cols` patches, `[1 + rows · cols, d]`.
     fn positions(&self, rows: usize, cols: usize, dtype: DType) -> Tensor<2> {
         let table = self.position_embedding.table().cast(dtype);
         let side = self.positions_per_side;
@@ -117,8 +119,8 @@ impl VisionEmbeddings {
         let patch_positions = table.narrow(0, 1, side * side).reshape([side, side * d]);
         let device = patch_positions.device();
         let options = (&device, dtype);
-        // Bicubic interpolation is separable: first along the rows, then along the columns.
-        let down = Tensor::<2>::from_data(interpolation(side, rows), options).matmul(patch_positions); // [rows, side · d]
+        // Bicubic interpolation is separable: it is applied along the vertical axis, then along the horizontal axis.
+        let down = Tensor::<2>::from_data(interpolation(side, rows), options).matmul(patch_positions); // [rows, side·d]
         let down = down.reshape([rows, side, d]).swap_dims(0, 1).reshape([side, rows * d]);
         let across = Tensor::<2>::from_data(interpolation(side, cols), options).matmul(down); // [cols, rows · d]
         let patch_positions = across.reshape([cols, rows, d]).swap_dims(0, 1).reshape([rows * cols, d]);

@@ -6,10 +6,11 @@ use burn::tensor::TensorData;
 /// Parameter of the cubic convolution kernel in `torch.nn.functional.interpolate`.
 const CUBIC: f64 = -0.75;
 
-/// Weights that interpolate `side` trained positions along one axis to `n_positions` positions: `[n_positions, side]`.
+/// Computes weights that interpolate `side` trained positions along one axis to `n_positions` positions:
+/// `[n_positions, side]`.
 ///
-/// Source: `IdeficsVisionEmbeddings.interpolate_pos_encoding`: bicubic, `align_corners=False`, and a scale of
-/// `(n_positions + 0.1) / side`.
+/// Source: `IdeficsVisionEmbeddings.interpolate_pos_encoding`, which uses bicubic interpolation with
+/// `align_corners=False` and a scale of `(n_positions + 0.1) / side`.
 pub(super) fn interpolation(side: usize, n_positions: usize) -> TensorData {
     let scale = (n_positions as f64 + 0.1) / side as f64;
     let mut weights = vec![0.0_f32; n_positions * side];
@@ -24,7 +25,7 @@ pub(super) fn interpolation(side: usize, n_positions: usize) -> TensorData {
     TensorData::new(weights, [n_positions, side])
 }
 
-/// The cubic convolution kernel at a distance from 0 to 2.
+/// Evaluates the cubic convolution kernel at a distance from 0 to 2.
 fn cubic(distance: f64) -> f64 {
     match distance <= 1.0 {
         true => ((CUBIC + 2.0) * distance - (CUBIC + 3.0)) * distance * distance + 1.0,

@@ -10,19 +10,20 @@ use super::super::taps::{PRECISION_BITS, ROUND, Taps};
 use super::super::{LANES, ROWS};
 use super::{CHUNK, Groups, QUAD, Strip, load, prefetch};
 
-/// The high part of a weight: its upper bits, rounded.
+/// Returns the high part of a weight: its upper bits, rounded.
 fn high(weight: i32) -> i32 {
     (weight + (1 << 15)) >> 16
 }
 
-/// The low parts of two weights, 16 bits each.
+/// Returns the low parts of two weights, 16 bits each.
 fn low_pair(weights: [i32; 2]) -> i32 {
     let [first, second] = weights.map(|weight| weight - (high(weight) << 16));
     first & 0xffff | second << 16
 }
 
-/// Whether for every output, each high part fits in 8 bits, and 255 × the sum of the high parts of one sign in 16 bits.
-/// This only fails if the rounding of more than a hundred weights adds up, which real images do not cause.
+/// Returns whether sums with these weights are exact: for every output, the positive high parts sum to at most 127, and
+/// the negative ones to at least -128. Then each high part fits into 8 bits, and 255 × each sum fits into 16 bits. The
+/// test fails only if the rounding errors of more than a hundred weights add up, which real images do not cause.
 fn is_exact(taps: &Taps) -> bool {
     (0..taps.len()).all(|output| {
         let highs = taps.of(output).1.iter().map(|&weight| high(weight));
@@ -31,15 +32,16 @@ fn is_exact(taps: &Taps) -> bool {
     })
 }
 
-/// Whether the CPU supports AVX2, and sums with these weights are exact.
+/// Returns whether the CPU supports AVX2 and sums with these weights are exact.
 fn is_usable(taps: &Taps) -> bool {
     is_x86_feature_detected!("avx2") && is_exact(taps)
 }
 
-/// Four consecutive weights in two parts, as [`Sums::add`] takes them.
+/// Four consecutive weights, split into low and high parts for [`Sums::add`].
 #[derive(Debug, Clone, Copy, Default)]
 struct Quad {
-    /// The low parts of the first and third weight, and of the second and fourth, two 16-bit numbers each.
+    /// The low parts, as 16-bit numbers: those of the first and third weight, then those of the second and fourth
+    /// weight.
     low: [i32; 2],
     /// The high parts, four 8-bit numbers.
     high: i32,
@@ -53,7 +55,7 @@ impl Quad {
     }
 }
 
-/// The sums of eight values.
+/// The sums for eight output values, split into the products with the low and the high parts.
 #[derive(Clone, Copy)]
 struct Sums {
     low: __m256i,
@@ -67,7 +69,7 @@ impl Sums {
         Self { low: _mm256_set1_epi32(ROUND), high: _mm256_setzero_si256() }
     }
 
-    /// Adds products of four neighbouring bytes.
+    /// Adds the products of four neighbouring bytes and their weights to each sum.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn add(&mut self, bytes: __m256i, [even, odd, high]: [__m256i; 3]) {
@@ -77,7 +79,8 @@ impl Sums {
         self.high = _mm256_add_epi16(self.high, _mm256_maddubs_epi16(bytes, high));
     }
 
-    /// Partial sums may wrap; the whole is below 2^31, so it comes out right.
+    /// Combines the two sums into the output values. Partial sums may wrap around. The result is still correct, because
+    /// the full sum is below 2^31.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn values(self) -> __m256i {
@@ -96,26 +99,28 @@ fn broadcast(quad: &Quad) -> [__m256i; 3] {
 #[derive(Debug)]
 pub(in super::super) struct Columns {
     strips: Vec<Strip>,
-    /// First quad of pixels of each output, in its strip. If `quads` is 1, the first pixel.
+    /// Index of the first quad of pixels of each output, within its strip. If `quads` is 1, index of the first pixel
+    /// instead.
     firsts: Vec<usize>,
     weights: Groups<Quad>,
     /// The largest number of quads of an output.
     quads: usize,
 }
 
-/// Four pixels of eight rows. Each 32 bits are the four values of one color in one row; the lower halves are the first four
-/// rows. With the row as number, a lower half is r3 r0 g0 b0, r1 g3 g1 b1, or r2 g2 b3 b2.
+/// Four pixels of eight rows. Each 32-bit element holds four values of one colour in one row. The lower halves of the
+/// vectors belong to rows 0 to 3, the upper halves to rows 4 to 7. With the colour as letter and the row as number, the
+/// lower halves are r3 r0 g0 b0, r1 g3 g1 b1 and r2 g2 b3 b2.
 type Pixels = [__m256i; 3];
 
 impl Columns {
-    /// `None` if the CPU does not support AVX2, or sums would not be exact.
+    /// Returns `None` if the CPU does not support AVX2 or sums would not be exact.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         if is_usable(taps) { Self::of(taps) } else { None }
     }
 
     fn of(taps: &Taps) -> Option<Self> {
         let strips = Strip::of(taps);
-        // Longer windows share quads of ordered pixels, so these begin at multiples of four.
+        // Outputs with longer windows share quads of reordered pixels, so the quads begin at multiples of four.
         let align = if taps.window() <= QUAD { 1 } else { QUAD };
         let weights = Groups::of(taps, align, |weights| Some(Quad::new(weights)))?;
         let quads = (0..taps.len()).map(|output| weights.at(output).len()).max()?;
@@ -128,17 +133,17 @@ impl Columns {
         Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Resizes rows along x: `[width, 3]` each to an interleaved block.
+    /// Resizes rows along x, from `[width, 3]` each to an interleaved block.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], block: &mut [u8]) {
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
         let half = block.len() / 2;
         let (upper, lower) = block.split_at_mut(half);
-        // SAFETY: `new` made these weights, so the machine has AVX2.
+        // SAFETY: only `new` creates these weights, and only if the CPU supports AVX2.
         #[allow(unsafe_code, reason = "calls a function that needs AVX2")]
         unsafe {
             let mut pixels = vec![[_mm256_setzero_si256(); 3]; 4 * chunks];
             for strip in &self.strips {
-                // Loads may reach beyond the last pixel.
+                // The loads may reach beyond the last pixel of the strip.
                 let (start, length) = (3 * strip.start, CHUNK * strip.chunks + 16);
                 if rows.iter().all(|row| start + length <= row.len()) {
                     self.strip(strip, rows.map(|row| &row[start..]), &mut pixels, [&mut *upper, &mut *lower]);
@@ -154,7 +159,8 @@ impl Columns {
         }
     }
 
-    /// The outputs of a strip of eight rows. `pixels` is room for its pixels.
+    /// Computes the outputs of a strip for eight rows. `pixels` is a scratch buffer for the reordered pixels of the
+    /// strip.
     #[target_feature(enable = "avx2")]
     fn strip(&self, strip: &Strip, rows: [&[u8]; ROWS], pixels: &mut [Pixels], [upper, lower]: [&mut [u8]; 2]) {
         let rows = SameLength::new(rows);
@@ -188,7 +194,7 @@ impl Columns {
     }
 }
 
-/// Eight rows. One check covers a load from each of them.
+/// Eight rows and the length of the shortest. One bounds check covers a load from every row.
 struct SameLength<'a> {
     rows: [&'a [u8]; ROWS],
     length: usize,
@@ -200,12 +206,13 @@ impl<'a> SameLength<'a> {
         Self { rows, length }
     }
 
-    /// `N` bytes of each row.
+    /// Returns `N` bytes of each row, from offset `at` on.
     #[inline(always)]
     fn at<const N: usize>(&self, at: usize) -> [&'a [u8; N]; ROWS] {
-        assert!(at < self.length && N <= self.length - at, "the bytes are there");
+        assert!(at < self.length && N <= self.length - at, "the bytes to load must be inside the rows");
         self.rows.map(|row| {
-            // SAFETY: every row has `length` bytes, and these end before that.
+            // SAFETY: the assertion above checks that `at + N <= self.length`, and every row has at least `self.length`
+            // bytes.
             #[allow(unsafe_code, reason = "reads without a bounds check in the inner loop")]
             unsafe {
                 &*row.as_ptr().add(at).cast::<[u8; N]>()
@@ -213,8 +220,8 @@ impl<'a> SameLength<'a> {
         })
     }
 
-    /// Prefetches bytes of the next strip while this one is computed. Each output asks for two rows: a burst of requests
-    /// would wait for free fill buffers.
+    /// Prefetches bytes of the next strip while this strip is computed. Each output prefetches from two rows only,
+    /// because a burst of requests would wait for free fill buffers.
     #[inline(always)]
     fn prefetch(&self, output: usize, at: usize) {
         let row = output % LANES;
@@ -223,7 +230,7 @@ impl<'a> SameLength<'a> {
     }
 }
 
-/// Adds the products of four pixels and their weights.
+/// Adds the products of four pixels and their weights to the sums.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn add(sums: &mut [Sums; 3], pixels: &Pixels, weights: &Quad) {
@@ -233,11 +240,12 @@ fn add(sums: &mut [Sums; 3], pixels: &Pixels, weights: &Quad) {
     }
 }
 
-/// Brings the four pixels of each row that begin at byte `at` into order.
+/// Reorders the four pixels of each row that begin at byte `at`, as [`Pixels`] describes.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn ordered<const N: usize>(rows: [&[u8; N]; ROWS], at: usize) -> Pixels {
-    // Four pixels r0 g0 b0 r1 … b3 become r0 r1 r2 r3, g0 …, b0 …, with a gap of four bytes in one place.
+    // Four pixels r0 g0 b0 r1 … b3 of a row become r0 r1 r2 r3, g0 …, b0 …, and a gap of four bytes. The place of the
+    // gap depends on the row.
     let orders = [
         _mm_setr_epi8(0, 0, 0, 0, 0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11),
         _mm_setr_epi8(0, 3, 6, 9, 0, 0, 0, 0, 1, 4, 7, 10, 2, 5, 8, 11),
@@ -249,7 +257,7 @@ fn ordered<const N: usize>(rows: [&[u8; N]; ROWS], at: usize) -> Pixels {
         let pixels = _mm256_set_m128i(load(rows[row + LANES], at), load(rows[row], at));
         *half = _mm256_shuffle_epi8(pixels, _mm256_broadcastsi128_si256(order));
     }
-    // The fourth row goes where the others have gaps.
+    // The values of the fourth row fill the gaps of the other rows.
     let [first, second, third, fourth] = halves;
     [
         _mm256_blend_epi32::<0b0001_0001>(first, fourth),
@@ -258,7 +266,7 @@ fn ordered<const N: usize>(rows: [&[u8; N]; ROWS], at: usize) -> Pixels {
     ]
 }
 
-/// Writes the pixels of eight rows, 24 values in the order of [`Pixels`], to the two groups of a block.
+/// Writes one pixel of each of eight rows, 24 values in the order of [`Pixels`], to the two groups of a block.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn put([first, second, third]: [__m256i; 3], groups: [&mut [u8]; 2], output: usize) {
@@ -268,7 +276,7 @@ fn put([first, second, third]: [__m256i; 3], groups: [&mut [u8]; 2], output: usi
     let columns = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(interleaved));
     let halves = [_mm256_castsi256_si128(columns), _mm256_extracti128_si256::<1>(columns)];
     for (group, columns) in groups.into_iter().zip(halves) {
-        // The last four bytes do not count; the next output writes there.
+        // The last four of the 16 bytes are unused. The next output overwrites them.
         let rest = &mut group[3 * LANES * output..];
         match rest.first_chunk_mut() {
             Some(target) => store(target, columns),
@@ -284,7 +292,7 @@ fn put([first, second, third]: [__m256i; 3], groups: [&mut [u8]; 2], output: usi
 #[inline]
 #[target_feature(enable = "avx2")]
 fn store(target: &mut [u8; 16], value: __m128i) {
-    // SAFETY: 16 bytes are there.
+    // SAFETY: `target` has 16 bytes, and the store may be unaligned.
     #[allow(unsafe_code, reason = "a vector store takes a pointer")]
     unsafe {
         _mm_storeu_si128(target.as_mut_ptr().cast(), value);
@@ -296,18 +304,19 @@ fn store(target: &mut [u8; 16], value: __m128i) {
 pub(in super::super) struct Rows(Groups<Quad>);
 
 impl Rows {
-    /// Bytes of a row that the loop makes at once.
+    /// Number of bytes of a row that one iteration computes.
     const COLUMNS: usize = 32;
 
-    /// `None` if the machine has no AVX2, sums would not be exact, or the rows of `row_bytes` bytes are too short.
+    /// Returns `None` if the CPU does not support AVX2, sums would not be exact, or `row_bytes` is less than
+    /// [`Self::COLUMNS`].
     pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
         let is_usable = row_bytes >= Self::COLUMNS && is_usable(taps);
         if is_usable { Groups::of(taps, LANES, |weights| Some(Quad::new(weights))).map(Self) } else { None }
     }
 
-    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
+    /// Computes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
-        // SAFETY: `new` made these weights, so the machine has AVX2.
+        // SAFETY: only `new` creates these weights, and only if the CPU supports AVX2.
         #[allow(unsafe_code, reason = "calls a function that needs AVX2")]
         unsafe {
             one_row(groups, self.0.at(position), out);
@@ -320,8 +329,8 @@ fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
     const COLUMNS: usize = Rows::COLUMNS;
     let width = out.len();
     let is_long = |group: &&[u8]| group.len() >= LANES * width;
-    assert!(width >= COLUMNS && groups.iter().all(is_long), "rows are as long as the output");
-    // Packing leaves four columns in each 32 bits, in this order.
+    assert!(width >= COLUMNS && groups.iter().all(is_long), "the output or an input row is too short");
+    // Packing leaves four columns in each 32-bit element. This permutation puts the elements in order.
     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let mut column = 0;
     loop {
@@ -346,7 +355,7 @@ fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
         if column + COLUMNS == width {
             break;
         }
-        // The last step may make some bytes again.
+        // The last iteration may compute some bytes a second time.
         column = (column + COLUMNS).min(width - COLUMNS);
     }
 }

@@ -18,20 +18,22 @@ pub(super) enum Columns {
 }
 
 impl Columns {
-    /// `None` if the CPU supports no vector loop that is exact with these weights, or `IDEFICS_ISA` allows none.
+    /// Returns `None` if the CPU supports no vector loop that is exact with these weights, or if `IDEFICS_ISA` allows
+    /// none.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         let vnni = || vnni::Columns::new(taps).filter(|_| Isa::Avx512Vnni.is_allowed()).map(Self::Vnni);
         vnni().or_else(|| avx2::Columns::new(taps).filter(|_| Isa::Avx2.is_allowed()).map(Self::Avx2))
     }
 
-    /// All loops that the CPU supports, for tests.
+    /// Returns all loops that the CPU supports, for tests.
     #[cfg(test)]
     pub(super) fn every(taps: &Taps) -> Vec<Self> {
         let (avx2, vnni) = (avx2::Columns::new(taps), vnni::Columns::new(taps));
         avx2.map(Self::Avx2).into_iter().chain(vnni.map(Self::Vnni)).collect()
     }
 
-    /// Resizes rows along x, at least those in `used`: `[width, 3]` each to an interleaved block.
+    /// Resizes rows along x, from `[width, 3]` each to an interleaved block. Rows that are not in `used` may be
+    /// skipped.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         match self {
             Self::Avx2(columns) => columns.horizontal(rows, block),
@@ -40,7 +42,7 @@ impl Columns {
     }
 }
 
-/// The vertical loop of this machine, with its weights.
+/// The fastest vertical loop that the CPU supports, with its weights.
 #[derive(Debug)]
 pub(super) enum Rows {
     Avx2(avx2::Rows),
@@ -48,21 +50,21 @@ pub(super) enum Rows {
 }
 
 impl Rows {
-    /// `None` if this machine has no vector loop for these weights and rows of at least `row_bytes` bytes, or
-    /// `IDEFICS_ISA` allows none.
+    /// Returns `None` if the CPU supports no vector loop for these weights and rows of at least `row_bytes` bytes, or
+    /// if `IDEFICS_ISA` allows none.
     pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
         let vnni = || vnni::Rows::new(taps, row_bytes).filter(|_| Isa::Avx512Vnni.is_allowed()).map(Self::Vnni);
         vnni().or_else(|| avx2::Rows::new(taps, row_bytes).filter(|_| Isa::Avx2.is_allowed()).map(Self::Avx2))
     }
 
-    /// Every loop that this machine has, for tests.
+    /// Returns all loops that the CPU supports, for tests.
     #[cfg(test)]
     pub(super) fn every(taps: &Taps, row_bytes: usize) -> Vec<Self> {
         let (avx2, vnni) = (avx2::Rows::new(taps, row_bytes), vnni::Rows::new(taps, row_bytes));
         avx2.map(Self::Avx2).into_iter().chain(vnni.map(Self::Vnni)).collect()
     }
 
-    /// Makes the output row at `position`. `groups` are the interleaved input rows.
+    /// Computes the output row at `position`. `groups` are the interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
         match self {
             Self::Avx2(rows) => rows.vertical(groups, position, out),
@@ -71,7 +73,7 @@ impl Rows {
     }
 }
 
-/// The weights of a pass: for each output, one `T` for each four inputs.
+/// The weights of a pass: for each output, one `T` per four inputs.
 #[derive(Debug)]
 struct Groups<T> {
     /// End of each output's weights in `weights`.
@@ -80,7 +82,8 @@ struct Groups<T> {
 }
 
 impl<T> Groups<T> {
-    /// The first four inputs of an output begin at a multiple of `align`. `None` if `split` is for one of the weights.
+    /// Converts the weights of each output with `split`, four at a time. The first four inputs of an output begin at a
+    /// multiple of `align`. Returns `None` if `split` returns `None` at least once.
     fn of(taps: &Taps, align: usize, split: impl Fn([i32; QUAD]) -> Option<T>) -> Option<Self> {
         let (mut ends, mut weights) = (Vec::with_capacity(taps.len()), Vec::new());
         for output in 0..taps.len() {
@@ -99,14 +102,14 @@ impl<T> Groups<T> {
     }
 }
 
-/// Pixels of a row that lie together in a vector.
+/// Number of neighbouring pixels of a row in a vector.
 const QUAD: usize = 4;
 
-/// Number of outputs that are written together.
+/// Number of neighbouring outputs in a group of a [`Strip`].
 const GROUP: usize = 4;
 
-/// Groups of outputs whose inputs are reordered together for a vector loop: enough groups that few inputs are reordered
-/// twice, but few enough that they stay in the L1 cache.
+/// Groups of outputs whose inputs are reordered together for a vector loop. A strip is long enough that few inputs are
+/// reordered twice, and short enough that the inputs stay in the L1 cache.
 #[derive(Debug)]
 struct Strip {
     groups: Range<usize>,
@@ -117,7 +120,7 @@ struct Strip {
 }
 
 impl Strip {
-    /// Number of inputs of a strip, unless a single group reads more.
+    /// Maximum number of inputs of a strip, unless a single group reads more.
     const INPUTS: usize = 256;
 
     fn of(taps: &Taps) -> Vec<Self> {
@@ -138,7 +141,7 @@ impl Strip {
         strips
     }
 
-    /// The outputs of a strip, of `count` in all.
+    /// Returns the range of outputs of a strip. `count` is the total number of outputs of the row.
     fn outputs(&self, count: usize) -> Range<usize> {
         GROUP * self.groups.start..count.min(GROUP * self.groups.end)
     }
@@ -147,13 +150,13 @@ impl Strip {
 /// Number of bytes of a row that are reordered together: four loads of [`QUAD`] pixels.
 const CHUNK: usize = 4 * 3 * QUAD;
 
-/// Offsets of the loads in a chunk, in bytes. A load is longer than its pixels, so the last one begins [`LAST_SHIFT`]
-/// bytes before its pixels, and ends with the chunk.
+/// Offsets of the loads in a chunk, in bytes. A load has 16 bytes, but its four pixels have only 12. Therefore the last
+/// load begins [`LAST_SHIFT`] bytes before its pixels, so that it ends where the chunk ends.
 const LOADS: [usize; 4] = [0, 12, 24, 32];
 const LAST_SHIFT: i8 = 4;
 
-/// The chunk of a row that begins at pixel `x`. If the row ends within the chunk, it is copied to `spare` and padded
-/// with zeros.
+/// Returns the chunk of a row that begins at pixel `x`. If the row ends within the chunk, the chunk is copied to
+/// `spare` and padded with zeros.
 #[inline(always)]
 fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CHUNK] {
     let rest = row.get(3 * x..).unwrap_or_default();
@@ -164,21 +167,21 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
     })
 }
 
-/// Prefetches the bytes one strip behind `at`.
+/// Prefetches the bytes of a row that are one strip after offset `at`.
 #[inline(always)]
 fn prefetch(row: &[u8], at: usize) {
-    // SAFETY: a prefetch reads nothing, wherever it points to.
+    // SAFETY: a prefetch is only a hint. It is allowed for any address, even an invalid one.
     #[allow(unsafe_code, reason = "a prefetch takes a pointer")]
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at + 3 * Strip::INPUTS).cast());
     }
 }
 
-/// 16 bytes from `at` on.
+/// Loads 16 bytes from offset `at` on.
 #[inline(always)]
 fn load(bytes: &[u8], at: usize) -> __m128i {
     let bytes = &bytes[at..at + 16];
-    // SAFETY: 16 bytes are there.
+    // SAFETY: the slice `bytes` has exactly 16 bytes, and the load may be unaligned.
     #[allow(unsafe_code, reason = "a vector load takes a pointer")]
     unsafe {
         _mm_loadu_si128(bytes.as_ptr().cast())

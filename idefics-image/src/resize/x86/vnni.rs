@@ -1,5 +1,7 @@
-//! Both loops for AVX-512 with VNNI, whose `vpdpbusd` adds products of four pixels and 8-bit weights in 32 bits.
-//! A weight is three signed digits of 8 bits, so every sum is exact.
+//! The horizontal and the vertical loop for AVX-512 with VNNI.
+//!
+//! The instruction `vpdpbusd` multiplies four 8-bit values by four 8-bit weights and adds the products to a 32-bit sum.
+//! A weight is split into three signed digits of 8 bits, so that every sum is exact.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -20,13 +22,14 @@ pub(in super::super) struct Columns {
     strips: Vec<Strip>,
     /// Index of the first quad of pixels of each output, within its strip.
     firsts: Vec<[usize; GROUP]>,
-    /// The digits of four weights, lowest first; `quads` entries for each output, padded with zeros.
+    /// The digits of four weights each, lowest digit first, for every output of a group. There are `quads` entries for
+    /// each group. The weights are padded with zeros.
     weights: Vec<[[i32; 3]; GROUP]>,
     quads: usize,
 }
 
 impl Columns {
-    /// `None` if the CPU does not support the instructions, or a weight is too large for three digits.
+    /// Returns `None` if the CPU does not support the instructions, or if a weight is too large for three digits.
     pub(super) fn new(taps: &Taps) -> Option<Self> {
         if is_there() { Self::of(taps) } else { None }
     }
@@ -50,12 +53,13 @@ impl Columns {
         Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Resizes rows along x, at least those in `used`: `[width, 3]` each to an interleaved block.
+    /// Resizes rows along x, from `[width, 3]` each to an interleaved block. Rows that are not in `used` may be
+    /// skipped.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         let half = block.len() / 2;
         let halves = rows.as_chunks::<LANES>().0.iter().zip(block.chunks_exact_mut(half));
         for (rows, group) in halves.take(used.end.div_ceil(LANES)).skip(used.start / LANES) {
-            // SAFETY: `new` made these weights, so the machine has the instructions.
+            // SAFETY: only `new` creates these weights, and only if the CPU supports the instructions.
             #[allow(unsafe_code, reason = "calls a function that needs AVX-512")]
             unsafe {
                 self.four_rows(rows, group);
@@ -67,16 +71,17 @@ impl Columns {
     fn four_rows(&self, rows: &[&[u8]; LANES], out: &mut [u8]) {
         let zero = _mm512_setzero_si512();
         let round = _mm512_set1_epi32(ROUND);
-        // Four pixels r0 g0 b0 r1 … b3 of each row: r0 r1 r2 r3, g0 …, b0 …, and four unused bytes.
+        // Four pixels r0 g0 b0 r1 … b3 of each row become r0 r1 r2 r3, g0 …, b0 …, and four unused bytes.
         let order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, 0, 3, 6, 9));
         let last_order = _mm512_add_epi8(order, _mm512_set1_epi8(LAST_SHIFT));
         let without_fourth =
             _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
-        // Four columns of each row to one quarter, and then the bytes of a column side by side.
+        // `transposed` moves four columns of every row to each quarter. `interleaved` makes the bytes of a column
+        // adjacent.
         let transposed = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let interleaved = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
-        // Padded with zeros, because quads of zero weights may read beyond the strip.
+        // The buffer extends beyond the strip, because quads whose weights are all 0 may be read there.
         let mut pixels = vec![[zero; 4]; chunks + self.quads.div_ceil(4)];
         let mut spare = [[0; CHUNK]; LANES];
         for strip in &self.strips {
@@ -122,7 +127,7 @@ impl Columns {
                     [_mm512_packs_epi32(values[0], values[1]), _mm512_packs_epi32(values[2], values[3])];
                 let bytes = _mm512_shuffle_epi8(_mm512_packus_epi16(first, second), without_fourth);
                 let columns = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(transposed, bytes), interleaved);
-                // The last quarter does not count; the next group writes there.
+                // The last quarter is unused. The next group overwrites it.
                 let rest = &mut out[3 * GROUP * LANES * group..];
                 match rest.first_chunk_mut() {
                     Some(target) => store(target, columns),
@@ -141,7 +146,7 @@ impl Columns {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store(target: &mut [u8; 64], value: __m512i) {
-    // SAFETY: 64 bytes are there.
+    // SAFETY: `target` has 64 bytes, and the store may be unaligned.
     #[allow(unsafe_code, reason = "a vector store takes a pointer")]
     unsafe {
         _mm512_storeu_si512(target.as_mut_ptr().cast(), value);
@@ -153,18 +158,18 @@ fn store(target: &mut [u8; 64], value: __m512i) {
 pub(in super::super) struct Rows(Groups<[i32; 3]>);
 
 impl Rows {
-    /// Bytes of a row that the loop makes at once.
+    /// Number of bytes of a row that one iteration computes.
     const COLUMNS: usize = 64;
 
-    /// `None` if the machine has no such instructions, a weight is too large for three digits, or `row_bytes` is less than
-    /// [`Self::COLUMNS`].
+    /// Returns `None` if the CPU does not support the instructions, a weight is too large for three digits, or
+    /// `row_bytes` is less than [`Self::COLUMNS`].
     pub(super) fn new(taps: &Taps, row_bytes: usize) -> Option<Self> {
         if row_bytes >= Self::COLUMNS && is_there() { Groups::of(taps, LANES, digits).map(Self) } else { None }
     }
 
-    /// Makes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
+    /// Computes the output row at `position`, of at least [`Self::COLUMNS`] bytes. `groups` are interleaved input rows.
     pub(super) fn vertical(&self, groups: &[&[u8]], position: usize, out: &mut [u8]) {
-        // SAFETY: `new` made these weights, so the machine has the instructions.
+        // SAFETY: only `new` creates these weights, and only if the CPU supports the instructions.
         #[allow(unsafe_code, reason = "calls a function that needs AVX-512")]
         unsafe {
             one_row(groups, self.0.at(position), out);
@@ -177,10 +182,10 @@ fn one_row(groups: &[&[u8]], weights: &[[i32; 3]], out: &mut [u8]) {
     const COLUMNS: usize = Rows::COLUMNS;
     let width = out.len();
     let is_long = |group: &&[u8]| group.len() >= LANES * width;
-    assert!(width >= COLUMNS && groups.iter().all(is_long), "rows are as long as the output");
+    assert!(width >= COLUMNS && groups.iter().all(is_long), "the output or an input row is too short");
     let zero = _mm512_setzero_si512();
     let round = _mm512_set1_epi32(ROUND);
-    // Packing leaves four columns in each 32 bits, in this order.
+    // Packing leaves four columns in each 32-bit element. This permutation puts the elements in order.
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     let mut column = 0;
     loop {
@@ -203,7 +208,7 @@ fn one_row(groups: &[&[u8]], weights: &[[i32; 3]], out: &mut [u8]) {
         if column + COLUMNS == width {
             break;
         }
-        // The last step may compute some bytes a second time.
+        // The last iteration may compute some bytes a second time.
         column = (column + COLUMNS).min(width - COLUMNS);
     }
 }
@@ -217,7 +222,8 @@ fn value([low, middle, high]: [__m512i; 3]) -> __m512i {
     _mm512_srai_epi32::<PRECISION_BITS>(_mm512_add_epi32(low, upper))
 }
 
-/// Four weights as three digits of 8 bits, `d0 + d1 × 2^8 + d2 × 2^16`, lowest first. Weights up to 1.99 fit.
+/// Splits four weights into three digits of 8 bits each, `d0 + d1 × 2^8 + d2 × 2^16`, lowest digit first. Returns
+/// `None` if a weight does not fit. Weights up to 1.99 fit.
 fn digits(weights: [i32; QUAD]) -> Option<[i32; 3]> {
     let mut digits = [[0; QUAD]; 3];
     for (at, weight) in weights.into_iter().enumerate() {

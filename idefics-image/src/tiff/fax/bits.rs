@@ -1,6 +1,7 @@
 //! Bit reader for CCITT data. The first bit is the lowest bit of the returned values.
 
-/// Reads bits like libtiff: at the end of the data, missing bits are zero as long as at least one real bit is left.
+/// A reader of bits that works like libtiff: at the end of the data, missing bits are zero if at least one real bit is
+/// left.
 #[derive(Debug)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
@@ -11,7 +12,7 @@ pub(super) struct Bits<'a> {
     count: i32,
 }
 
-/// The data has ended.
+/// The error that the data has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ended;
 

@@ -9,7 +9,7 @@ pub(super) enum Run {
     More(u16),
     /// Eleven zeros: the start of an end-of-line code.
     EndOfLine,
-    /// Not a code word.
+    /// The bits are not a code word.
     Unknown,
 }
 
@@ -21,7 +21,7 @@ pub(super) enum Mode {
     /// The colour changes this many pixels to the right of the change in the row above.
     Vertical(i32),
     Extension,
-    /// Seven zeros.
+    /// Seven zeros: the start of an end-of-line code.
     EndOfLine,
 }
 
@@ -248,7 +248,8 @@ const LONG_WORDS: [(u8, u16); 13] = [
 
 const END_OF_LINE: (u8, u16) = (11, 0);
 
-/// The table indices whose lowest bits are a code word: the first index, and the step to the next.
+/// Returns the table indices whose lowest bits are a code word, given as the first index and the step to the next
+/// index.
 const fn places((length, code): (u8, u16)) -> (usize, usize) {
     (code.reverse_bits() as usize >> (16 - length), 1 << length)
 }
@@ -308,7 +309,7 @@ const fn modes() -> Table<Mode, { 1 << MODE_BITS }> {
 mod tests {
     use super::*;
 
-    /// Number of table entries that start with a valid code word.
+    /// Returns the number of table entries that start with a valid code word.
     fn covered<const SIZE: usize>(table: &Table<Run, SIZE>) -> usize {
         table.0.iter().filter(|(run, _)| *run != Run::Unknown).count()
     }

@@ -1,8 +1,9 @@
-//! CCITT fax decompression: modified Huffman, group 3 (one- and two-dimensional), and group 4.
+//! Decompresses CCITT fax data: modified Huffman, group 3 (one- and two-dimensional), and group 4.
 //!
-//! Damaged rows are repaired like in libtiff: short rows are filled up, long rows are cut, and group 3 continues at
-//! the next end-of-line code. Group 3 data that ends early is an error. Group 4 data that ends early leaves the
-//! remaining rows unchanged. The runs after the end of the row above are kept, because damaged rows refer to them.
+//! Damaged rows are repaired as in libtiff: short rows are filled up, long rows are cut, and group 3 continues at the
+//! next end-of-line code. Group 3 data that ends early is an error. Group 4 data that ends early leaves the remaining
+//! rows unchanged. Old runs in the buffer after the end of a row are kept, because damaged rows below may refer to
+//! them.
 //!
 //! Source: ITU-T T.4 and T.6; `tif_fax3.c` and `tif_fax3.h` of libtiff 4.7.
 
@@ -19,15 +20,15 @@ use super::TiffError;
 pub(super) enum Coding {
     /// Modified Huffman: run lengths only. Rows start at byte boundaries, or at 16-bit boundaries of the file.
     Runs { is_word_aligned: bool },
-    /// Group 3, with end-of-line codes. If `is_two_dimensional`, rows may be coded relative to the row above
-    /// (two-dimensional).
+    /// Group 3, with end-of-line codes. If `is_two_dimensional`, rows may be coded relative to the row above.
     Group3 { is_two_dimensional: bool },
     /// Group 4: every row is coded relative to the row above.
     Group4,
 }
 
 impl Coding {
-    /// Maximum number of runs of a row of `width` pixels. It is an error if twice this number does not fit 32 bits.
+    /// Returns the maximum number of runs of a row of `width` pixels. It is an error if twice this number does not fit
+    /// into 32 bits.
     fn max_runs(self, width: usize) -> Result<usize, TiffError> {
         let is_two_dimensional = matches!(self, Self::Group4 | Self::Group3 { is_two_dimensional: true });
         let room = || {
@@ -38,7 +39,7 @@ impl Coding {
         room().ok_or_else(|| too_wide(width))
     }
 
-    /// Bytes that decoding needs for the runs of two rows of `width` pixels.
+    /// Returns the number of bytes that decoding needs for the runs of two rows of `width` pixels.
     pub(super) fn run_bytes(self, width: usize) -> Result<u64, TiffError> {
         Ok((self.max_runs(width)? as u64).saturating_mul(2 * size_of::<u32>() as u64))
     }
@@ -48,7 +49,7 @@ fn too_wide(width: usize) -> TiffError {
     TiffError::damaged(format!("a row of CCITT data has {width} pixels, which is too wide to decode"))
 }
 
-/// Decodes the strips or tiles of an image.
+/// A decoder of the strips or tiles of an image.
 #[derive(Debug)]
 pub(super) struct Fax {
     coding: Coding,
@@ -67,7 +68,7 @@ enum Fault {
     Ended,
     /// The row has more runs than libtiff supports.
     TooManyRuns,
-    /// The group 3 data has no end-of-line code and must be read again without them.
+    /// The group 3 data has no end-of-line codes and must be read again without them.
     NoEndOfLine,
 }
 
@@ -138,7 +139,7 @@ impl Fax {
                 };
                 self.row.write(out);
                 if is_two_dimensional {
-                    // If there is no space for the final change, it is left out.
+                    // If there is no space for the final change, it is omitted.
                     let _ = self.row.close();
                     self.swap();
                 }
@@ -164,7 +165,8 @@ impl Fax {
     }
 }
 
-/// Skips past the next end-of-line code. The row before may already have consumed its zeros.
+/// Skips past the next end-of-line code. `last` says whether the previous row has already consumed the zeros of this
+/// code.
 fn find_end_of_line(bits: &mut Bits<'_>, last: End) -> Result<(), Fault> {
     if last == End::Pixel {
         loop {

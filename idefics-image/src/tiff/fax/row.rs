@@ -4,14 +4,14 @@ use super::Fault;
 use super::bits::{Bits, Ended};
 use super::codes::{BLACK, BLACK_BITS, MODE_BITS, MODES, Mode, Run, WHITE, WHITE_BITS};
 
-/// The runs of a row, white first. Arithmetic wraps around like in libtiff, because damaged rows can overflow.
+/// The runs of a row, white first. Arithmetic wraps around as in libtiff, because damaged rows can overflow.
 #[derive(Debug)]
 pub(super) struct Row {
     width: i32,
-    /// Buffer for the run lengths. Only the first `length` are valid.
+    /// Buffer for the run lengths, in pixels. Only the first `length` entries are valid.
     runs: Vec<u32>,
     length: usize,
-    /// Number of pixels so far, and how many of them do not belong to a finished run yet.
+    /// Number of pixels so far (`at`), and number of those pixels that do not belong to a finished run yet (`pending`).
     at: i32,
     pending: i32,
 }
@@ -19,13 +19,13 @@ pub(super) struct Row {
 /// How a row ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// At its last pixel, or because of damage.
+    /// The row ended at its last pixel, or because of damage.
     Pixel,
-    /// With the zeros of an end-of-line code.
+    /// The row ended with the zeros of an end-of-line code.
     EndOfLine,
 }
 
-/// Iterates over the colour changes of the row above.
+/// An iterator over the colour changes of the row above.
 struct Changes<'a> {
     runs: &'a [u32],
     next: usize,
@@ -87,7 +87,7 @@ impl Row {
         self.push(0)
     }
 
-    /// Reads a run of one colour. The inner `Err` holds the code that was found instead.
+    /// Reads a run of one colour. The inner `Err` contains the code that was found instead of a run.
     fn run(&mut self, bits: &mut Bits<'_>, is_white: bool) -> Result<Result<(), Run>, Fault> {
         loop {
             let (run, length) = if is_white {
@@ -203,8 +203,7 @@ impl Row {
         Ok(End::Pixel)
     }
 
-    /// Appends one run for the missing pixels. It does not advance the position, so [`Self::finish`] does not take it
-    /// into account.
+    /// Appends one run for the missing pixels. It does not advance the position, so [`Self::finish`] ignores this run.
     fn fill_up(&mut self) {
         self.runs[self.length] = self.width.wrapping_sub(self.at).cast_unsigned();
         self.length += 1;
@@ -242,7 +241,7 @@ impl Changes<'_> {
         Ok(())
     }
 
-    /// Advances by one run. At least `more` runs must follow it.
+    /// Advances by one run. At least `more` runs must follow that run.
     fn step(&mut self, more: usize) -> Result<(), Fault> {
         if self.next + more >= self.runs.len() {
             return Err(Fault::TooManyRuns);

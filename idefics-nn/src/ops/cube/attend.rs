@@ -1,5 +1,4 @@
-//! Attention of many queries in tiles; the scores are never stored. Each tile of keys rescales the sums of the
-//! tiles
+//! Attention of many queries in tiles; the scores are never stored. Each tile of keys rescales the sums of the tiles
 //! before it (online softmax, <https://arxiv.org/abs/1805.02867>; tiling, <https://arxiv.org/abs/2205.14135>).
 //!
 //! A cube (thread block) processes [`QUERIES`] queries of one head, with [`KEYS`] keys and values of the group's
@@ -17,27 +16,27 @@ use cubecl::prelude::*;
 
 use super::empty_on_device_of;
 
-/// Queries per tile.
+/// Number of queries per tile.
 const QUERIES: usize = 32;
 
-/// Keys per tile.
+/// Number of keys per tile.
 const KEYS: usize = 16;
 
-/// Units that share a query.
+/// Number of units that share a query.
 const LANES: usize = 4;
 
 /// Largest head width, in values, whose tiles fit in 32 KiB of shared memory.
 const WIDEST: usize = 128;
 
-/// Used instead of −∞, which WGSL cannot express.
+/// The score of a hidden key. It replaces −∞, which WGSL cannot express.
 pub(super) const LOWEST: f32 = -3.0e38;
 
-/// Whether the kernel supports this head width: a multiple of the vector width, and not too wide.
+/// Returns whether the kernel supports this head width: a multiple of the vector width, and not too wide.
 pub(super) fn fits(head_dim: usize) -> bool {
     head_dim.is_multiple_of(4) && (4..=WIDEST).contains(&head_dim)
 }
 
-/// Dot product of two vectors.
+/// Computes the dot product of two vectors.
 #[cube]
 pub(super) fn dot(left: Vector<f32, Const<4>>, right: Vector<f32, Const<4>>) -> f32 {
     let products = left * right;
@@ -53,7 +52,7 @@ fn load<F: Float>(
     head: usize,
     first: usize,
     #[comptime] rows: usize,
-    #[comptime] width: usize, // in vectors
+    #[comptime] width: usize, // width of a row, in vectors
 ) {
     let last = states.shape(2) - 1;
     let start = CUBE_POS_Z as usize * states.stride(0) + head * states.stride(1);
@@ -75,7 +74,7 @@ fn tiles<F: Float, B: Int>(
     output: &mut [Vector<F, Const<4>>], // [batch, heads, queries, head_dim]
     scale: f32,
     group: usize,
-    #[comptime] width: usize, // of a head, in vectors
+    #[comptime] width: usize, // width of a head, in vectors
     #[define(F, B)] _dtypes: [ElemType; 2],
 ) {
     let (head, batch) = (CUBE_POS_Y as usize, CUBE_POS_Z as usize);
@@ -177,14 +176,14 @@ fn tiles<F: Float, B: Int>(
     }
 }
 
-/// The states with a layout that can be read as vectors along the last axis; copied only if necessary.
+/// Returns the states in a layout that can be read as vectors along the last axis. Copies them only if necessary.
 pub(super) fn with_vector_layout(states: CubeTensor) -> CubeTensor {
     let strides = states.meta.strides();
     let is_whole = strides[3] == 1 && strides[..3].iter().all(|stride| stride.is_multiple_of(4));
     if is_whole { states } else { into_contiguous_aligned(states) }
 }
 
-/// The mask argument of a kernel, and its dtype.
+/// Returns the mask argument of a kernel, and its dtype.
 pub(super) fn mask_arg(mask: Option<CubeTensor>) -> (Option<TensorArg>, ElemType) {
     match mask {
         None => (None, ElemType::UInt(UIntKind::U32)),
@@ -204,7 +203,8 @@ pub(super) fn launch(query: CubeTensor, key: CubeTensor, value: CubeTensor, mask
     let dim = CubeDim::new_1d((QUERIES * LANES) as u32);
     let (mask, mask_dtype) = mask_arg(mask);
     let dtype = dtype_to_storage_type(query.dtype);
-    // SAFETY: reads past the last row or column are clamped to the last one, and nothing is written there.
+    // SAFETY: reads past the last row or column are clamped to the last one. Nothing is written past the end of the
+    // output.
     unsafe {
         tiles::launch_unchecked(
             &output.client,

@@ -1,9 +1,9 @@
-//! Attention of many queries on tensor cores, with Burn's flash attention. Queries, keys and values are first
-//! copied to the layout that it needs: padded, and with key/value heads repeated for each query head of the group.
+//! Attention of many queries on tensor cores, with Burn's flash attention. Queries, keys and values are first copied to
+//! the layout that flash attention needs: padded, and with key/value heads repeated for each query head of the group.
 //!
-//! The tiles are f16 with f32 sums, so only 16-bit activations use this path, and values beyond the range of f16
-//! (65504) become infinite. Burn divides scores by the root of the padded head width; the queries are scaled to
-//! correct for that.
+//! Tiles are f16 with f32 sums. So only 16-bit activations use this path, and values beyond the range of f16 (65504)
+//! become infinite. Burn divides scores by the square root of the padded head width, so the queries are scaled to
+//! correct for the padding.
 
 #![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
 #![allow(clippy::too_many_arguments)] // a kernel takes its arguments one by one
@@ -23,19 +23,19 @@ use cubek::attention::forward::routines::blackbox_accelerated::BlackboxAccelerat
 
 use super::{attend, empty_on_device_of};
 
-/// Rows and columns of a tile.
+/// Number of rows and number of columns of a tile.
 const TILE: usize = 16;
 
-/// Query tiles per cube; each plane (warp) has one.
+/// Number of query tiles per cube. Each plane (warp) processes one of them.
 const PLANES: usize = 4;
 
-/// Fewest queries for which tensor cores are faster; the number of queries is padded to a multiple of this.
+/// Minimum number of queries for which tensor cores are faster. The number of queries is padded to a multiple of it.
 const QUERIES: usize = PLANES * TILE;
 
-/// Units per cube of the copy kernel.
+/// Number of units per cube of the copy kernel.
 const UNITS: u32 = 256;
 
-/// Which kernel attention of many queries uses.
+/// The kernel that attention of many queries uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Tiles {
     /// Tensor cores where they are faster, otherwise the tiles of [`attend`].
@@ -45,20 +45,20 @@ pub(crate) enum Tiles {
     Plain,
 }
 
-/// Whether the device has tensor cores and they are faster: enough queries, 16-bit activations, and similar
-/// numbers of queries and keys.
+/// Returns whether the device has tensor cores, and they are faster for these inputs: there are enough queries,
+/// activations have 16 bits, and the numbers of queries and keys are similar.
 fn pays(query: &CubeTensor, key: &CubeTensor) -> bool {
     let [f16, f32] = [FloatKind::F16, FloatKind::F32].map(ElemType::Float);
     let tile = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: 16, n: 16, k: 16 };
     let has_cores = || query.client.properties().features.matmul.cmma.contains(&tile);
     let (queries, len) = (query.meta.shape()[2].next_multiple_of(QUERIES), key.meta.shape()[2]);
-    // Otherwise Burn picks tiles of another shape, for which this layout is wrong.
+    // If the numbers are not similar, Burn picks tiles of another shape, for which this layout is wrong.
     let is_square = queries < 4 * len && len < 4 * queries;
     matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && is_square && has_cores()
 }
 
-/// Copies with padding; one unit per output value. Rows and columns past the end are zero, and each head is
-/// repeated `group` times.
+/// Copies with padding, with one unit per output value. Rows and columns past the end of `states` become zero, and each
+/// head is repeated `group` times.
 #[cube(launch_unchecked)]
 fn copy_padded<N: Numeric>(
     states: &Tensor<N>, // [batch, heads / group, len, head_dim]
@@ -84,7 +84,7 @@ fn copy_padded<N: Numeric>(
     }
 }
 
-/// Copies states, or a mask, to `[batch, heads, rows, width]`.
+/// Copies states, or a mask, to the padded layout `[batch, heads, rows, width]`, and multiplies them by `scale`.
 fn copy_to_layout(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize; 3]) -> CubeTensor {
     let [batch, own_heads, _, _] = states.meta.shape().dims::<4>();
     let output = empty_on_device_of(states, [batch, heads, rows, width], states.dtype);
@@ -111,7 +111,7 @@ fn copy_to_layout(states: &CubeTensor, scale: f32, [heads, rows, width]: [usize;
     output
 }
 
-/// Attention of many queries with the chosen kernel; see [`super::CubeKernels::attend`].
+/// Computes attention of many queries with the chosen kernel; see [`super::CubeKernels::attend`].
 pub(super) fn launch(
     query: CubeTensor,
     key: CubeTensor,
@@ -164,7 +164,7 @@ mod tests {
     use crate::ops::cube::CubeKernels;
     use crate::{Activations, attention};
 
-    /// The first GPU of the enabled backends.
+    /// Returns the first GPU of the enabled backends.
     fn gpu() -> Device {
         #[cfg(feature = "cuda")]
         return Device::cuda(0);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "the test checks the result")]
+    #[expect(clippy::disallowed_methods, reason = "the test reads the result back to the host")]
     fn tensor_core_layout_matches_cpu() {
         // Covers head widths and query counts that are not tile multiples, grouped heads, and strided keys.
         for (batch, kv_heads, group, queries, len, head_dim) in [(1, 2, 1, 70, 70, 72), (2, 2, 3, 65, 90, 80)] {
@@ -189,7 +189,7 @@ mod tests {
                     states.swap_dims(1, 2)
                 });
                 let mask = is_masked.then(|| {
-                    // The first query sees nothing, as in padding.
+                    // The first query sees no key, like a query in padding.
                     let hidden = |at: usize| {
                         let (query, key) = (at / len % queries, at % len);
                         query == 0 || key > query + len - queries

@@ -15,13 +15,14 @@ use cubecl::prelude::*;
 use super::attend::{LOWEST, dot, mask_arg, with_vector_layout};
 use super::empty_on_device_of;
 
-/// Keys per chunk and units per cube. A unit first computes the scores of one key, then one column of the output.
+/// Number of keys per chunk, and number of units per cube. A unit first computes the scores of one key, then one column
+/// of the output.
 const CHUNK: usize = 128;
 
-/// Shared memory that every device has, in bytes.
+/// Amount of shared memory that every device has, in bytes.
 const SHARED_BYTES: usize = 32 << 10;
 
-/// Whether the queries of a group, and their weights for every key of a chunk, fit in shared memory.
+/// Returns whether the queries of a group, and their weights for every key of a chunk, fit in shared memory.
 pub(super) fn fits(group: usize, head_dim: usize) -> bool {
     (group * (head_dim + CHUNK) + CHUNK) * size_of::<f32>() <= SHARED_BYTES
 }
@@ -37,7 +38,7 @@ fn chunk<F: Float, B: Int>(
     parts: &mut [f32],                // [batch, heads, chunks, head_dim + 2]
     scale: f32,
     #[comptime] group: usize,
-    #[comptime] width: usize, // of a head, in vectors
+    #[comptime] width: usize, // width of a head, in vectors
     #[define(F, B)] _dtypes: [ElemType; 2],
 ) {
     let (kv_head, batch) = (CUBE_POS_Y as usize, CUBE_POS_Z as usize);
@@ -136,7 +137,7 @@ fn chunk<F: Float, B: Int>(
     }
 }
 
-/// Merges the chunks of a head; one unit per output value.
+/// Merges the chunks of a head, with one unit per output value.
 #[cube(launch_unchecked)]
 fn merge<F: Float>(
     parts: &[f32],    // [batch, heads, chunks, head_dim + 2]
@@ -177,8 +178,8 @@ pub(super) fn launch(query: CubeTensor, key: CubeTensor, value: CubeTensor, mask
     let dtype = dtype_to_storage_type(query.dtype);
     let n_values = batch * heads * head_dim;
     let client = output.client.clone();
-    // SAFETY: key indices past the last are clamped to the last and get no weight; values past the last are not
-    // read, and units past `n_values` do nothing.
+    // SAFETY: key indices past the last key are clamped to the last key, and get no weight. Values past the last one
+    // are not read. Units past `n_values` do nothing.
     unsafe {
         chunk::launch_unchecked(
             &client,

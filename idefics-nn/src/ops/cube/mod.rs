@@ -1,9 +1,9 @@
-//! GPU kernels for operations that Burn does not have, or computes with large intermediate results: here packed
-//! weights stay packed, and attention scores are never stored. The kernels are written once for CUDA, SPIR-V and
-//! WGSL.
+//! GPU kernels for operations that Burn does not have, or that it computes with large intermediate results. In these
+//! kernels, packed weights stay packed, and attention scores are never stored. Each kernel is written once for CUDA,
+//! SPIR-V and WGSL.
 //!
-//! Sums are f32 whatever the dtype of the activations. Nothing is specific to a vendor: the units (threads) of a
-//! cube (thread block) reduce through shared memory, and need at most 32 KiB of it.
+//! Sums are f32, whatever the dtype of the activations. No kernel needs features of a particular vendor. The units
+//! (threads) of a cube (thread block) add up partial results in shared memory, and need at most 32 KiB of it.
 
 mod attend;
 mod attend_accelerated;
@@ -24,11 +24,11 @@ use burn_cubecl::tensor::CubeTensor;
 pub(crate) use super::PackedShape;
 use attend_accelerated::Tiles;
 
-/// Maximum number of activation rows for which a packed weight is decoded inside the product. With more rows the
-/// weight is dequantised one panel at a time and multiplied by the device's matrix product.
+/// Maximum number of activation rows for which a packed weight is decoded inside the product. With more rows, the
+/// weight is dequantised one panel (range of rows) at a time, and multiplied by the GEMM of the device.
 const FEW_ROWS: usize = 16;
 
-/// Maximum number of values in a panel, unless one row has more: 64 MiB in 16 bits.
+/// Maximum number of values in a panel: 64 MiB in 16 bits. A panel of a single row may have more.
 const PANEL: usize = 1 << 25;
 
 /// A range of rows of a packed weight, to dequantise to `dtype`.
@@ -44,7 +44,7 @@ pub(crate) struct Panel {
 /// F32.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait CubeKernels: Backend {
-    /// `x Wᵀ` for a few rows: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+    /// Computes `x Wᵀ` for a few rows: takes `[n_rows, d_in]` and returns `[n_rows, d_out]`.
     #[fusion(dtype = rows, shape = product_shape(rows, weight))]
     fn packed_rows(
         rows: FloatTensor<Self>,
@@ -53,12 +53,12 @@ pub(crate) trait CubeKernels: Backend {
         weight: PackedShape,
     ) -> FloatTensor<Self>;
 
-    /// Dequantised rows of the weight, `[count, d_in]`.
+    /// Dequantises rows of the weight to `[count, d_in]`.
     #[fusion(dtype = panel.dtype, shape = panel_shape(panel))]
     fn packed_panel(codes: IntTensor<Self>, scales: FloatTensor<Self>, panel: Panel) -> FloatTensor<Self>;
 
-    /// Attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values `[batch, kv_heads, len,
-    /// head_dim]`, which may be views of a larger cache.
+    /// Computes attention of one query per row, `[batch, heads, 1, head_dim]`, to keys and values
+    /// `[batch, kv_heads, len, head_dim]`, which may be views of a larger cache.
     #[fusion(dtype = query, shape = query)]
     fn decode_attention(
         query: FloatTensor<Self>,
@@ -66,7 +66,7 @@ pub(crate) trait CubeKernels: Backend {
         value: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::decode_attention`], with a `mask`, `[batch, 1, 1, len]`, that hides keys.
+    /// Computes attention like [`Self::decode_attention`], with a `mask`, `[batch, 1, 1, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
     fn decode_attention_masked(
         query: FloatTensor<Self>,
@@ -75,7 +75,7 @@ pub(crate) trait CubeKernels: Backend {
         mask: BoolTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// Attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
+    /// Computes attention of many queries, `[batch, heads, queries, head_dim]`, to keys and values
     /// `[batch, kv_heads, len, head_dim]`.
     #[fusion(dtype = query, shape = query)]
     fn attend(
@@ -85,7 +85,7 @@ pub(crate) trait CubeKernels: Backend {
         tiles: Tiles,
     ) -> FloatTensor<Self>;
 
-    /// Like [`Self::attend`], with a `mask`, `[batch, 1, queries, len]`, that hides keys.
+    /// Computes attention like [`Self::attend`], with a `mask`, `[batch, 1, queries, len]`, that hides keys.
     #[fusion(dtype = query, shape = query)]
     fn attend_masked(
         query: FloatTensor<Self>,
@@ -95,8 +95,9 @@ pub(crate) trait CubeKernels: Backend {
         tiles: Tiles,
     ) -> FloatTensor<Self>;
 
-    /// Writes one row of each head, `[batch, heads, 1, head_dim]`, into `states`, `[batch, heads, capacity,
-    /// head_dim]`, at the slot in `slot`, `[1]` of I32. Writes in place even if other tensors share the memory.
+    /// Writes the keys or values of one token per row, `new`, `[batch, heads, 1, head_dim]`, into `states`,
+    /// `[batch, heads, capacity, head_dim]`. `slot` is the number of the slot, `[1]` in I32. Writes in place even if
+    /// other tensors share the memory.
     #[fusion(dtype = states, shape = states)]
     fn write_slot(states: FloatTensor<Self>, new: FloatTensor<Self>, slot: IntTensor<Self>) -> FloatTensor<Self>;
 
@@ -153,12 +154,12 @@ impl CubeKernels for CubeBackend {
     }
 }
 
-/// Whether tensors of the device are on a GPU and outside any autodiff graph.
+/// Returns whether tensors of the device are on a GPU and outside any autodiff graph.
 pub(crate) fn computes_on(device: &Device) -> bool {
     matches!(device.as_dispatch(), DispatchDevice::Cube(_))
 }
 
-/// The product of activations with a packed weight: `[n_rows, d_in]` in, `[n_rows, d_out]` out.
+/// Computes the product of activations with a packed weight: takes `[n_rows, d_in]` and returns `[n_rows, d_out]`.
 pub(crate) fn packed_product(
     rows: Tensor<2>,
     codes: Tensor<1, Int>,
@@ -180,13 +181,13 @@ pub(crate) fn packed_product(
     if products.len() == 1 { products.swap_remove(0) } else { Tensor::cat(products, 1) }
 }
 
-/// See [`CubeKernels::packed_panel`].
+/// Dequantises rows of a packed weight; see [`CubeKernels::packed_panel`].
 pub(crate) fn panel(codes: Tensor<1, Int>, scales: Tensor<1>, panel: Panel) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::packed_panel(codes.into_dispatch(), scales.into_dispatch(), panel))
 }
 
-/// Attention with the kernel for this number of queries; `None` if no kernel supports the head width, or if an
-/// input is empty.
+/// Computes attention with the kernel for this number of queries. Returns `None` if no kernel supports the head width
+/// and the number of query heads per group, or if an input is empty.
 pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], mask: Option<Tensor<4, Bool>>) -> Option<Tensor<4>> {
     let [_, heads, queries, head_dim] = query.dims();
     let group = heads / key.dims()[1].max(1);
@@ -204,17 +205,17 @@ pub(crate) fn attend([query, key, value]: [Tensor<4>; 3], mask: Option<Tensor<4,
     }))
 }
 
-/// See [`CubeKernels::write_slot`].
+/// Writes one token per row into a slot; see [`CubeKernels::write_slot`].
 pub(crate) fn write_slot(states: Tensor<4>, new: Tensor<4>, slot: Tensor<1, Int>) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::write_slot(states.into_dispatch(), new.into_dispatch(), slot.into_dispatch()))
 }
 
-/// See [`CubeKernels::overwrite`].
+/// Overwrites the values of `target`; see [`CubeKernels::overwrite`].
 pub(crate) fn overwrite(target: Tensor<1, Int>, new: Tensor<1, Int>) -> Tensor<1, Int> {
     Tensor::from_dispatch(Dispatch::overwrite(target.into_dispatch(), new.into_dispatch()))
 }
 
-/// Uninitialised memory of the given shape and dtype, on the device of `tensor`.
+/// Allocates uninitialised memory of the given shape and dtype, on the device of `tensor`.
 fn empty_on_device_of(tensor: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
     empty_device_contiguous_dtype(tensor.client.clone(), tensor.device.clone(), shape.into(), dtype)
 }

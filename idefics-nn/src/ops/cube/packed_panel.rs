@@ -13,10 +13,10 @@ use super::{Panel, empty_on_device_of};
 use crate::PackedFormat;
 use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL, Q4_TABLE};
 
-/// Units per cube.
+/// Number of units per cube.
 const UNITS: u32 = 256;
 
-/// The sixteen values of a four-bit format, in units of the scale. Eight-bit formats need no table.
+/// Returns the sixteen values of a four-bit format, in units of the scale. Other formats need no table and get zeros.
 pub(super) fn table(format: PackedFormat) -> [f32; 16] {
     match format {
         PackedFormat::Int8 | PackedFormat::Blocks(_) => [0.0; 16],
@@ -37,16 +37,16 @@ pub(super) fn write_table(table: &mut Shared<[f32]>, #[comptime] format: PackedF
     }
 }
 
-/// The value of the code that starts at bit `shift` of a word, in units of its scale.
+/// Decodes the code that starts at bit `shift` of a word. The result is in units of the scale.
 #[cube]
 pub(super) fn decode(word: u32, shift: u32, table: &Shared<[f32]>, #[comptime] format: PackedFormat) -> f32 {
     match comptime!(format) {
-        PackedFormat::Int8 => f32::cast_from(((word >> shift) & 255) ^ 128) - 128.0, // two's complement
+        PackedFormat::Int8 => f32::cast_from(((word >> shift) & 255) ^ 128) - 128.0, // converts two's complement
         _ => table[((word >> shift) & 15) as usize],
     }
 }
 
-/// Dequantises a panel; one unit per value.
+/// Dequantises a panel, with one unit per value.
 #[cube(launch_unchecked)]
 fn expand<F: Float>(
     codes: &[u32],
@@ -83,7 +83,7 @@ fn expand<F: Float>(
                 let pair = 2 * (row * d_in.div_ceil(group) + column / group);
                 (decode(codes[byte / 4], shift, &table, format) - scales[pair + 1]) * scales[pair]
             }
-            // Q4; blocks of GGUF files do not reach these kernels.
+            // The format is Q4, because GGUF blocks do not reach these kernels.
             _ => {
                 let blocks = d_in.div_ceil(comptime!(Q4_BLOCK));
                 let tile = row / comptime!(Q4_PANEL) * blocks + column / comptime!(Q4_BLOCK);
@@ -104,7 +104,8 @@ pub(super) fn launch(codes: CubeTensor, scales: CubeTensor, panel: Panel) -> Cub
     let n_values = count * weight.d_in;
     let dim = CubeDim::new_1d(UNITS);
     let cubes = calculate_cube_count_elemwise(&output.client, n_values, dim);
-    // SAFETY: units past `n_values` do nothing, and a format has a code and a scale for each value before it.
+    // SAFETY: units past `n_values` do nothing. Every value before it has a code and a scale: the panel lies within the
+    // weight, and `PackedWeight::parts` has checked the numbers of codes and scales.
     unsafe {
         expand::launch_unchecked(
             &output.client,

@@ -18,25 +18,25 @@ use idefics_kernels::formats::{BLOCK, Q4_BLOCK, Q4_PANEL};
 /// Maximum number of activation rows that a cube multiplies.
 const ROWS: usize = 8;
 
-/// Units that share a weight row of int8, nf4 or fp4.
+/// Number of units that share a weight row of int8, nf4 or fp4.
 const UNITS: usize = 128;
 
-/// Units that share a weight row of q4. The sixteen rows of a panel are interleaved.
+/// Number of units that share a weight row of q4. The sixteen rows of a panel are interleaved.
 const SPLITS: usize = 16;
 
-/// Whether every word of codes belongs to a single row of the weight.
+/// Returns whether these kernels support the weight. Every word of codes must belong to a single row.
 pub(super) fn fits(weight: PackedShape) -> bool {
     weight.d_in.is_multiple_of(match weight.format {
         PackedFormat::Int8 => 4,
         PackedFormat::FourBit(_) => 8,
         PackedFormat::Q4 => Q4_BLOCK,
-        PackedFormat::Int4 { .. } => return false, // multiplied in panels
+        PackedFormat::Int4 { .. } => return false, // int4 weights are multiplied in panels
         PackedFormat::Blocks(_) => unreachable!("blocks of GGUF files are dequantised before a product on a GPU"),
     })
 }
 
-/// For int8, nf4 and fp4, whose codes are stored row by row. A cube computes `outputs` rows of the weight; its
-/// units take turns over the words of these rows. Activations are loaded once for all of them.
+/// Multiplies by a weight in int8, nf4 or fp4, whose codes are stored row by row. A cube processes `outputs` rows of
+/// the weight, and its units split the words of these rows. A unit loads activations once for all of these rows.
 #[cube(launch_unchecked)]
 fn by_rows<F: Float>(
     rows: &[Vector<F, Const<4>>], // [n_rows, d_in / 4]
@@ -54,7 +54,7 @@ fn by_rows<F: Float>(
     let mut table = Shared::<[f32]>::new_slice(16usize);
     write_table(&mut table, format);
     sync_cube();
-    let vectors = comptime!(if format == PackedFormat::Int8 { 1usize } else { 2 }); // activation vectors per word
+    let vectors = comptime!(if format == PackedFormat::Int8 { 1usize } else { 2 }); // vectors of activations per word
     let unit = UNIT_POS as usize;
     let first_output = CUBE_POS_X as usize * outputs;
     let first_row = CUBE_POS_Y as usize * at_once;
@@ -127,7 +127,8 @@ fn by_rows<F: Float>(
     }
 }
 
-/// For q4. A cube computes the sixteen interleaved rows of a panel, and its units split the blocks.
+/// Multiplies by a weight in q4. A cube processes the sixteen interleaved rows of a panel, and its units split the
+/// blocks.
 #[cube(launch_unchecked)]
 fn by_panels<F: Float>(
     rows: &[Vector<F, Const<4>>], // [n_rows, d_in / 4]
@@ -203,7 +204,7 @@ fn by_panels<F: Float>(
 
 pub(super) fn launch(rows: CubeTensor, codes: CubeTensor, scales: CubeTensor, weight: PackedShape) -> CubeTensor {
     let PackedShape { format, d_out, d_in } = weight;
-    // Rows of a tensor may be strided, but the kernels need them contiguous.
+    // The rows of a tensor may be strided, but the kernels need contiguous rows.
     let [rows, codes, scales] = [rows, codes, scales].map(into_contiguous);
     let n_rows = rows.meta.shape()[0];
     let output = empty_on_device_of(&rows, [n_rows, d_out], rows.dtype);
@@ -214,8 +215,8 @@ pub(super) fn launch(rows: CubeTensor, codes: CubeTensor, scales: CubeTensor, we
     let client = output.client.clone();
     let (rows, codes, scales) = (rows.into_buffer_arg(), codes.into_buffer_arg(), scales.into_buffer_arg());
     let out = output.clone().into_buffer_arg();
-    // SAFETY: row indices past the last are clamped to the last and not written, words and blocks past the last
-    // are not read; the caller has checked with `fits` that rows end at word boundaries.
+    // SAFETY: row indices past the last row are clamped to the last row, and their results are not written. Words and
+    // blocks past the last one are not read. The caller has checked with `fits` that rows end at word boundaries.
     unsafe {
         if format == PackedFormat::Q4 {
             let cubes = CubeCount::Static(d_out.div_ceil(Q4_PANEL) as u32, turns, 1);

@@ -1,7 +1,8 @@
-//! In-place writes to shared memory, so that a replayed step finds its inputs and cache at the recorded addresses.
+//! In-place writes to memory that several tensors share, so that a replayed step finds its inputs and its cache at the
+//! recorded addresses.
 //!
-//! Elsewhere tensors are values. Only a cache that shares its memory on purpose, and the inputs of a recorded
-//! step, are written this way.
+//! All other operations leave existing tensors unchanged. Only two kinds of tensors are written in place: caches that
+//! share their memory on purpose, and the inputs of a recorded step.
 
 #![allow(unsafe_code)] // kernels run without bounds checks; each launch says why that is safe
 
@@ -11,10 +12,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-/// Units per cube.
+/// Number of units per cube.
 const UNITS: u32 = 256;
 
-/// Copies the new rows to the slot; one unit per value.
+/// Copies the new rows to the slot, with one unit per value.
 #[cube(launch_unchecked)]
 fn rows<N: Numeric>(
     states: &mut Tensor<N>, // [batch, heads, capacity, head_dim]
@@ -37,13 +38,14 @@ fn rows<N: Numeric>(
     }
 }
 
-/// See [`super::CubeKernels::write_slot`].
+/// Launches the kernel of [`super::CubeKernels::write_slot`].
 pub(super) fn slot(states: CubeTensor, new: CubeTensor, slot: CubeTensor) -> CubeTensor {
     let n_values = new.meta.shape().num_elements();
     let dim = CubeDim::new_1d(UNITS);
     let count = calculate_cube_count_elemwise(&states.client, n_values, dim);
     let dtype = dtype_to_storage_type(states.dtype);
-    // SAFETY: units past the last value do nothing, and neither does a slot that is out of range.
+    // SAFETY: units past the last value do nothing, and nothing is written if the slot is out of range. The other axes
+    // of `states` and `new` have equal lengths, which `ops::write_slot` checks.
     unsafe {
         rows::launch_unchecked(
             &states.client,
@@ -59,7 +61,7 @@ pub(super) fn slot(states: CubeTensor, new: CubeTensor, slot: CubeTensor) -> Cub
     states
 }
 
-/// Copies all values; one unit per value.
+/// Copies all values, with one unit per value.
 #[cube(launch_unchecked)]
 fn all(target: &mut [i32], new: &[i32], n_values: usize) {
     if ABSOLUTE_POS < n_values {
@@ -67,14 +69,14 @@ fn all(target: &mut [i32], new: &[i32], n_values: usize) {
     }
 }
 
-/// See [`super::CubeKernels::overwrite`].
+/// Launches the kernel of [`super::CubeKernels::overwrite`].
 pub(super) fn overwrite(target: CubeTensor, new: CubeTensor) -> CubeTensor {
     let new = into_contiguous(new);
     let n_values = target.meta.shape().num_elements();
     let dim = CubeDim::new_1d(UNITS);
     let count = calculate_cube_count_elemwise(&target.client, n_values, dim);
-    // SAFETY: units past the last value do nothing; both tensors are contiguous and have the same number of
-    // values.
+    // SAFETY: units past the last value do nothing. Both tensors are contiguous and have the same number of values,
+    // which `ops::overwrite` checks.
     unsafe {
         all::launch_unchecked(
             &target.client,
