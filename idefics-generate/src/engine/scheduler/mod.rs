@@ -307,8 +307,8 @@ impl Scheduler {
         }
     }
 
-    /// Returns the number of incidents within the last minute: failed steps, and losses of all pages. If suspects fail
-    /// again, their step is not counted.
+    /// Returns the number of incidents within the last minute. An incident is a step that failed, or the loss of all
+    /// pages. The rows of a failed step run again in smaller groups; a group that fails is not a new incident.
     pub fn incidents(&mut self, now: Micros) -> usize {
         while self.incidents.front().is_some_and(|time| time + INCIDENT_WINDOW < now) {
             self.incidents.pop_front();

@@ -369,7 +369,7 @@ fn at_each_cut_one_short_prompt_runs_first() {
     let id =
         |step: &StepPlan| if let StepPlan::Slice(Slice::Chunk { id, .. }) = step { *id } else { panic!("{step:?}") };
     let order: Vec<_> = steps(&mut scheduler, &mut now, 7).iter().map(id).collect();
-    // Before its last chunk, the long prompt is itself short, so no guest runs.
+    // Before its last chunk, the long prompt has as few chunks left as the short ones, so none of them goes first.
     assert_eq!(order, [short[0], long, short[1], long, long, short[2], short[3]]);
 }
 
