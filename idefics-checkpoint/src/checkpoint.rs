@@ -18,7 +18,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     pub(crate) tensors: BTreeMap<String, TensorEntry>,
     warnings: Vec<CheckpointWarning>,
-    /// How weights of AWQ, GPTQ and compressed-tensors are packed, if the folder has such weights.
+    /// How weights of AWQ, GPTQ and compressed-tensors are packed. `None` without such weights.
     pub(crate) int4: Option<Int4Packing>,
 }
 

@@ -104,7 +104,7 @@ fn handle(signal: i32) {
 fn exit_now(signal: i32) -> ! {
     terminal::restore();
     scratch::remove();
-    // This skips `atexit` handlers, which would free resources that other threads still use.
+    // This skips `atexit` handlers, because they free resources that other threads may still use.
     #[cfg(unix)]
     signal_hook::low_level::exit(code(signal).into());
     #[cfg(not(unix))]

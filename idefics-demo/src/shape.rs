@@ -23,7 +23,7 @@ pub enum Kind {
     Triangle,
     /// A star with five points.
     Star,
-    /// A plus sign made of two equal bars, each three times as long as it is wide.
+    /// A plus sign made of two equal bars, whose length is three times their width.
     Cross,
 }
 

@@ -36,7 +36,7 @@ pub(crate) const OPTIONAL: [&str; 8] = [
 ];
 
 /// Returns the names of all parts if `file` is the first part of a GGUF file that was split
-/// (`name-00001-of-00003.gguf`). Otherwise returns only `file`.
+/// (`name-00001-of-00003.gguf`). For other files, returns only `file`.
 pub(crate) fn gguf_parts(file: &str) -> Vec<String> {
     const MAX_PARTS: usize = 1000;
     let split = || {

@@ -14,7 +14,7 @@ use crate::{HubError, error::file_system, files::WeightFiles, id::is_plain_name}
 pub(crate) const MAX_INDEX_BYTES: u64 = 64 << 20;
 const MAX_SHARDS: usize = 1000;
 
-/// Reads the names of the shards that an index lists, and checks that they are plain file names with the right
+/// Reads the names of the shards that an index lists, and checks that each is a plain file name with the right
 /// extension.
 pub(crate) fn shard_names(index: &Path, files: &WeightFiles, repo: &str) -> Result<BTreeSet<String>, HubError> {
     #[derive(Deserialize)]

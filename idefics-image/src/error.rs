@@ -299,7 +299,8 @@ pub enum ImageError {
         status: u16,
     },
 
-    /// The image could not be fetched: name resolution, connection, TLS, timeout or too many redirects.
+    /// The image could not be fetched: name resolution, connection or TLS failed, the time limit was reached, or there
+    /// were too many redirects.
     #[error("{url}: cannot fetch the image: {reason}; check the address and the connection")]
     Network {
         /// The URL.

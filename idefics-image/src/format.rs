@@ -32,7 +32,7 @@ pub enum Format {
     Avif,
     /// JPEG 2000: a JP2 file or a bare codestream.
     Jpeg2000,
-    /// TIFF, classic or BigTIFF. If the file has several pages, the first page is decoded unless
+    /// TIFF, classic or BigTIFF. Of several pages, the first is decoded unless
     /// [`DecodeOptions::page`](crate::DecodeOptions::page) selects another.
     Tiff,
 }

@@ -34,7 +34,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     Ok(Raster { keys, ..Raster::new(width, height, Pixels::Indexed(indices, palette)) })
 }
 
-/// Lists the frames of an animation. The canvas covers the first frame. Later frames that reach beyond it are clipped.
+/// Lists the frames of an animation. The canvas covers the first frame. Later frames are clipped to the canvas.
 pub(crate) fn animation<'a>(bytes: &'a [u8], input: &Input<'_>, max_frames: usize) -> Result<Frames<'a>, ImageError> {
     let early = || input.damaged("the file ends early");
     let mut reader = Reader::new(bytes).ok_or_else(early)?;

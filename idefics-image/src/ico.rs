@@ -88,7 +88,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
         let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
         // Pillow writes masks without row padding. When it reads such a file, it mistakes part of the colours for the
-        // mask, which `load_image` then drops. Therefore a mask that overlaps the pixels is ignored here.
+        // mask, which `load_image` then drops. Therefore, a mask that overlaps the pixels is ignored here.
         if at < bitmap.end(height) {
             mask.fill(255);
         }

@@ -123,7 +123,7 @@ pub(crate) struct RowSink {
     width: usize,
     flattening: Flattening,
     resizers: Vec<RowResizer>,
-    /// RGB rows collected until there are enough to resize. Only the first `n_gathered` bytes are valid.
+    /// RGB rows, collected until there is enough input to resize. Only the first `n_gathered` bytes are valid.
     gathered: Vec<u8>,
     n_gathered: usize,
     /// Length in bytes of the buffer that `space` last returned.

@@ -22,7 +22,7 @@ pub(crate) struct Raster {
 /// Pixel data. Each comment below begins with the names of the Pillow modes that a variant holds.
 #[derive(Debug)]
 pub(crate) enum Pixels {
-    /// `1`, `L`, and also `I;16`, `I` and `F` after clipping to 0..255 ([`clip`]): `[height, width]`.
+    /// `1` and `L`, as well as `I;16`, `I` and `F` after clipping to 0..255 ([`clip`]): `[height, width]`.
     Grey(Vec<u8>),
     /// `LA`: `[height, width, 2]`.
     GreyAlpha(Vec<u8>),

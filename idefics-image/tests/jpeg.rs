@@ -119,7 +119,7 @@ fn rejects_too_many_scans() {
 #[test]
 fn progressive_coefficients_count_as_memory() {
     let (_, file) = files().into_iter().find(|(name, _)| name == "40x30_420_q30_progressive").unwrap();
-    // The image has 3x2 units (MCUs). The number of blocks per row is rounded up to an even number. Therefore each of
+    // The image has 3x2 units (MCUs). The number of blocks per row is rounded up to an even number. Therefore, each of
     // the 2 rows of units has 2x6 blocks of luminance and 4 blocks of each chrominance component. A block takes 128
     // bytes, and its mask 8 bytes.
     let needed = 2 * (2 * 6 + 4 + 4) * (128 + 8);

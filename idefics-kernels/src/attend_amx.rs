@@ -139,7 +139,7 @@ fn part_pairs(parts: usize) -> impl Iterator<Item = [usize; 2]> {
 /// Layout of the heads in tiles.
 ///
 /// A row holds the bf16 parts of one query or key side by side. If `head_dim` is a multiple of [`STEP`], a row holds
-/// each part once, and `walk` lists which steps of keys and queries are multiplied. Otherwise a row repeats a part for
+/// each part once, and `walk` lists which steps of keys and queries are multiplied. Otherwise, a row repeats a part for
 /// each product in which it occurs, without gaps, and step `i` of a key row is multiplied with step `i` of a query row.
 struct Shape {
     head_dim: usize,

@@ -263,8 +263,8 @@ fn naive(values: &[f32], n: usize, steps: f32) -> Vec<f32> {
     quantized.collect()
 }
 
-/// Quantises each 16 values to codes from −32 to 31, and dequantises them. The value of largest magnitude gets code
-/// −32. Step sizes are rounded to eight bits in each block of 256 values.
+/// Quantises groups of 16 values to codes from −32 to 31, and dequantises them. The value of largest magnitude gets
+/// code −32. Step sizes are rounded to eight bits in each block of 256 values.
 fn naive_symmetric(values: &[f32]) -> Vec<f32> {
     let quantized = values.chunks(256).flat_map(|block| {
         let extreme = |values: &[f32]| {

@@ -32,7 +32,7 @@ impl RotaryEmbedding {
         self.frequencies.depend_on_length()
     }
 
-    /// Computes the angles at the given positions. The largest position is assumed to be the last one of the sequence.
+    /// Computes the angles at the given positions. The largest position is assumed to be the end of the sequence.
     ///
     /// # Shapes
     /// - `position_ids`: `batch · seq` positions, row by row

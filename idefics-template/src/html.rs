@@ -29,7 +29,7 @@ pub(crate) fn strip_tags(text: &str) -> String {
     let mut rest = text;
     while let Some(start) = rest.find('<') {
         let (skip, close) = if rest[start..].starts_with("<!--") { (4, "-->") } else { (1, ">") };
-        // An unclosed tag and the text after it are kept.
+        // A tag without an end is kept, with the text after it.
         let Some(length) = rest[start + skip..].find(close) else { break };
         kept += &rest[..start];
         rest = &rest[start + skip + length + close.len()..];

@@ -1,4 +1,4 @@
-//! Iteration over values, including the lazy iterators of `map` and `select`.
+//! Iterators of values, including the lazy ones of `map` and `select`.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -220,7 +220,7 @@ impl Parser {
         self.body(ends)
     }
 
-    /// Parses like `statements` with a single closing tag, and also consumes the name of that tag.
+    /// Parses like `statements` with a single closing tag, and then consumes the name of that tag.
     pub(crate) fn statements_to(&mut self, end: &str) -> Result<Body> {
         let body = self.statements(&[end])?;
         self.position += 1;

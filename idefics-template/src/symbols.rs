@@ -1,6 +1,6 @@
 //! Finds the variables that a body sets before it reads them.
 //!
-//! The reference compiles every body to code in which all variables exist from the start. A variable that the body sets
+//! The reference compiles each body to code in which all variables exist from the start. A variable that the body sets
 //! before reading it is undefined until it is set. This also holds in inner bodies, and even if the context defines the
 //! variable. A variable that is read first, or set only in a branch, is looked up in the outer scopes.
 //!
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::ast::{Body, Expr, Macro, Name, SpecialNames, Stmt, StmtKind, Target};
 use crate::error::{Error, Result};
 
-/// Inserts a [`StmtKind::Unset`] statement at the start of every body that sets variables before it reads them. `body`
+/// Inserts a [`StmtKind::Unset`] statement at the start of each body that sets variables before it reads them. `body`
 /// is the body of a template or of a block.
 pub(crate) fn resolve(body: &mut Body, is_template: bool) -> Result<()> {
     let mut frame = Frame { is_template, ..Frame::default() };

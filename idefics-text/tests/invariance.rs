@@ -46,7 +46,7 @@ impl Text {
 
     /// Runs the tokens in several calls; `chunks` has the number of tokens in each call.
     fn in_chunks(&self, inputs_embeds: &Tensor<3>, left_padding: Vec<usize>, chunks: &[usize]) -> Tensor<3> {
-        // The cache has spare capacity. The tokens must not attend to it.
+        // The cache has more slots than tokens. The tokens must not attend to the unused slots.
         let mut cache = self.config.cache(left_padding, inputs_embeds.dims()[1] + 5);
         let outputs = chunks.iter().map(|&n_new| {
             let start = cache.len();

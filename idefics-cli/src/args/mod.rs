@@ -60,8 +60,8 @@ pub(crate) struct Cli {
 /// Options that every command accepts.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// A model folder in the Hugging Face layout, a GGUF file of the Idefics3 family or a folder with one, a hub id
-    /// `org/name[@revision]`, or a GGUF file on the hub, `org/name[@revision]:file.gguf` [default: the built-in model,
+    /// A model folder in the Hugging Face layout, or a GGUF file of the Idefics3 family or a folder with one. On the
+    /// hub: `org/name[@revision]`, or `org/name[@revision]:file.gguf` for a GGUF file [default: the built-in model,
     /// which was trained only on drawings of coloured shapes].
     #[arg(long, global = true, value_name = "FOLDER|FILE|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<OsString>,

@@ -78,8 +78,8 @@ impl GenerationConfig {
         }
     }
 
-    /// Rejects invalid values and combinations: all that the reference rejects, and also probabilities out of range,
-    /// which the reference silently ignores. Sampling options are checked only with `do_sample`.
+    /// Rejects invalid values and combinations: all that the reference rejects, and probabilities out of range, which
+    /// the reference silently ignores. Sampling options are checked only with `do_sample`.
     ///
     /// # Errors
     /// [`GenerationError::OutOfRange`], [`GenerationError::Conflict`], [`GenerationError::Empty`].

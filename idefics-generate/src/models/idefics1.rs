@@ -100,8 +100,8 @@ impl Model for Idefics1 {
 }
 
 // SAFETY: the decoder and the head consist of layers of this workspace, which hold their weights in fields and have no
-// mutable state. The operations of their forward passes depend only on the shapes of the arguments, and none of them
-// uploads or reads back data.
+// mutable state. The operations of a forward pass depend only on the shapes of the arguments, and none of them uploads
+// or reads back data.
 #[allow(unsafe_code, reason = "the promise of `Capturable`")]
 unsafe impl Capturable for Idefics1 {}
 

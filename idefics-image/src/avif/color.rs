@@ -63,7 +63,7 @@ pub(super) fn to_rgb(frame: &Frame, colors: ColorCodes, has_alpha: bool) -> Resu
 }
 
 /// Converts a frame to RGB in fixed point, like libyuv. Chroma is upsampled to the size of luma. Samples keep their
-/// depth if libyuv has a routine for that depth. Otherwise they are first reduced to 8 bits.
+/// depth if libyuv has a routine for that depth. Otherwise, they are first reduced to 8 bits.
 fn fixed(frame: &Frame, weights: Weights, has_alpha: bool) -> Vec<u8> {
     // For images with alpha, libyuv has routines for 10 bits. It also has a routine for 12-bit 4:2:0, which does not
     // filter chroma.

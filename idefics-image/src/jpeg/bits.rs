@@ -198,7 +198,7 @@ impl Bits<'_> {
 }
 
 /// Decodes a number `v` of `n` magnitude bits (EXTEND in ITU-T T.81). If the highest bit is 1, the result is `v`.
-/// Otherwise it is negative: `v - (2^n - 1)`.
+/// Otherwise, it is negative: `v - (2^n - 1)`.
 #[inline(always)]
 pub(super) fn extend(bits: u32, n: u32) -> i32 {
     let value = bits as i32;

@@ -1,7 +1,7 @@
 //! Converts coefficients to rows of the image, band by band.
 //!
 //! A band consists of a fixed number of rows of units (MCUs). Upsampling needs one row of samples beyond the edge of a
-//! band. Therefore the output rows of a band are shifted up by one row: they are computed from this band and the band
+//! band. Therefore, the output rows of a band are shifted up by one row: they are computed from this band and the band
 //! above.
 
 use std::ops::Range;

@@ -188,7 +188,7 @@ impl<'a> PackedPixels<'a> {
         Ok(false)
     }
 
-    /// Fills `packed` with the rows of an interlaced image, pass by pass.
+    /// Fills `packed` with the rows of an interlaced image, one pass after another.
     fn read_passes(&mut self, packed: &mut [u8]) -> Result<(), ImageError> {
         let bits = self.reader.info().bits_per_pixel() as u8;
         let mut n_read = 0;

@@ -117,7 +117,7 @@ fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) }
 }
 
-/// Resizes to exactly `width` × `height` pixels. The result is bit-identical to the result of Pillow's `Image.resize`.
+/// Resizes to exactly `width` × `height` pixels. The result is bitwise equal to that of Pillow's `Image.resize`.
 ///
 /// # Panics
 /// If a side is 0.

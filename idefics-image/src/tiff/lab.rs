@@ -17,14 +17,14 @@ const TO_LINEAR: [[f64; 3]; 3] = [
     [0.07196392780224675, -0.22899387345320327, 1.4057537328964445],
 ];
 
-/// The RGB colours at the grid points, indexed by lightness, a and b.
+/// The RGB colours at the grid points, indexed by lightness, `a` and `b`.
 pub(super) struct Converter {
     table: Vec<[u16; 3]>,
 }
 
 impl Converter {
     pub(super) fn new() -> Self {
-        // Returns the 16-bit value of a grid point. For a and b, one level is 257, and the offset is 128 levels.
+        // Returns the 16-bit value of a grid point. For `a` and `b`, one level is 257, and the offset is 128 levels.
         let value = |point: usize| (point as f64 * 65535.0 / (POINTS - 1) as f64 + 0.5).floor();
         let mut table = Vec::with_capacity(POINTS * POINTS * POINTS);
         for lightness in (0..POINTS).map(|point| value(point) * 100.0 / 65535.0) {

@@ -13,7 +13,7 @@ use super::error::{check_length, element_count};
 pub trait Element: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Converts to f32, exactly.
     fn to_f32(self) -> f32;
-    /// Rounds an f32 to the nearest value of the type, ties to even.
+    /// Rounds an f32 to the nearest value of the type, with ties to the even value.
     fn from_f32(value: f32) -> Self;
     /// Reads one value from its little-endian bytes.
     ///

@@ -1,6 +1,6 @@
 //! Quantisers of GGUF blocks with one scale for all 32 values, and of plain numbers.
 //!
-//! The results are bit for bit those of gguf-py 0.19 (`gguf/quants.py`), which implements llama.cpp's reference
+//! The results are bitwise equal to those of gguf-py 0.19 (`gguf/quants.py`), which implements llama.cpp's reference
 //! quantisers. [`super::gguf_k_quantize`] has the types with sub-blocks.
 
 use half::{bf16, f16};

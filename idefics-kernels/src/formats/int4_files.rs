@@ -79,8 +79,8 @@ impl Int4<'static> {
     /// `qzeros` holds the zero points of eight output features. Both are in ascending order from the lowest bits.
     ///
     /// - `qweight`: `[d_in / 8, d_out]` words
-    /// - `qzeros`: `[d_in / group, d_out / 8]` words, with `d_in / group` rounded up. `zero_offset` is added to each
-    ///   zero point: 1 for checkpoint format `gptq`, 0 for `gptq_v2`
+    /// - `qzeros`: `[d_in / group, d_out / 8]` words, with `d_in / group` rounded up. `zero_offset` is added to the
+    ///   zero points: 1 for checkpoint format `gptq`, 0 for `gptq_v2`
     /// - `scales`: `[d_in / group, d_out]`
     /// - `order`: the input of each column of the result, `[d_in]`; `None` if column `i` is input `i`
     ///

@@ -79,7 +79,7 @@ impl<'a> Int8<'a> {
     }
 
     /// Quantises f32 weights, `[d_out, d_in]`, with `scale = absmax(row) / 127`. Codes are rounded to the nearest
-    /// integer, ties to even.
+    /// integer, with ties to the even integer.
     ///
     /// # Errors
     /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].

@@ -344,8 +344,8 @@ impl Source<2> for Q4<'_> {
             let look_up = |codes: __m512i| _mm512_mul_ps(_mm512_permutexvar_ps(codes, table), scales);
             let mut pairs = [[_mm512_setzero_si512(); ROWS]; 2];
             for group in 0..4 {
-                // In each 32-bit lane, byte i holds column 4 group + i in its low half, and column 16 + 4 group + i
-                // in its high half.
+                // In each 32-bit lane, byte `i` holds two columns: `4 group + i` in its low half, and
+                // `16 + 4 group + i` in its high half.
                 let codes = _mm512_loadu_si512(codes.as_ptr().add(group * 64).cast());
                 let shifted = [
                     (2 * group, codes, _mm512_srli_epi32::<8>(codes)),

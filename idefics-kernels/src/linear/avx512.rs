@@ -207,7 +207,7 @@ impl Decode<F32x16> for FourBitPair {
     const STEP_SCALES: usize = 2;
     const SCALED_LANES: bool = true;
     const OVERREAD: usize = 3;
-    /// The bytes, the scales and the unscaled table.
+    /// The bytes, the scales, and the table without scales.
     type Step = (*const u8, *const f32, __m512);
 
     fn order(at: usize) -> usize {

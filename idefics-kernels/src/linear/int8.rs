@@ -53,7 +53,7 @@ enum Order {
     Rows(usize),
     /// Row-major with this many codes per row. Codes are offset by 128, because VNNI needs unsigned activations.
     UnsignedRows(usize),
-    /// Tiles of sixteen rows and [`STEP`] columns. Each sixteen rows have this many tiles, one after another.
+    /// Tiles of sixteen rows and [`STEP`] columns. A group of sixteen rows has this many tiles, one after another.
     Tiles(usize),
 }
 
@@ -194,7 +194,7 @@ impl Round<'_> {
     }
 }
 
-/// Rounds to the nearest integer, ties to even. The magnitude of `value` must be below 127.5.
+/// Rounds to the nearest integer, with ties to the even integer. The magnitude of `value` must be below 127.5.
 #[inline(always)]
 fn rounded(value: f32) -> i8 {
     const INTEGERS: f32 = 12_582_912.0; // 1.5 · 2²³; f32 values near it are integers

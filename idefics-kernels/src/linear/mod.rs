@@ -290,7 +290,7 @@ impl<'a> Product<'a> {
         });
     }
 
-    /// Calls `task` with ranges of `len` output features that cover all of them; the last may be shorter.
+    /// Calls `task` with ranges of `len` output features that cover all of them. The last range can be shorter.
     fn split_evenly(&self, len: usize, task: impl Fn(Range<usize>) + Sync) {
         (0..self.d_out.div_ceil(len)).into_par_iter().for_each(|index| {
             task(index * len..self.d_out.min((index + 1) * len));

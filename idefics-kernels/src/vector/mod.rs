@@ -48,7 +48,7 @@ pub(crate) trait Vector: Copy {
     unsafe fn min(self, other: Self) -> Self;
     /// Maximum per lane; `other` if either operand is NaN.
     unsafe fn max(self, other: Self) -> Self;
-    /// Rounds to the nearest integer, ties to even.
+    /// Rounds to the nearest integer, with ties to the even integer.
     unsafe fn round(self) -> Self;
     /// `2ⁿ` per lane, where n is the lane of `self`: an integer from −126 to 127.
     unsafe fn pow2(self) -> Self;

@@ -411,8 +411,8 @@ fn attend(
     out.into_tensor_with(Layout::new(query.layout().shape().clone(), strides, 0))
 }
 
-/// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache. Otherwise
-/// returns a contiguous copy.
+/// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache. Copies
+/// other states, so that they are contiguous.
 fn with_whole_heads(states: FlexTensor) -> FlexTensor {
     let strides = states.layout().strides();
     if strides[3] == 1 && strides.iter().all(|stride| *stride >= 0) { states } else { states.to_contiguous() }

@@ -68,7 +68,7 @@ struct SpecialIds {
 }
 
 impl Tokenizer {
-    /// Encodes `text`. Special tokens in it are parsed.
+    /// Encodes `text` and parses its special tokens.
     ///
     /// `add_special_tokens` adds the tokens that the checkpoint puts around a text, such as `<s>` at the start.
     ///
@@ -91,7 +91,7 @@ impl Tokenizer {
         self.encode_literal(&format!("{text}{words}"), &literals, true)
     }
 
-    /// Encodes `text`. Special tokens in it are parsed, unless they are masked by stand-ins of `literals`.
+    /// Encodes `text` and parses its special tokens, unless they are masked by stand-ins of `literals`.
     pub(crate) fn encode_literal(
         &self,
         text: &str,

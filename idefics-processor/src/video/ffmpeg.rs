@@ -357,7 +357,7 @@ impl Running {
     }
 
     /// Waits until the program has ended, and returns whether it succeeded. The thread `watch` runs until then, because
-    /// the program may close its output long before it ends.
+    /// the output may be closed long before the program ends.
     fn wait(&mut self, kill_it: bool) -> bool {
         if kill_it {
             kill(self.child.id());

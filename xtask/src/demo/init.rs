@@ -2,7 +2,7 @@
 //!
 //! In the vision tower, query and key matrices start equal (mimetic initialisation,
 //! <https://arxiv.org/abs/2305.09828>). Position embeddings are sinusoidal. As a result, patches attend to similar and
-//! nearby patches. Otherwise the tower recognises no shapes during the first 10,000 images.
+//! nearby patches. Otherwise, the tower recognises no shapes during the first 10,000 images.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Distribution, Tensor, TensorData};

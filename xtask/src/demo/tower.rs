@@ -1,5 +1,5 @@
-//! Pre-trains the vision tower to classify the content of each patch. The public models have a pretrained SigLIP tower
-//! instead. With a pre-trained tower, connector and decoder start from useful features.
+//! Pretrains the vision tower to classify the content of each patch. The public models have a pretrained SigLIP tower
+//! instead. With a pretrained tower, connector and decoder start from useful features.
 
 use anyhow::Result;
 use burn::module::Module;
@@ -31,7 +31,7 @@ const MAX_SHAPES: usize = 3;
 /// Side of a square sheet of shapes, in pixels.
 const SHEET: u32 = 96;
 
-/// The vision tower with classification heads, which are discarded after pre-training.
+/// The vision tower with classification heads, which are discarded after pretraining.
 #[derive(Module, Debug)]
 pub(super) struct PatchClassifier {
     pub(super) vision_model: VisionTransformer,

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Folder to write the model folder, the checkpoints and the metrics to.
     #[arg(long, default_value = "target/train-demo")]
     pub(super) out: PathBuf,
-    /// Number of steps that pre-train the vision tower.
+    /// Number of steps that pretrain the vision tower.
     #[arg(long, default_value_t = 4000)]
     pub(super) tower_steps: u64,
     /// Number of steps that train connector and decoder, with the tower frozen.
@@ -159,7 +159,7 @@ fn train(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Returns a model with a pre-trained vision tower and otherwise random weights.
+/// Returns a model with a pretrained vision tower and otherwise random weights.
 fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let vision_config = &config.vision_config;

@@ -124,7 +124,7 @@ impl Stages<'_> {
         self.floats("processor.pixel_values", &shape, &black, 0.0, |_| true)
     }
 
-    /// Compares the rows and columns of tiles of each picture, `[batch, pictures]`, -1 where a row has fewer pictures.
+    /// Compares the rows and columns of tiles of each picture, `[batch, pictures]`, -1 for rows with fewer pictures.
     fn grids(&mut self, processed: &ProcessedInputs) -> Result<()> {
         let pictures = processed.grids.iter().map(Vec::len).max().unwrap_or(0);
         let shape = [processed.grids.len(), pictures];

@@ -1,7 +1,7 @@
 //! The journal of a batch, from which an interrupted run is resumed.
 //!
-//! The journal `OUT.part` has one line per row, in the order in which rows were answered. If a row has several lines,
-//! the last one is valid:
+//! The journal `OUT.part` has a line for each answered row, in the order of the answers. If several lines are of the
+//! same row, only the last line is valid:
 //! ```text
 //! CHECKSUM run DIGEST
 //! CHECKSUM DIGEST {"id": 1, "text": "…"}
@@ -148,7 +148,7 @@ impl Journal {
                         self.old.insert(name, place);
                     }
                 }
-                // This line is damaged and is skipped. The lines after it are valid.
+                // This line is damaged and is skipped. Later lines are valid.
                 _ => {}
             }
             len += line.len() as u64;

@@ -128,7 +128,7 @@ impl Target {
     }
 }
 
-/// Writes rows in the order of the input, each as soon as all rows before it are answered.
+/// Writes rows in the order of the input, each as soon as all earlier rows are answered.
 pub(super) struct Stream {
     /// Name for error messages.
     name: String,

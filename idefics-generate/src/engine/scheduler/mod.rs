@@ -14,7 +14,7 @@
 //!
 //! - **Page**: [`Layout::page_tokens`] slots of the KV cache, one slot for each token. The page table of an answer
 //!   lists its pages in order.
-//! - **Reserved page**: a page that is set aside for an admitted request. Which page it will be is not decided yet.
+//! - **Reserved page**: a page that is set aside for an admitted request, before a particular page is chosen.
 //! - **Idle page**: a page that no request owns, but that still holds a chunk of the prefix cache. It may be allocated
 //!   again.
 //! - **Slab**: the space for the keys and values of one image for cross-attention (IDEFICS v1).

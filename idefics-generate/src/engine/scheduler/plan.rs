@@ -199,7 +199,7 @@ pub enum Notice {
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The queue has reached its limit of requests or prompt tokens.
+    /// The queue is full: the limit of requests or of prompt tokens is reached.
     #[error("the queue is full; try again in {} s", retry_after.div_ceil(1_000_000))]
     QueueFull {
         /// Estimated time until the queue has room.

@@ -227,7 +227,7 @@ impl Sequence {
     }
 
     /// Returns the next state of the prompt when the images before `image` are done. An image is skipped if all tokens
-    /// that need it are cached.
+    /// that need its features are cached.
     pub(super) fn next_image(&self, image: u32) -> State {
         let needed = |(index, shape): (usize, &ImageShape)| {
             (index >= image as usize && shape.needed_until > self.cached).then_some(index as u32)

@@ -23,7 +23,7 @@ fn low_pair(weights: [i32; 2]) -> i32 {
 
 /// Returns whether sums with these weights are exact: for every output, the positive high parts sum to at most 127, and
 /// the negative ones to at least -128. Then each high part fits into 8 bits, and 255 × each sum fits into 16 bits. The
-/// test fails only if the rounding errors of more than a hundred weights add up, which real images do not cause.
+/// test fails only if the rounding errors of more than 100 weights add up, which real images do not cause.
 fn is_exact(taps: &Taps) -> bool {
     (0..taps.len()).all(|output| {
         let highs = taps.of(output).1.iter().map(|&weight| high(weight));

@@ -150,8 +150,8 @@ impl Strip {
 /// Number of bytes of a row that are reordered together: four loads of [`QUAD`] pixels.
 const CHUNK: usize = 4 * 3 * QUAD;
 
-/// Offsets of the loads in a chunk, in bytes. A load has 16 bytes, but its four pixels have only 12. Therefore the last
-/// load begins [`LAST_SHIFT`] bytes before its pixels, so that it ends where the chunk ends.
+/// Offsets of the loads in a chunk, in bytes. A load has 16 bytes, but its four pixels have only 12. Therefore, the
+/// last load begins [`LAST_SHIFT`] bytes before its pixels, so that it ends where the chunk ends.
 const LOADS: [usize; 4] = [0, 12, 24, 32];
 const LAST_SHIFT: i8 = 4;
 
