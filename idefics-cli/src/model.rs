@@ -135,7 +135,7 @@ fn link(file: &Path, link: &Path) -> io::Result<()> {
 fn introduce_embedded() {
     say!(
         "using the built-in model, which was trained only on drawings of coloured shapes; for photographs, give \
-         --model HuggingFaceM4/idefics2-8b-chatty (a 33.6 GB download) or a model folder"
+         --model HuggingFaceTB/SmolVLM-256M-Instruct (a 513 MB download) or a model folder"
     );
 }
 

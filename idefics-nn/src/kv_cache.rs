@@ -67,7 +67,9 @@ impl KvCache {
         &self.left_padding
     }
 
-    /// Returns the positions of the next `n_new` slots, row by row. The position of padded slots is 0.
+    /// Returns the positions of the next `n_new` slots, row by row. In a row with `p` padded slots, slot `i` has position
+    /// `i - p`, so that the row gives the same result with padding and without. Padded slots, which are masked, have
+    /// position 0.
     pub fn next_positions(&self, n_new: usize) -> Vec<usize> {
         let slots = self.len..self.len + n_new;
         self.left_padding

@@ -1,4 +1,6 @@
-//! Four bits per weight, designed for these kernels: a table of sixteen integers, blocks of 32, interleaved rows.
+//! Four bits per weight, designed for these kernels: each code selects one of sixteen integers in a table, and 32 columns
+//! of a row share a scale. [`Q4`] has the layout. The scales are chosen in `q4_fit.rs`. The products are in
+//! `linear/q4.rs` (at most eight rows of activations) and `linear/panels.rs`.
 //!
 //! The table below shows why this format has a table of values and no minimum per block. It lists the errors of random
 //! weights after quantisation: root mean squares, in percent of the root mean square of the weights. The best scale of
