@@ -36,9 +36,10 @@ impl OnDevice {
     /// [`Error::Execution`]; the error of the first row, once every row has failed.
     #[expect(clippy::disallowed_methods, reason = "the only read back of a step")]
     pub(super) fn choose(&self, logits: Tensor<2>, rows: &mut Rows) -> Result<Vec<u32>, Error> {
-        // `-inf` is a valid score: such a token is never chosen. The sum is not finite if any logit is NaN or +inf.
+        // `-inf` is a valid score: such a token is never chosen. The sum is not finite if any logit is NaN or +inf. The
+        // factor keeps the sum of up to 2^20 finite logits finite.
         let is_lowest = logits.clone().equal_elem(f64::NEG_INFINITY);
-        let check = logits.clone().mask_fill(is_lowest, 0.0).sum_dim(1); // [rows, 1]
+        let check = logits.clone().mask_fill(is_lowest, 0.0).mul_scalar(0.5_f64.powi(20)).sum_dim(1); // [rows, 1]
         let mut scores = logits;
         if let Some(forbidden) = &self.forbidden {
             let forbidden = forbidden.clone().expand(scores.dims());
