@@ -12,7 +12,8 @@ fuzz_target!(|data: &[u8]| {
     let folder = Folder::new();
     folder.write_parts(data, &FILES);
     let Ok(processor) = Processor::from_folder(folder.path()) else { return };
-    let sample = Sample::Text { text: "User: Wörd <s>\n\u{1F600}</s>".to_owned(), images: Vec::new() };
+    let text = "User: Wörd <s>\n\u{1F600}</s>".to_owned();
+    let sample = Sample::Text { text, images: Vec::new(), videos: Vec::new() };
     if let Ok(processed) = processor.process(&[sample], &ProcessOptions::default()) {
         let _ = processor.tokenizer().decode(&processed.input_ids[0], true);
     }

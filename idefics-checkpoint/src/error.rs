@@ -53,6 +53,17 @@ pub enum CheckpointError {
         /// The error reported by the system.
         source: std::io::Error,
     },
+    /// A file was written, but may be lost in a power failure.
+    #[error(
+        "{}: was written, but its folder cannot be synced to disk: {}; a power failure may lose the file",
+        path.display(), describe_io_error(source)
+    )]
+    Sync {
+        /// Path of the file.
+        path: PathBuf,
+        /// The error reported by the system.
+        source: std::io::Error,
+    },
     /// A directory, pipe or device was found where a file was expected.
     #[error("{}: is not a regular file", path.display())]
     NotAFile {

@@ -226,7 +226,7 @@ impl Checkpoint {
     /// Returns the tensor `name`, which must hold 32-bit words and have this shape.
     fn words(&self, name: &str, shape: [usize; 2]) -> Result<&TensorEntry, StoredWeightError> {
         let entry = self.companion(name)?;
-        check_part(name, entry, &[Dtype::I32, Dtype::U32], "I32", &shape)?;
+        check_part(name, entry, &[Dtype::I32, Dtype::U32], "I32 or U32", &shape)?;
         Ok(entry)
     }
 
@@ -294,7 +294,7 @@ fn check_part(
 
 /// Checks that the shape stored in the tensor `entry` equals `dims`.
 fn check_declared(name: &str, entry: &TensorEntry, dims: [usize; 2]) -> Result<(), StoredWeightError> {
-    check_part(name, entry, &[Dtype::I64, Dtype::I32], "I64", &[2])?;
+    check_part(name, entry, &[Dtype::I64, Dtype::I32], "I64 or I32", &[2])?;
     let found: Vec<i64> = match entry.dtype {
         Dtype::I64 => entry.bytes().as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
         _ => entry.bytes().as_chunks().0.iter().map(|bytes| i32::from_le_bytes(*bytes).into()).collect(),

@@ -6,11 +6,13 @@ use std::path::Path;
 
 use crate::CheckpointError;
 
-/// Writes a file atomically: it appears complete or not at all. Once this function returns, the file survives a power
-/// failure.
+/// Writes a file atomically: it appears complete or not at all. Once this function returns `Ok`, the file survives a
+/// power failure.
 ///
 /// # Errors
-/// [`CheckpointError::Write`] with the system's error. An existing file at `path` is then unchanged.
+/// [`CheckpointError::Write`] with the system's error: an existing file at `path` is unchanged.
+/// [`CheckpointError::Sync`] if the complete file is at `path`, but the system cannot promise that it survives a power
+/// failure.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
@@ -23,10 +25,12 @@ pub fn write_atomically(
         writer.flush()?;
         drop(writer);
         file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all() // makes the rename survive a power failure
+        file.persist(path).map_err(|error| error.error)
     };
-    attempt().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })
+    attempt().map_err(|source| CheckpointError::Write { path: path.to_owned(), source })?;
+    // Makes the rename survive a power failure.
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| CheckpointError::Sync { path: path.to_owned(), source })
 }
 
 /// Returns a builder of temporary files with the permissions of ordinary new files. By default, `tempfile` gives access

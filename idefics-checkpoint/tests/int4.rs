@@ -260,7 +260,7 @@ fn errors_name_tensors_of_the_wrong_type_or_shape() {
         (
             replaced(gptq(), tensor("up.qzeros", Dtype::F32, &[2, 1], vec![0; 8])),
             gptq_config(),
-            "`up.qzeros` is F32; expected I32",
+            "`up.qzeros` is F32; expected I32 or U32",
         ),
         (replaced(gptq(), infinite), gptq_config(), "int4 scales[0] is inf"),
         (gptq(), with(gptq_config(), "/desc_act", true.into()), "`up.g_idx` is missing"),

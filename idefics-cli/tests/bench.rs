@@ -64,6 +64,29 @@ fn profile_compares_operations_with_machine_limits() {
 }
 
 #[test]
+fn tiles_count_cells_and_frames_of_the_whole_batch() {
+    let smolvlm2 = xtask_folder("checkpoints/tiny-smolvlm2");
+    let config = smolvlm2.join("config.json");
+    let tiles = |args: &[&str]| {
+        let args = [&["--json"], args, &["--new-tokens", "1", "--runs", "1"]].concat();
+        let output = bench(&args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["tiles"].as_u64().unwrap()
+    };
+    let (shape, model) = (["--random-weights", config.to_str().unwrap()], ["--model", smolvlm2.to_str().unwrap()]);
+    for source in [shape, model] {
+        assert_eq!(tiles(&source), 0);
+        // Frames are never split, whatever their size.
+        assert_eq!(tiles(&[&source[..], &["--video", "300x200x5", "--batch", "2"]].concat()), 10);
+        let split = tiles(&[&source[..], &["--image", "300x200"]].concat());
+        assert!(split > 1, "{split} tiles");
+        let all = ["--image", "300x200", "--video", "20x30x2", "--video", "30x20x1", "--batch", "3"];
+        assert_eq!(tiles(&[&source[..], &all].concat()), 3 * (split + 3));
+    }
+    assert_eq!(measured(&["--image", "60x40", "--batch", "2"])["tiles"], 2);
+}
+
+#[test]
 fn rejects_shapes_and_counts_that_cannot_be_measured() {
     let scratch = tempfile::tempdir().unwrap();
     let huge = scratch.path().join("config.json");
@@ -81,4 +104,10 @@ fn rejects_shapes_and_counts_that_cannot_be_measured() {
     }
     refused(&["--model", checkpoint().to_str().unwrap(), "--text-layers", "1"], 2, "--random-weights");
     refused(&["--random-weights", "smolvlm-1b"], 2, "smolvlm-256m");
+    for shape in ["idefics-9b", "idefics2-8b", "idefics3-8b", "smolvlm-256m"] {
+        refused(&["--random-weights", shape, "--video", "8x8x2"], 2, "cannot read videos");
+    }
+    for size in ["8x8", "8x8x0", "0x8x1", "8x8x513", "8x8x8x8"] {
+        refused(&["--random-weights", "smolvlm2-256m", "--video", size], 2, "640x360x16");
+    }
 }

@@ -88,13 +88,14 @@ impl Shared {
     }
 }
 
-/// Marks the answer as ended when the generating thread ends, even if it panics.
+/// Marks the answer as ended when the generating thread ends. If the thread panics, the last item of the answer is
+/// [`Error::Panic`].
 struct EndGuard(Arc<Shared>);
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.push(Err(Error::Execution { reason: "the generating thread panicked".to_owned() }));
+            self.0.push(Err(Error::Panic));
         }
         self.0.end();
     }

@@ -6,7 +6,9 @@ use std::time::Instant;
 use burn::tensor::{DType, Tensor};
 use idefics_nn::profile::{Operation, Profiler};
 use idefics_nn::{DeviceLease, KvCache, supports_graph_capture};
+use idefics_processor::ProcessorError;
 use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
+use idefics_processor::video::VideoError;
 use serde::Serialize;
 
 use crate::generation::CapturedStep;
@@ -18,6 +20,8 @@ use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages
 pub struct BenchOptions<'a> {
     /// Width and height in pixels of each image in a row.
     pub images: Vec<(u32, u32)>,
+    /// The videos in a row. Only families that read videos accept them.
+    pub videos: Vec<BenchVideo>,
     /// Minimum number of tokens in the prompt, image tokens included. The prompt is longer if its images need more
     /// tokens.
     pub prompt_tokens: usize,
@@ -46,6 +50,48 @@ impl BenchOptions<'_> {
         let slots = self.prompt_tokens.max(1 + image_tokens).saturating_add(self.new_tokens).saturating_add(1);
         let slot = family.shape().text.cache_bytes(1, 1, DType::F32) as u64;
         (row as u64).saturating_add(slot.saturating_mul(slots as u64)).saturating_mul(self.batch as u64)
+    }
+}
+
+/// The size of a video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BenchVideo {
+    /// Width of a frame, in pixels.
+    pub width: u32,
+    /// Height of a frame, in pixels.
+    pub height: u32,
+    /// Number of frames that the vision tower encodes.
+    pub frames: usize,
+}
+
+/// The processors that turn images and frames into tiles.
+#[derive(Debug, Clone)]
+pub struct BenchProcessors {
+    images: ImageProcessor,
+    /// `None` in families without videos.
+    frames: Option<ImageProcessor>,
+}
+
+impl BenchProcessors {
+    /// Creates the processors for a benchmark. `frames` is `None` in families without videos.
+    pub fn new(images: ImageProcessor, frames: Option<ImageProcessor>) -> Self {
+        Self { images, frames }
+    }
+
+    /// Returns whether a benchmark may have videos.
+    pub fn reads_videos(&self) -> bool {
+        self.frames.is_some()
+    }
+
+    /// Returns the number of tiles in a row: the tiles of its images and the frames of its videos. Without a processor
+    /// of frames, videos count as 0 tiles.
+    pub fn n_tiles(&self, options: &BenchOptions<'_>) -> usize {
+        let images = options.images.iter().map(|&(width, height)| self.images.layout(width, height).tiles.len());
+        let frames = self.frames.iter().flat_map(|processor| {
+            let of_video = |video: &BenchVideo| video.frames * processor.layout(video.width, video.height).tiles.len();
+            options.videos.iter().map(of_video)
+        });
+        images.chain(frames).sum()
     }
 }
 
@@ -79,6 +125,8 @@ impl Spread {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BenchReport {
+    /// Number of tiles of all rows together that the vision tower encodes. Each frame of a video is a tile.
+    pub tiles: usize,
     /// Preprocessing images into tiles, in milliseconds.
     pub preprocess_ms: Spread,
     /// The vision tower, in milliseconds.
@@ -155,25 +203,36 @@ impl ModelConfig {
     /// name.
     ///
     /// # Errors
-    /// [`Error`] if the prompts do not fit the model, or the device fails.
+    /// [`Error`] if the prompts do not fit the model, the family reads no videos, or the device fails.
     pub fn bench(
         &self,
         model: &dyn AssembledModel,
-        processor: &ImageProcessor,
+        processors: &BenchProcessors,
         options: &BenchOptions<'_>,
         mut progress: impl FnMut(&'static str),
     ) -> Result<BenchReport, Error> {
         let finish = || model.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") });
-        let pictures: Vec<RgbImage> = options.images.iter().map(|&(width, height)| picture(width, height)).collect();
-        let all = std::iter::repeat_n(&pictures, options.batch).flatten();
         let runs = options.runs.max(1);
+        // The pictures of a row, each with its processor.
+        let images = options.images.iter().map(|&(width, height)| (picture(width, height), 1, &processors.images));
+        let mut row: Vec<(RgbImage, usize, &ImageProcessor)> = images.collect();
+        if !options.videos.is_empty() {
+            let family = self.family().model_type();
+            let error = || ProcessorError::Videos { row: 0, error: VideoError::NotSupported { family } };
+            let processor = processors.frames.as_ref().ok_or_else(error)?;
+            row.extend(
+                options.videos.iter().map(|video| (picture(video.width, video.height), video.frames, processor)),
+            );
+        }
+        let all = std::iter::repeat_n(&row, options.batch).flatten();
+        let all = all.flat_map(|(picture, count, processor)| std::iter::repeat_n((picture, *processor), *count));
 
         let mut profile = Vec::new();
 
         progress("preprocessing");
         let mut tiles: Vec<ImageTile> = Vec::new();
         let preprocess_ms = repeat(runs, || {
-            tiles = all.clone().flat_map(|picture| processor.process(picture)).collect();
+            tiles = all.clone().flat_map(|(picture, processor)| processor.process(picture)).collect();
             Ok(())
         })?;
 
@@ -241,6 +300,7 @@ impl ModelConfig {
         }
         let tokens = (options.batch * prompts.seq()) as f64;
         Ok(BenchReport {
+            tiles: tiles.len(),
             preprocess_ms,
             vision_ms: Spread::of(vision_ms),
             connector_ms: Spread::of(connector_ms),

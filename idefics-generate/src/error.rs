@@ -82,8 +82,8 @@ pub enum Error {
     OtherFamily {
         /// Path of the file.
         path: PathBuf,
-        /// The `model_type` that was requested.
-        expected: &'static str,
+        /// The `model_type` that was requested, or several joined by `or`.
+        expected: String,
     },
     /// A device map was given for a model that cannot be split over devices.
     #[error(
@@ -197,6 +197,9 @@ pub enum Error {
         /// The timeout in seconds.
         seconds: f64,
     },
+    /// The thread that generates an answer panicked.
+    #[error("this is a bug in idefics, please report it: the generating thread panicked")]
+    Panic,
     /// A thread could not be started.
     #[error("cannot start a thread for the generation: {}", describe_io_error(source))]
     Thread {
@@ -231,6 +234,8 @@ pub enum ErrorKind {
     Device,
     /// The caller cancelled the operation.
     Cancelled,
+    /// A bug in this program.
+    Bug,
 }
 
 impl ErrorKind {
@@ -244,6 +249,7 @@ impl ErrorKind {
             Self::Limit => 6,
             Self::Network => 7,
             Self::Numeric => 8,
+            Self::Bug => 70,
             Self::Device => 75,
             Self::Cancelled => 130,
         }
@@ -266,7 +272,10 @@ impl Error {
         match self {
             Self::Read { .. } | Self::Write { .. } | Self::NoFolder { .. } => ErrorKind::FileSystem,
             Self::Checkpoint(
-                CheckpointError::Io { .. } | CheckpointError::Write { .. } | CheckpointError::NotAFile { .. },
+                CheckpointError::Io { .. }
+                | CheckpointError::Write { .. }
+                | CheckpointError::Sync { .. }
+                | CheckpointError::NotAFile { .. },
             ) => ErrorKind::FileSystem,
             Self::ModelFile { .. }
             | Self::UnknownFamily { .. }
@@ -295,6 +304,7 @@ impl Error {
             Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::Panic => ErrorKind::Bug,
             Self::NonFinite { .. } => ErrorKind::Numeric,
             #[cfg(feature = "hub")]
             Self::Hub(error) => match error.kind() {

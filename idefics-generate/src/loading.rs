@@ -8,7 +8,7 @@ use idefics_checkpoint::{Checkpoint, CheckpointWarning};
 use idefics_nn::checkpoint::LoadProgress;
 use idefics_nn::{ConfigError, LoadModule, LoadOptions, Quantization};
 
-use crate::config::FamilyConfig;
+use crate::config::{FamilyConfig, ModelTypes};
 use crate::placement::Placement;
 use crate::{
     AssembledModel, Error, Idefics1, Idefics2, Idefics3, ModelConfig, ModelWarning, WeightFormat, WeightOptions, folder,
@@ -70,26 +70,23 @@ impl Files {
 }
 
 /// Reads the configuration of a folder. Returns it both as a [`ModelConfig`] and as the type `C` of one family.
-/// `expected` names that family for error messages.
-fn config_as<C: FamilyConfig + Clone>(folder: &Path, expected: &'static str) -> Result<(ModelConfig, C), Error> {
+fn config_as<C: FamilyConfig + ModelTypes + Clone>(folder: &Path) -> Result<(ModelConfig, C), Error> {
     let config = ModelConfig::from_folder(folder)?;
-    let family_config = config.downcast_ref::<C>().cloned();
-    let family_config =
-        family_config.ok_or_else(|| Error::OtherFamily { path: folder::config_path(folder), expected })?;
+    let other_family =
+        || Error::OtherFamily { path: folder::config_path(folder), expected: C::MODEL_TYPES.join(" or ") };
+    let family_config = config.downcast_ref::<C>().cloned().ok_or_else(other_family)?;
     Ok((config, family_config))
 }
 
 /// Loads the model of a folder as the type `M` of one family. `assemble` creates the model from its configuration.
-/// `expected` names the family for error messages.
-fn load_own<C: FamilyConfig + Clone, M: Module>(
+fn load_own<C: FamilyConfig + ModelTypes + Clone, M: Module>(
     folder: &Path,
-    expected: &'static str,
     placement: &Placement,
     weights: WeightOptions,
     assemble: fn(&C, &Placement) -> Result<M, ConfigError>,
     progress: impl FnMut(LoadProgress),
 ) -> Result<M, Error> {
-    let (config, own) = config_as::<C>(folder, expected)?;
+    let (config, own) = config_as::<C>(folder)?;
     let model = with_config_path(folder, assemble(&own, placement))?;
     let files = Files::open(folder, &config, weights)?;
     Ok(files.checkpoint.load(model, &files.load_options(&config, placement), progress)?)
@@ -107,7 +104,7 @@ impl Idefics2 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        load_own(folder, "idefics2", &Placement::single_device(device), weights.into(), Self::placed, progress)
+        load_own(folder, &Placement::single_device(device), weights.into(), Self::placed, progress)
     }
 }
 
@@ -123,14 +120,7 @@ impl Idefics3 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        load_own(
-            folder,
-            "idefics3 or smolvlm",
-            &Placement::single_device(device),
-            weights.into(),
-            Self::placed,
-            progress,
-        )
+        load_own(folder, &Placement::single_device(device), weights.into(), Self::placed, progress)
     }
 }
 
@@ -160,7 +150,7 @@ impl Idefics1 {
         weights: impl Into<WeightOptions>,
         progress: impl FnMut(LoadProgress),
     ) -> Result<Self, Error> {
-        load_own(folder, "idefics", placement, weights.into(), Self::placed, progress)
+        load_own(folder, placement, weights.into(), Self::placed, progress)
     }
 }
 

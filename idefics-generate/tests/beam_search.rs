@@ -1,7 +1,7 @@
 //! Beam search over a table of logits, compared with the reference's `generate` on the same table.
 
 use idefics_generate::GenerationConfig;
-use idefics_generate::beam::{BeamOptions, BeamSearch, BeamStep, Candidate, Hypothesis};
+use idefics_generate::beam::{BeamOptions, BeamSearch, BeamStep, Candidate, Hypothesis, SampleError};
 use idefics_generate::logits::{ProcessorChain, Row, RowError, RowKey, Sampler, log_softmax};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -176,10 +176,36 @@ fn search_without_allowed_tokens_is_an_error() {
     let options = BeamOptions::new(&options(json!({"num_beams": 2, "eos_token_id": 1})), 3);
     let mut search = BeamSearch::new(options, 1);
     let forbidden = [f32::NEG_INFINITY; 8];
-    assert_eq!(search.step(&forbidden, |_, _| false), Err(RowError::NothingAllowed));
-    assert_eq!(search.step(&[f32::NAN; 8], |_, _| false), Err(RowError::NonFinite));
+    let failed = |error| Err(SampleError { sample: 0, error });
+    assert_eq!(search.step(&forbidden, |_, _| false), failed(RowError::NothingAllowed));
+    assert_eq!(search.step(&[f32::NAN; 8], |_, _| false), failed(RowError::NonFinite));
     assert_eq!(search.n_generated(), 0);
     assert!(search.step(&[-1.0, f32::NEG_INFINITY, -2.0, -3.0].repeat(2), |_, _| false).is_ok());
+}
+
+#[test]
+fn other_samples_continue_without_a_failed_one() {
+    let options = || BeamOptions::new(&options(json!({"num_beams": 2, "max_new_tokens": 3, "eos_token_id": 9})), 3);
+    let allowed: Vec<f32> = (0..8).map(|index| -0.5 - index as f32).collect();
+    let failed = [[f32::NEG_INFINITY; 8], [f32::NAN; 8]];
+    let (sampler, keys) = (Sampler::new(5), [RowKey { sample: 1, answer: 0 }, RowKey::default()]);
+    for (first, do_sample) in [(0, false), (1, false), (0, true), (1, true)] {
+        let step = |search: &mut BeamSearch, log_probs: &[f32], keys: &[RowKey]| match do_sample {
+            true => search.step_sampled(log_probs, &sampler, keys, |_, _| false),
+            false => search.step(log_probs, |_, _| false),
+        };
+        let mut alone = BeamSearch::new(options(), 1);
+        let mut both = BeamSearch::new(options(), 2);
+        let error = step(&mut both, &[&allowed[..], &failed[first]].concat(), &keys).unwrap_err();
+        assert_eq!(error.sample, 1);
+        both.give_up(1);
+        while !alone.is_done() {
+            step(&mut alone, &allowed, &keys[..1]).unwrap();
+            step(&mut both, &[&allowed[..], &[-2.0; 8]].concat(), &keys).unwrap();
+        }
+        assert!(both.is_done());
+        assert_eq!(both.answers(0), alone.answers(0));
+    }
 }
 
 #[test]

@@ -7,7 +7,8 @@ use burn::tensor::{DType, Device};
 use idefics_checkpoint::PicklePolicy;
 use idefics_generate::inspect::inspect;
 use idefics_generate::{
-    DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationError, Idefics2Config, InputError, ModelConfig, Prompts,
+    DeviceChoice, Error, ErrorKind, GenerationConfig, GenerationError, Idefics1Config, Idefics2Config, Idefics3Config,
+    InputError, ModelConfig, Prompts,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -125,6 +126,37 @@ fn llama_section_has_llama_defaults() {
     assert!(read(json!({"model_type": "gemma"})).unwrap_err().to_string().contains("gemma"));
     let rope = json!({"vocab_size": 32_003, "rope_scaling": {"type": "default", "rope_type": "default"}});
     read(rope).unwrap();
+}
+
+#[test]
+fn empty_sections_have_the_defaults_of_their_family() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |config: Value| {
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        ModelConfig::from_folder(folder.path()).unwrap()
+    };
+    let empty = |model_type: &str| json!({"model_type": model_type, "image_token_id": 9, "vision_config": {}, "perceiver_config": {}});
+
+    // Defaults of the reference's `Idefics2VisionConfig` and `Idefics2PerceiverConfig`.
+    let config = read(empty("idefics2"));
+    let config = config.downcast_ref::<Idefics2Config>().unwrap();
+    assert_eq!((config.vision_config.hidden_size, config.vision_config.num_attention_heads), (768, 12));
+    assert_eq!((config.perceiver_config.resampler_depth, config.perceiver_config.resampler_head_dim), (3, 96));
+    assert_eq!(config, &Idefics2Config { image_token_id: 9, ..Idefics2Config::default() });
+
+    // `Idefics3VisionConfig`. Its 7 x 7 patches need another `scale_factor` than the default.
+    let mut file = empty("smolvlm");
+    file["scale_factor"] = json!(7);
+    let config = read(file);
+    let config = config.downcast_ref::<Idefics3Config>().unwrap();
+    assert_eq!((config.vision_config.hidden_size, config.vision_config.num_attention_heads), (1152, 16));
+
+    // `IdeficsVisionConfig` and `IdeficsPerceiverConfig`.
+    let config = read(empty("idefics"));
+    let config = config.downcast_ref::<Idefics1Config>().unwrap();
+    assert_eq!((config.vision_config.embed_dim, config.vision_config.intermediate_size), (768, 5120));
+    assert_eq!((config.perceiver_config.resampler_depth, config.perceiver_config.qk_layer_norms_perceiver), (6, false));
+    assert_eq!(config, &Idefics1Config::default());
 }
 
 #[test]

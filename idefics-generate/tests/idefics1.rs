@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device};
 use idefics_checkpoint::PicklePolicy;
-use idefics_generate::bench::BenchOptions;
+use idefics_generate::bench::{BenchOptions, BenchProcessors, BenchVideo};
 use idefics_generate::inspect::inspect;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{Content, Message, Sample};
@@ -128,15 +128,16 @@ fn stored_dtype_matches_f32() {
 #[test]
 fn benchmarks_random_models_in_all_formats() {
     let config = ModelConfig::from_folder(&xtask_folder("checkpoints/idefics1-float")).unwrap();
-    let processor = config.family().image_processor().unwrap();
+    let processors = BenchProcessors::new(config.family().image_processor().unwrap(), None);
     let device = Device::flex();
     for weights in [WeightOptions::default(), quantized("int8"), quantized("nf4"), quantized("q4")] {
         let model = config.random_model(&device, weights, 7, |_| ()).unwrap();
         let planned = config.memory(None, &device, weights).unwrap();
         assert_eq!(model.weight_bytes() as u64, planned.total(), "{weights}");
-        let measure = |images: Vec<(u32, u32)>| {
+        let measure = |images: Vec<(u32, u32)>, videos: Vec<BenchVideo>| {
             let options = BenchOptions {
                 images,
+                videos,
                 prompt_tokens: 9,
                 new_tokens: 2,
                 batch: 2,
@@ -145,9 +146,14 @@ fn benchmarks_random_models_in_all_formats() {
                 graph_capture: None,
                 vision_batch: VisionBatch::default(),
             };
-            config.bench(&*model, &processor, &options, |_| ()).unwrap()
+            config.bench(&*model, &processors, &options, |_| ())
         };
-        let (seeing, blind) = (measure(vec![(40, 30), (20, 20)]), measure(Vec::new()));
+        let seeing = measure(vec![(40, 30), (20, 20)], Vec::new()).unwrap();
+        let blind = measure(Vec::new(), Vec::new()).unwrap();
+        assert_eq!((seeing.tiles, blind.tiles), (4, 0));
+        let video = BenchVideo { width: 20, height: 20, frames: 2 };
+        let error = measure(Vec::new(), vec![video]).unwrap_err().to_string();
+        assert!(error.contains("`model_type` idefics cannot read videos"), "{error}");
         assert!(seeing.vision_ms.min > 0.0 && seeing.decode_ms_per_token.min > 0.0);
         assert!(
             seeing.decode_bytes_per_token > blind.decode_bytes_per_token,

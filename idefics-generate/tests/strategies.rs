@@ -360,6 +360,24 @@ fn background_answer_matches_direct_answer() {
 }
 
 #[test]
+fn panic_of_the_generating_thread_is_a_bug() {
+    #[derive(Debug)]
+    struct Panics;
+    impl LogitsProcessor for Panics {
+        fn process(&mut self, _row: &Row<'_>, _scores: &mut [f32]) {
+            panic!("this panic is part of a test");
+        }
+    }
+    let model = std::sync::Arc::new(load("odd-heads"));
+    let controls = Controls { processors: vec![Box::new(Panics)], ..Controls::default() };
+    let text = model.generate_in_background(samples()[1].clone(), no_splitting(), greedy(4), controls, None).unwrap();
+    let chunks: Vec<_> = text.collect();
+    let Some(Err(error)) = chunks.last() else { panic!("{chunks:?}") };
+    assert!(matches!(error, Error::Panic), "{error}");
+    assert_eq!(error.kind().exit_code(), 70);
+}
+
+#[test]
 fn dropping_background_answer_ends_generation() {
     let model = std::sync::Arc::new(load("odd-heads"));
     let cancel = CancelToken::default();

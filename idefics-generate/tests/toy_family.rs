@@ -155,8 +155,9 @@ impl ModelFamily for Family {
     fn read(&self, _path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
         let section = |key: &str| file[key].clone();
         Ok(Box::new(ToyConfig {
-            vision_config: serde_json::from_value(section("vision_config")).unwrap(),
-            text_config: serde_json::from_value(section("text_config")).unwrap(),
+            vision_config: VisionConfig::from_section(section("vision_config"), &VisionConfig::siglip_so400m_980())
+                .unwrap(),
+            text_config: TextConfig::from_section(section("text_config"), &TextConfig::mistral_7b()).unwrap(),
         }))
     }
 }

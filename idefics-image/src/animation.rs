@@ -15,7 +15,7 @@ use crate::{gif, png, webp};
 pub(crate) const MAX_FRAMES: usize = 1 << 20;
 
 /// Limit for the pixels of all decoded frames together, as a multiple of the limit for one picture.
-const MAX_PICTURES: u64 = 64;
+pub(crate) const MAX_PICTURES: u64 = 64;
 
 /// An animated GIF, WebP or PNG file, of which no pixel has been decoded.
 ///

@@ -5,8 +5,9 @@
 
 use std::num::NonZeroU32;
 
-use crate::animation::MAX_FRAMES;
-use crate::{Alpha, ImageError, ReadOptions, RgbImage, decode};
+use crate::animation::{MAX_FRAMES, MAX_PICTURES};
+use crate::jpeg;
+use crate::{Alpha, Format, ImageError, ReadOptions, RgbImage, decode};
 
 /// Maximum nesting depth of lists. Usual files have at most three levels.
 const MAX_DEPTH: usize = 8;
@@ -127,26 +128,61 @@ impl<'a> Avi<'a> {
     /// chunk repeats the frame before it. Indices beyond the last frame are ignored.
     ///
     /// # Errors
-    /// [`ImageError::Coding`] if the codec is not Motion JPEG; the errors of [`decode`](crate::decode()) for a frame,
-    /// with the frame's index and offset in the name; [`ImageError::Cancelled`] if the caller cancels.
+    /// [`ImageError::Coding`] if the codec is not Motion JPEG; [`ImageError::Avi`] if a frame is empty or not a JPEG
+    /// picture; [`ImageError::TooManyFramePixels`]; the errors of [`decode`](crate::decode()) for a frame, with the
+    /// frame's index and offset in the name; [`ImageError::Cancelled`] if the caller cancels.
     pub fn decode(&self, indices: &[usize], mut take: impl FnMut(RgbImage)) -> Result<(), ImageError> {
         if !self.is_motion_jpeg() {
             let reason = format!("its frames are coded with {:?}; expected \"MJPG\" (Motion JPEG)", self.codec());
             return Err(ImageError::Coding { image: self.name.to_owned(), format: "AVI", reason });
         }
-        for &index in indices.iter().filter(|&&index| index < self.frames.len()) {
+        let frames = indices.iter().filter(|&&index| index < self.frames.len()).map(|&index| self.full(index));
+        let frames: Vec<usize> = frames.collect::<Result<_, _>>()?;
+        let mut pixels = 0_u64;
+        for &frame in &frames {
             if self.read.is_cancelled() {
                 return Err(ImageError::Cancelled { image: self.name.to_owned() });
             }
-            let full = (0..=index).rev().find(|&index| self.frames[index].len > 0);
-            let Some(full) = full else {
-                return Err(self.damaged(self.frames[index].offset(), "the first frame is empty"));
-            };
-            let Chunk { start, len, .. } = self.frames[full];
-            let name = format!("{}, frame {full} at byte {start}", self.name);
-            take(decode(&self.bytes[start..start + len], &name, &self.read.limits, Alpha::White)?);
+            pixels = pixels.saturating_add(self.pixels(frame)?);
+        }
+        let limit = self.read.limits.max_pixels.saturating_mul(MAX_PICTURES);
+        if pixels > limit {
+            return Err(ImageError::TooManyFramePixels { image: self.name.to_owned(), pixels, limit });
+        }
+        for frame in frames {
+            if self.read.is_cancelled() {
+                return Err(ImageError::Cancelled { image: self.name.to_owned() });
+            }
+            let name = format!("{}, frame {frame} at byte {}", self.name, self.frames[frame].start);
+            take(decode(self.data(frame), &name, &self.read.limits, Alpha::White)?);
         }
         Ok(())
+    }
+
+    /// Returns the frame that is shown at `index`: this frame, or the one that an empty chunk repeats.
+    fn full(&self, index: usize) -> Result<usize, ImageError> {
+        let full = (0..=index).rev().find(|&index| self.frames[index].len > 0);
+        full.ok_or_else(|| self.damaged(self.frames[index].offset(), "the first frame is empty"))
+    }
+
+    /// Returns the number of pixels that a frame's header declares. Headers that cannot be read count as 0 pixels;
+    /// decoding them fails later.
+    fn pixels(&self, frame: usize) -> Result<u64, ImageError> {
+        let data = self.data(frame);
+        match Format::sniff(data) {
+            Ok(Format::Jpeg) | Err(_) => {}
+            Ok(other) => {
+                let reason = format!("frame {frame} is a {} picture; expected JPEG", other.name());
+                return Err(self.damaged(self.frames[frame].offset(), &reason));
+            }
+        }
+        let (width, height) = jpeg::Decoder::new(data).map_or((0, 0), |decoder| decoder.size());
+        Ok(u64::from(width) * u64::from(height))
+    }
+
+    fn data(&self, frame: usize) -> &'a [u8] {
+        let Chunk { start, len, .. } = self.frames[frame];
+        &self.bytes[start..start + len]
     }
 
     /// Reads the chunks of a list, which occupies the bytes from `at` to `end`.

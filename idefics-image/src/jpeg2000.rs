@@ -38,8 +38,7 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
     }
     // The decoder converts subsampled YCbCr to RGB itself.
     let is_converted = size.has_subsampled_chroma();
-    let pixels = boxes.pixels(&size, &planes, is_converted);
-    Ok(Raster::new(width, height, pixels.ok_or_else(|| input.coding("a palette that has no colours"))?))
+    Ok(Raster::new(width, height, boxes.pixels(&size, &planes, is_converted)))
 }
 
 /// The parsed boxes of the file.
@@ -50,7 +49,7 @@ struct Boxes<'a> {
     channels: u16,
     is_deep: bool,
     space: Option<Space>,
-    palette: Option<(Palette, bool)>,
+    palette: Option<Palette>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +144,7 @@ impl<'a> Boxes<'a> {
                     };
                 }
                 b"pclr" if self.channels <= 2 && !matches!(self.space, Some(Space::Grey | Space::Bilevel)) => {
-                    self.palette = read_palette(data, self.space == Some(Space::Cmyk)).or(self.palette.take());
+                    self.palette = read_palette(data).or(self.palette.take());
                 }
                 _ => {}
             }
@@ -155,19 +154,19 @@ impl<'a> Boxes<'a> {
     }
 
     /// Converts the planes to pixels in the mode that Pillow uses. `is_converted` says that the planes are already RGB.
-    fn pixels(&self, size: &Size, planes: &[&[f32]], is_converted: bool) -> Option<Pixels> {
+    fn pixels(&self, size: &Size, planes: &[&[f32]], is_converted: bool) -> Pixels {
         let depth = |at: usize| size.components[at].0;
         let plane = |at: usize| planes[at].iter().map(move |&sample| (to_level(sample, depth(at)), depth(at)));
         let byte = |(level, depth): (u32, u32)| to_byte(level, depth);
         let bytes = |at: usize| plane(at).map(byte);
-        if let Some((palette, _)) = &self.palette {
-            return Some(match planes.len() {
+        if let Some(palette) = &self.palette {
+            return match planes.len() {
                 1 => Pixels::Indexed(bytes(0).collect(), palette.clone()),
                 _ => Pixels::IndexedAlpha(interleave([bytes(0), bytes(1)]), palette.clone()),
-            });
+            };
         }
         let is_ycbcr = self.space == Some(Space::YCbCr) && !is_converted;
-        Some(match planes.len() {
+        match planes.len() {
             1 if self.is_deep => Pixels::Grey(plane(0).map(|(level, depth)| clip(to_word(level, depth))).collect()),
             1 => Pixels::Grey(bytes(0).collect()),
             2 => Pixels::GreyAlpha(interleave([bytes(0), bytes(1)])),
@@ -181,7 +180,7 @@ impl<'a> Boxes<'a> {
             _ => {
                 let mut data = interleave([bytes(0), bytes(1), bytes(2), bytes(3)]);
                 if self.space == Some(Space::Cmyk) {
-                    return Some(Pixels::Cmyk(data));
+                    return Pixels::Cmyk(data);
                 }
                 if is_ycbcr {
                     for pixel in data.as_chunks_mut::<4>().0 {
@@ -191,12 +190,12 @@ impl<'a> Boxes<'a> {
                 }
                 Pixels::Rgba(data)
             }
-        })
+        }
     }
 }
 
 /// Reads a palette. Like Pillow, it drops repeated colours, which shifts the indices of all later colours.
-fn read_palette(data: &[u8], is_cmyk: bool) -> Option<(Palette, bool)> {
+fn read_palette(data: &[u8]) -> Option<Palette> {
     let count = usize::from(u16::from_be_bytes(*data.first_chunk()?));
     let columns = usize::from(*data.get(2)?);
     let depths = data.get(3..3 + columns)?;
@@ -211,7 +210,7 @@ fn read_palette(data: &[u8], is_cmyk: bool) -> Option<(Palette, bool)> {
         }
     }
     let rgb = |color: &[u8]| [color[0], color[1], color[2]];
-    Some((Palette::new(colors.into_iter().map(rgb)), is_cmyk))
+    Some(Palette::new(colors.into_iter().map(rgb)))
 }
 
 fn interleave<const N: usize>(mut channels: [impl Iterator<Item = u8>; N]) -> Vec<u8> {

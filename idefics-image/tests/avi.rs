@@ -125,6 +125,26 @@ fn limits_apply_to_the_file_and_its_frames() {
     read.limits.max_pixels = 100;
     let error = Avi::open(&clip, "", &read).unwrap().decode(&[0], |_| ()).unwrap_err();
     assert!(matches!(error, ImageError::TooLarge { .. }), "{error}");
+
+    let frame = decode(&jpeg(10), "", &Limits::default(), Alpha::White).unwrap();
+    read.limits.max_pixels = u64::from(frame.width()) * u64::from(frame.height());
+    let avi = Avi::open(&clip, "clip.avi", &read).unwrap();
+    let decoded = |count: usize| {
+        let mut taken = 0;
+        avi.decode(&vec![0; count], |_| taken += 1).map(|()| taken)
+    };
+    assert_eq!(decoded(64).unwrap(), 64);
+    let error = decoded(65).unwrap_err();
+    assert!(matches!(error, ImageError::TooManyFramePixels { .. }), "{error}");
+    assert_eq!(error.kind(), ImageErrorKind::Limit);
+}
+
+#[test]
+fn frames_of_other_formats_are_refused() {
+    let gif = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;";
+    let bytes = file(&[stream(b"vids", b"MJPG", 1, 1)], &[chunk(b"00dc", gif)]);
+    let error = pictures(&bytes, &[0]).unwrap_err().to_string();
+    assert!(error.contains("frame 0 is a GIF picture; expected JPEG"), "{error}");
 }
 
 proptest! {

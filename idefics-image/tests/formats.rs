@@ -128,6 +128,20 @@ fn grid_uses_alpha_of_its_cells() {
 }
 
 #[test]
+fn grid_with_too_many_cells_names_the_limit() {
+    let file = fixture("formats/444_alpha.avif");
+    let refused = |side: u8| {
+        let mut made = in_grid(&file, [37, 27]);
+        let grid = file.len() + 8; // in_grid appends the description of the grid in a box of its own
+        made[grid + 2..grid + 4].fill(side - 1);
+        decode(&made, "test", &Limits::default(), Alpha::White).unwrap_err().to_string()
+    };
+    let (large, sparse) = (refused(33), refused(32));
+    assert!(large.contains("its grid has 33x33 cells; at most 1024 are allowed"), "{large}");
+    assert!(sparse.contains("its grid of 32x32 cells lists 1 cells"), "{sparse}");
+}
+
+#[test]
 fn animation_without_still_image_uses_first_frame() {
     let file = fixture("formats/animated.avif");
     let mut track = file.clone();

@@ -212,10 +212,9 @@ impl Attention<'_> {
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
             "{heads} query heads cannot share {kv_heads} key/value heads"
         );
-        let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         assert_eq!(
             Some(out.len()),
-            product(&[batch, queries, heads, head_dim]),
+            count(&[batch, queries, heads, head_dim]),
             "the output must be [batch, queries, heads, head_dim]"
         );
         self.query.check([batch, heads, queries], head_dim);
@@ -223,7 +222,7 @@ impl Attention<'_> {
         self.values.check([batch, kv_heads, len], head_dim);
         let mask = self.mask.map(<[bool]>::len);
         assert!(
-            mask.is_none_or(|n| Some(n) == product(&[batch, queries, len])),
+            mask.is_none_or(|n| Some(n) == count(&[batch, queries, len])),
             "the mask must be [batch, queries, len]"
         );
     }

@@ -65,11 +65,9 @@ impl ConfigError {
         if range.contains(&value) {
             return Ok(());
         }
-        Err(Self::Range {
-            field,
-            value: value.to_string(),
-            expected: format!("a number from {} to {}", range.start(), range.end()),
-        })
+        let (start, end) = range.into_inner();
+        let expected = if start == end { start.to_string() } else { format!("a number from {start} to {end}") };
+        Err(Self::Range { field, value: value.to_string(), expected })
     }
 
     /// Checks that a real number is finite and greater than 0.

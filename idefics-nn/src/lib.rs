@@ -23,6 +23,7 @@ mod parameters;
 pub mod profile;
 mod rope;
 mod rope_scaling;
+mod section;
 mod weight;
 
 pub use activation::Activation;
@@ -51,4 +52,5 @@ pub use pages::{PAGE_LEN, PageStore, PagedKeyValues, PagedRow};
 pub use parameters::{ParameterMapper, ParameterVisitor, map_parameters, visit_parameters};
 pub use rope::{RotaryAngles, RotaryEmbedding};
 pub use rope_scaling::{LongRopeScaling, RopeScaling, YarnScaling};
+pub use section::{fill_section, from_section};
 pub use weight::Weight;

@@ -318,12 +318,7 @@ impl PackedWeight {
 
     /// Unpacks words of four bytes into one integer per byte. The codes of int8 become signed.
     fn bytes_of(&self, words: Tensor<1, Int>) -> Tensor<1, Int> {
-        let n_bytes = match self.format {
-            PackedFormat::Int8 => self.d_out * self.d_in,
-            PackedFormat::FourBit(_) => (self.d_out * self.d_in).div_ceil(2),
-            PackedFormat::Q4 => 4 * words.dims()[0],
-            PackedFormat::Int4 { .. } | PackedFormat::Blocks(_) => self.part_lens()[0],
-        };
+        let [n_bytes, _] = self.part_lens();
         let words = words.cast(DType::I32);
         let byte = |at| words.clone().bitwise_right_shift_scalar(8 * at).bitwise_and_scalar(255);
         let bytes = Tensor::stack::<2>((0..4).map(byte).collect(), 1).flatten::<1>(0, 1).narrow(0, 0, n_bytes);

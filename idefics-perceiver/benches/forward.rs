@@ -8,17 +8,13 @@ use std::time::Duration;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use idefics_nn::Activation;
 use idefics_perceiver::{ConnectorConfig, PerceiverConfig, flamingo};
 
 fn forward(c: &mut Criterion) {
     let device = Device::default(); // chosen by the environment variable BURN_DEVICE: flex, cuda or wgpu
     let config = ConnectorConfig {
-        vision_hidden_size: 1152,
-        text_hidden_size: 4096,
-        text_intermediate_size: 14_336,
-        text_hidden_act: Activation::Silu,
-        perceiver: PerceiverConfig { resampler_depth: 1, ..PerceiverConfig::default() },
+        perceiver: PerceiverConfig { resampler_depth: 1, ..PerceiverConfig::idefics2_8b() },
+        ..ConnectorConfig::idefics2_8b()
     };
     let connector = config.init(&device).expect("the configuration is valid");
     let mut group = c.benchmark_group("connector/idefics2_8b_1_of_3_layers");
@@ -41,11 +37,7 @@ fn forward(c: &mut Criterion) {
 
 fn flamingo_forward(c: &mut Criterion) {
     let device = Device::default();
-    let perceiver = flamingo::PerceiverConfig {
-        resampler_depth: 1,
-        qk_layer_norms_perceiver: true,
-        ..flamingo::PerceiverConfig::default()
-    };
+    let perceiver = flamingo::PerceiverConfig { resampler_depth: 1, ..flamingo::PerceiverConfig::idefics_9b() };
     let resampler = flamingo::ResamplerConfig { vision_embed_dim: 1280, perceiver }
         .init(&device)
         .expect("the configuration is valid");

@@ -1,14 +1,16 @@
 //! Configuration of Idefics2's connector: `perceiver_config` in `config.json`, and values from other sections.
 
 use burn::tensor::Device;
-use idefics_nn::{Activation, ConfigError};
+use idefics_nn::{Activation, ConfigError, from_section};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::Connector;
 
 /// Configuration of Idefics2's resampler. Field names are the JSON keys; other keys are ignored.
+///
+/// Every key is required. Use [`Self::from_section`] for files that omit keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct PerceiverConfig {
     /// Activation of the feed-forward block.
     pub hidden_act: Activation,
@@ -28,9 +30,9 @@ pub struct PerceiverConfig {
     pub num_key_value_heads: usize,
 }
 
-/// Defaults of `Idefics2PerceiverConfig`, which checkpoints may omit from `config.json`.
-impl Default for PerceiverConfig {
-    fn default() -> Self {
+impl PerceiverConfig {
+    /// Returns the configuration of the resampler of idefics2-8b.
+    pub fn idefics2_8b() -> Self {
         Self {
             hidden_act: Activation::Silu,
             hidden_size: 4096,
@@ -42,9 +44,15 @@ impl Default for PerceiverConfig {
             num_key_value_heads: 4,
         }
     }
-}
 
-impl PerceiverConfig {
+    /// Reads the section `perceiver_config`. Keys that the section omits have their values from `defaults`.
+    ///
+    /// # Errors
+    /// The error of `serde_json` if a value has the wrong type.
+    pub fn from_section(section: Value, defaults: &Self) -> Result<Self, serde_json::Error> {
+        from_section(section, defaults)
+    }
+
     /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors
@@ -66,10 +74,8 @@ impl PerceiverConfig {
     }
 }
 
-/// Configuration of Idefics2's connector. It is deserialised from a whole `config.json`, of which it uses the sections
-/// `text_config`, `vision_config` and `perceiver_config`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(from = "Sections")]
+/// Configuration of Idefics2's connector. [`Self::from_sections`] reads it from a whole `config.json`.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ConnectorConfig {
     /// Width of the vision tower's output.
     pub vision_hidden_size: usize,
@@ -83,17 +89,8 @@ pub struct ConnectorConfig {
     pub perceiver: PerceiverConfig,
 }
 
-/// The sections of `config.json` that determine the connector.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Sections {
-    text_config: TextSection,
-    vision_config: VisionSection,
-    perceiver_config: PerceiverConfig,
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
+/// The keys of `text_config` that determine the connector.
+#[derive(Serialize, Deserialize)]
 struct TextSection {
     hidden_size: usize,
     intermediate_size: usize,
@@ -101,44 +98,59 @@ struct TextSection {
     rms_norm_eps: f64,
 }
 
-/// Defaults of `MistralConfig`.
-impl Default for TextSection {
-    fn default() -> Self {
-        Self { hidden_size: 4096, intermediate_size: 14_336, hidden_act: Activation::Silu, rms_norm_eps: 1e-6 }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
+/// The key of `vision_config` that determines the connector.
+#[derive(Serialize, Deserialize)]
 struct VisionSection {
     hidden_size: usize,
 }
 
-/// Defaults of `Idefics2VisionConfig`.
-impl Default for VisionSection {
-    fn default() -> Self {
-        Self { hidden_size: 768 }
+impl ConnectorConfig {
+    /// Returns the configuration of the connector of idefics2-8b.
+    pub fn idefics2_8b() -> Self {
+        Self {
+            vision_hidden_size: 1152,
+            text_hidden_size: 4096,
+            text_intermediate_size: 14_336,
+            text_hidden_act: Activation::Silu,
+            perceiver: PerceiverConfig::idefics2_8b(),
+        }
     }
-}
 
-impl From<Sections> for ConnectorConfig {
-    fn from(Sections { text_config: text, vision_config: vision, perceiver_config: mut perceiver }: Sections) -> Self {
-        // As in Transformers, the resampler takes width and epsilon from the decoder if the widths differ.
+    /// Reads the sections `text_config`, `vision_config` and `perceiver_config` of a whole `config.json`. Keys and
+    /// sections that the file omits have their values from `defaults`.
+    ///
+    /// As in Transformers, the resampler takes width and epsilon from the decoder if their widths differ.
+    ///
+    /// # Errors
+    /// The error of `serde_json` if a value has the wrong type.
+    pub fn from_sections(file: &Value, defaults: &Self) -> Result<Self, serde_json::Error> {
+        let section = |name: &str| match &file[name] {
+            Value::Null => Value::Object(Map::new()),
+            section => section.clone(),
+        };
+        let text = TextSection {
+            hidden_size: defaults.text_hidden_size,
+            intermediate_size: defaults.text_intermediate_size,
+            hidden_act: defaults.text_hidden_act,
+            rms_norm_eps: defaults.perceiver.rms_norm_eps,
+        };
+        let text = from_section(section("text_config"), &text)?;
+        let vision = VisionSection { hidden_size: defaults.vision_hidden_size };
+        let vision = from_section(section("vision_config"), &vision)?;
+        let mut perceiver = PerceiverConfig::from_section(section("perceiver_config"), &defaults.perceiver)?;
         if perceiver.hidden_size != text.hidden_size {
             perceiver.hidden_size = text.hidden_size;
             perceiver.rms_norm_eps = text.rms_norm_eps;
         }
-        Self {
+        Ok(Self {
             vision_hidden_size: vision.hidden_size,
             text_hidden_size: text.hidden_size,
             text_intermediate_size: text.intermediate_size,
             text_hidden_act: text.hidden_act,
             perceiver,
-        }
+        })
     }
-}
 
-impl ConnectorConfig {
     /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors

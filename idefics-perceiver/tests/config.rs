@@ -4,9 +4,9 @@ use idefics_perceiver::{ConfigError, ConnectorConfig, PerceiverConfig, flamingo}
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Returns the error of the default configuration with one key changed. Checks that `init` returns the same error.
+/// Returns the error of a public configuration with one key changed. Checks that `init` returns the same error.
 fn error(key: &str, value: Value) -> ConfigError {
-    let perceiver: PerceiverConfig = serde_json::from_value(json!({ key: value })).unwrap();
+    let perceiver = PerceiverConfig::from_section(json!({ key: value }), &PerceiverConfig::idefics2_8b()).unwrap();
     let error = perceiver.validate().unwrap_err();
     let connector = ConnectorConfig {
         vision_hidden_size: 24,
@@ -20,10 +20,38 @@ fn error(key: &str, value: Value) -> ConfigError {
 }
 
 #[test]
-fn defaults_match_reference() {
-    let config: PerceiverConfig = serde_json::from_value(json!({"model_type": "idefics2"})).unwrap();
-    config.validate().unwrap();
-    assert_eq!((config.resampler_n_latents, config.resampler_depth, config.resampler_head_dim), (64, 3, 96));
+fn presets_are_valid() {
+    ConnectorConfig::idefics2_8b().validate().unwrap();
+    flamingo::PerceiverConfig::idefics_9b().validate().unwrap();
+}
+
+#[test]
+fn every_key_is_required_unless_there_are_defaults() {
+    let preset = PerceiverConfig::idefics2_8b();
+    let section = serde_json::to_value(&preset).unwrap();
+    for key in section.as_object().unwrap().keys() {
+        let mut section = section.clone();
+        section.as_object_mut().unwrap().remove(key);
+        let error = serde_json::from_value::<PerceiverConfig>(section.clone()).unwrap_err();
+        assert!(error.to_string().contains(&format!("missing field `{key}`")), "{error}");
+        assert_eq!(PerceiverConfig::from_section(section, &preset).unwrap(), preset);
+    }
+    let section = json!({"resampler_n_latents": 64});
+    assert!(serde_json::from_value::<flamingo::PerceiverConfig>(section).is_err());
+}
+
+#[test]
+fn connector_reads_three_sections() {
+    let defaults = ConnectorConfig::idefics2_8b();
+    let read = |file: Value| ConnectorConfig::from_sections(&file, &defaults);
+    assert_eq!(read(json!({"model_type": "idefics2", "vision_config": null})).unwrap(), defaults);
+    let small = json!({"text_config": {"hidden_size": 32, "rms_norm_eps": 0.5}, "vision_config": {"hidden_size": 24},
+        "perceiver_config": {"resampler_depth": 1}});
+    let perceiver = PerceiverConfig { hidden_size: 32, rms_norm_eps: 0.5, resampler_depth: 1, ..defaults.perceiver };
+    let expected = ConnectorConfig { vision_hidden_size: 24, text_hidden_size: 32, perceiver, ..defaults.clone() };
+    assert_eq!(read(small).unwrap(), expected);
+    assert!(read(json!({"text_config": {"hidden_size": "32"}})).is_err());
+    assert!(read(json!({"text_config": 5})).is_err());
 }
 
 #[test]
@@ -61,7 +89,7 @@ proptest! {
             resampler_n_heads,
             resampler_head_dim,
             num_key_value_heads: kv_heads,
-            ..PerceiverConfig::default()
+            ..PerceiverConfig::idefics2_8b()
         };
         let config = ConnectorConfig {
             vision_hidden_size: vision,
@@ -76,7 +104,7 @@ proptest! {
             resampler_depth,
             resampler_n_heads,
             resampler_head_dim,
-            ..flamingo::PerceiverConfig::default()
+            ..flamingo::PerceiverConfig::idefics_9b()
         };
         let config = flamingo::ResamplerConfig { vision_embed_dim: vision, perceiver };
         prop_assert_eq!(config.init(&Device::flex()).is_ok(), config.validate().is_ok());
@@ -90,7 +118,7 @@ fn width_of_latents_must_match_decoder() {
         text_hidden_size: 16,
         text_intermediate_size: 8,
         text_hidden_act: Activation::Silu,
-        perceiver: PerceiverConfig { hidden_size: 8, ..PerceiverConfig::default() },
+        perceiver: PerceiverConfig { hidden_size: 8, ..PerceiverConfig::idefics2_8b() },
     };
     assert_eq!(
         config.init(&Device::flex()).unwrap_err().to_string(),

@@ -24,7 +24,9 @@ fn all_cases_match_reference() {
         if features.dims() == expected.dims() {
             continue; // this model has no resampler
         }
-        let perceiver: PerceiverConfig = case.model.section("perceiver_config");
+        // The default of the reference for a missing key.
+        let defaults = PerceiverConfig { qk_layer_norms_perceiver: false, ..PerceiverConfig::idefics_9b() };
+        let perceiver = case.model.section_over("perceiver_config", &defaults);
         perceiver.validate().unwrap();
         let vision_embed_dim = case.model.section::<Tower>("vision_config").embed_dim;
         let config = ResamplerConfig { vision_embed_dim, perceiver };

@@ -13,7 +13,7 @@ struct Vision {
 
 /// Loads the connector of a checkpoint folder. Every parameter must have a tensor in the folder.
 pub(crate) fn connector(model: &Model, device: &Device) -> (ConnectorConfig, Connector) {
-    let config: ConnectorConfig = serde_json::from_value(model.config.clone()).unwrap();
+    let config = ConnectorConfig::from_sections(&model.config, &ConnectorConfig::idefics2_8b()).unwrap();
     let connector = model.load(config.init(device).unwrap(), PREFIX);
     (config, connector)
 }

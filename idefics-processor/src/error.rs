@@ -275,7 +275,8 @@ pub enum ProcessorError {
     /// The number of separate images differs from the number of image parts without an image of their own.
     #[error(
         "row {row}: `images` has {images}, but `messages` has {parts} without an image; give one \
-         {{\"type\": \"image\"}} part per image (an <image> inside a text does not count)"
+         {{\"type\": \"image\"}} part per image (an <image> inside a text counts only if special tokens in texts are \
+         parsed)"
     )]
     ImageParts {
         /// Row in the batch.

@@ -200,6 +200,11 @@ impl Processor {
         self.video.is_some()
     }
 
+    /// Returns the processor that turns the frames of videos into tiles, or `None` if the family has no videos.
+    pub fn frame_processor(&self) -> Option<&ImageProcessor> {
+        self.video.as_ref().map(|video| &video.images)
+    }
+
     /// Returns how the checkpoint samples the frames of videos, or `None` if the family has no videos.
     pub fn video_sampling(&self) -> Option<VideoSampling> {
         self.video.as_ref().map(|video| video.sampling)

@@ -131,7 +131,7 @@ fn typed_placeholders_take_images_only_if_special_tokens_are_parsed() {
     assert_eq!(process(SpecialTokensInText::Parse).unwrap().images[0].len(), 1);
     let error = process(SpecialTokensInText::Literal).unwrap_err();
     assert!(matches!(error, ProcessorError::ImageParts { .. }), "{error}");
-    assert!(error.to_string().contains("inside a text does not count"), "{error}");
+    assert!(error.to_string().contains("inside a text counts only if special tokens in texts are parsed"), "{error}");
 }
 
 /// The templates of Idefics2 checkpoints only read parts.

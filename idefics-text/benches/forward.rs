@@ -15,7 +15,7 @@ const CAPACITY: usize = 1024;
 fn forward(c: &mut Criterion) {
     let device = Device::default(); // BURN_DEVICE chooses it: flex, cuda or wgpu
     // A vocabulary of 1: the embedding table is not used.
-    let config = TextConfig { num_hidden_layers: 1, vocab_size: 1, ..TextConfig::default() };
+    let config = TextConfig { num_hidden_layers: 1, vocab_size: 1, ..TextConfig::mistral_7b() };
     let decoder = config.init(&device).expect("the configuration of Mistral-7B is valid");
     let inputs_embeds = |seq| Tensor::<3>::random([1, seq, config.hidden_size], Distribution::Default, &device);
     let mut group = c.benchmark_group("text/mistral_7b_1_of_32_layers");
@@ -60,7 +60,7 @@ fn gated_decode(c: &mut Criterion) {
     const VECTORS: usize = 64;
     let device = Device::default();
     let config = CrossAttentionConfig {
-        text: TextConfig { num_hidden_layers: 4, vocab_size: 1, ..TextConfig::llama_defaults() },
+        text: TextConfig { num_hidden_layers: 4, vocab_size: 1, ..TextConfig::llama_7b() },
         additional_vocab_size: 0,
         cross_layer_interval: 4,
         qk_layer_norms: true,

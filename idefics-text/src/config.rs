@@ -3,12 +3,15 @@
 use burn::tensor::{DType, Device};
 use idefics_nn::{Activation, ConfigError, KvCache};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Decoder, RopeParameters};
 
 /// Configuration of a Mistral or Llama decoder. Field names are the JSON keys; other keys are ignored.
+///
+/// Every key whose type is not an `Option` is required, because the defaults for missing keys depend on the model
+/// family. Use [`Self::from_section`] for files that omit keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct TextConfig {
     /// Number of rows of the embedding table and of the language-model head.
     pub vocab_size: usize,
@@ -43,9 +46,9 @@ pub struct TextConfig {
     pub original_max_position_embeddings: Option<usize>,
 }
 
-/// Defaults of `MistralConfig`, used for keys missing from a `text_config`.
-impl Default for TextConfig {
-    fn default() -> Self {
+impl TextConfig {
+    /// Returns the configuration of Mistral-7B, the decoder of idefics2-8b.
+    pub fn mistral_7b() -> Self {
         Self {
             vocab_size: 32_000,
             hidden_size: 4096,
@@ -55,8 +58,8 @@ impl Default for TextConfig {
             num_key_value_heads: Some(8),
             head_dim: None,
             hidden_act: Activation::Silu,
-            max_position_embeddings: 131_072, // 4096 · 32
-            rms_norm_eps: 1e-6,
+            max_position_embeddings: 32_768,
+            rms_norm_eps: 1e-5,
             sliding_window: Some(4096),
             rope_theta: None,
             rope_scaling: None,
@@ -64,23 +67,25 @@ impl Default for TextConfig {
             original_max_position_embeddings: None,
         }
     }
-}
 
-impl TextConfig {
-    /// Defaults of `LlamaConfig`, for a `text_config` of `model_type` `llama`.
-    pub fn llama_defaults() -> Self {
+    /// Returns the configuration of LLaMA-7B, the decoder of idefics-9b.
+    pub fn llama_7b() -> Self {
         Self {
             intermediate_size: 11_008,
             num_key_value_heads: None,
             max_position_embeddings: 2048,
+            rms_norm_eps: 1e-6,
             sliding_window: None,
-            ..Self::default()
+            ..Self::mistral_7b()
         }
     }
 
-    /// Returns the configuration that `Idefics2Config` uses if there is no `text_config` at all.
-    pub fn idefics2_preset() -> Self {
-        Self { max_position_embeddings: 32_768, rms_norm_eps: 1e-5, ..Self::default() }
+    /// Reads the section `text_config`. Keys that the section omits have their values from `defaults`.
+    ///
+    /// # Errors
+    /// The error of `serde_json` if a value has the wrong type.
+    pub fn from_section(section: Value, defaults: &Self) -> Result<Self, serde_json::Error> {
+        idefics_nn::from_section(section, defaults)
     }
 
     /// Returns the number of key/value heads.

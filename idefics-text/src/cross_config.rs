@@ -7,12 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::{CrossAttentionDecoder, TextConfig};
 
 /// Shape of a gate, `alpha_type` in `config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum AlphaType {
     /// One number for all elements.
-    #[default]
     Float,
     /// One number per element.
     Vector,

@@ -3,8 +3,9 @@ use idefics_text::{AlphaType, ConfigError, CrossAttentionConfig, TextConfig};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+/// Reads a section that omits keys. They have the values of Mistral-7B.
 fn config(section: Value) -> TextConfig {
-    serde_json::from_value(section).unwrap()
+    TextConfig::from_section(section, &TextConfig::mistral_7b()).unwrap()
 }
 
 fn error(section: Value) -> ConfigError {
@@ -15,11 +16,31 @@ fn error(section: Value) -> ConfigError {
 }
 
 #[test]
-fn defaults_match_the_reference() {
-    let mistral = config(json!({"model_type": "mistral"}));
+fn presets_are_valid() {
+    let mistral = TextConfig::mistral_7b();
     mistral.validate().unwrap();
     assert_eq!((mistral.head_dim(), mistral.n_kv_heads(), mistral.sliding_window), (128, 8, Some(4096)));
-    TextConfig::idefics2_preset().validate().unwrap();
+    let llama = TextConfig::llama_7b();
+    llama.validate().unwrap();
+    assert_eq!((llama.head_dim(), llama.n_kv_heads(), llama.sliding_window), (128, 32, None));
+}
+
+#[test]
+fn only_optional_keys_may_be_missing() {
+    let preset = TextConfig::mistral_7b();
+    let section = serde_json::to_value(&preset).unwrap();
+    for (key, value) in section.as_object().unwrap() {
+        let mut section = section.clone();
+        section.as_object_mut().unwrap().remove(key);
+        let read = serde_json::from_value::<TextConfig>(section.clone());
+        match key.as_str() {
+            "num_key_value_heads" => assert_eq!(read.unwrap().num_key_value_heads, None),
+            "sliding_window" => assert_eq!(read.unwrap().sliding_window, None),
+            _ if value.is_null() => assert_eq!(read.unwrap(), preset),
+            _ => assert!(read.unwrap_err().to_string().contains(&format!("missing field `{key}`"))),
+        }
+        assert_eq!(config(section), preset);
+    }
 }
 
 #[test]
@@ -82,7 +103,7 @@ proptest! {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: Some(kv_heads),
-            ..TextConfig::default()
+            ..TextConfig::mistral_7b()
         };
         text.head_dim();
         prop_assert_eq!(text.init(&Device::flex()).is_ok(), text.validate().is_ok());
@@ -169,6 +190,6 @@ fn rejects_unsupported_and_invalid_rope() {
 #[test]
 fn rejects_values_of_the_wrong_type() {
     for section in [json!({"hidden_size": "4096"}), json!({"hidden_size": -1}), json!({"hidden_act": "mish"})] {
-        assert!(serde_json::from_value::<TextConfig>(section).is_err());
+        assert!(TextConfig::from_section(section, &TextConfig::mistral_7b()).is_err());
     }
 }

@@ -19,7 +19,7 @@ fn config(alpha_type: AlphaType) -> CrossAttentionConfig {
             intermediate_size: 24,
             num_hidden_layers: 4,
             num_attention_heads: 2,
-            ..TextConfig::llama_defaults()
+            ..TextConfig::llama_7b()
         },
         additional_vocab_size: 2,
         cross_layer_interval: 2,

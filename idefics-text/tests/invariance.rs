@@ -181,7 +181,7 @@ fn sliding_window_limits_the_receptive_field() {
 fn window_as_long_as_the_text_has_no_effect() {
     let device = Device::flex();
     let model = Model::named("sliding-sharded");
-    let mut config: TextConfig = model.section("text_config");
+    let mut config = model.section_over("text_config", &crate::mistral_defaults());
     let outputs = [None, Some(12), Some(1000), Some(usize::MAX)].map(|window| {
         config.sliding_window = window;
         let decoder = model.load(config.init(&device).unwrap(), crate::PREFIX);

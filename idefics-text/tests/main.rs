@@ -13,6 +13,13 @@ mod positions;
 mod reference;
 mod rope;
 
+use idefics_text::TextConfig;
+
+/// Returns the defaults of the reference's `MistralConfig`, which the checkpoints of the tests omit.
+fn mistral_defaults() -> TextConfig {
+    TextConfig { max_position_embeddings: 131_072, rms_norm_eps: 1e-6, ..TextConfig::mistral_7b() }
+}
+
 /// Maximum difference from the reference.
 const REFERENCE: f32 = 1e-4;
 /// Maximum difference between two ways to compute the same result.

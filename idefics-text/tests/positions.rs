@@ -24,7 +24,7 @@ proptest! {
             num_hidden_layers: 1,
             num_attention_heads: 2,
             sliding_window,
-            ..TextConfig::llama_defaults()
+            ..TextConfig::llama_7b()
         };
         let decoder = config.init(&device).unwrap();
         let batch = left_padding.len();

@@ -2,11 +2,11 @@ use burn::tensor::{Device, Tensor};
 use idefics_text::{Decoder, DecoderObserver, DecoderStack, TextConfig};
 
 use crate::common::{Case, Model, assert_close, part};
-use crate::{PREFIX, REFERENCE};
+use crate::{PREFIX, REFERENCE, mistral_defaults};
 
 /// Loads a decoder from a model folder. Loading is strict, so all parameters come from the folder.
 pub(crate) fn decoder(model: &Model, device: &Device) -> (TextConfig, Decoder) {
-    let config: TextConfig = model.section("text_config");
+    let config = model.section_over("text_config", &mistral_defaults());
     config.validate().unwrap();
     let decoder = model.load(config.init(device).unwrap(), PREFIX);
     (config, decoder)
@@ -68,7 +68,7 @@ fn all_cases_match_the_reference() {
 #[test]
 fn some_case_has_attentions_with_a_window() {
     let windows = Case::all_with("attentions.0").iter().any(|case| {
-        let config: TextConfig = case.model.section("text_config");
+        let config = case.model.section_over("text_config", &mistral_defaults());
         config.sliding_window.is_some_and(|window| window < case.integers("processor.input_ids").1[1])
     });
     assert!(windows);

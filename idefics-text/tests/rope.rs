@@ -47,7 +47,7 @@ fn cos_sin(config: &TextConfig, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
 fn all_scalings_match_the_reference() {
     let entries = entries();
     for entry in &entries {
-        let config: TextConfig = serde_json::from_value(entry.text_config.clone()).unwrap();
+        let config = TextConfig::from_section(entry.text_config.clone(), &crate::mistral_defaults()).unwrap();
         config.validate().unwrap();
         for call in &entry.calls {
             let (cos, sin) = cos_sin(&config, &call.positions);
@@ -71,7 +71,7 @@ fn scaled(rope: Value) -> TextConfig {
     let section = json!({"vocab_size": 10, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": null, "max_position_embeddings": 24,
         "rope_parameters": rope});
-    serde_json::from_value(section).unwrap()
+    TextConfig::from_section(section, &crate::mistral_defaults()).unwrap()
 }
 
 fn dynamic() -> TextConfig {

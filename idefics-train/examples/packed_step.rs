@@ -9,13 +9,15 @@ use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use idefics_generate::perceiver::PerceiverConfig;
+use idefics_generate::text::TextConfig;
+use idefics_generate::vision::VisionConfig;
 use idefics_generate::{AssembledModel, Idefics2, Idefics2Config, WeightFormat};
 use idefics_nn::LoadOptions;
 use idefics_nn::checkpoint::{Quantization, fill_random};
 use idefics_train::{
     LabelRecipe, LabelledText, Trainable, Trainer, TrainingBatch, TrainingConfig, training_gradients_checkpointed,
 };
-use serde_json::json;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -32,21 +34,36 @@ fn main() -> Result<(), Failure> {
     };
     let (layers, tokens): (usize, u32) = (argument(2, "10").parse()?, argument(3, "128").parse()?);
 
-    let config: Idefics2Config = serde_json::from_value(json!({
-        "image_token_id": 999,
-        "text_config": {
-            "model_type": "mistral", "vocab_size": 1000, "hidden_size": 2048, "num_attention_heads": 16,
-            "num_key_value_heads": 4, "num_hidden_layers": layers, "intermediate_size": 8192,
+    let config = Idefics2Config {
+        image_token_id: 999,
+        text_config: TextConfig {
+            vocab_size: 1000,
+            hidden_size: 2048,
+            intermediate_size: 8192,
+            num_hidden_layers: layers,
+            num_attention_heads: 16,
+            num_key_value_heads: Some(4),
+            ..TextConfig::mistral_7b()
         },
-        "vision_config": {
-            "image_size": 28, "patch_size": 14, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1,
-            "intermediate_size": 64,
+        vision_config: VisionConfig {
+            hidden_size: 64,
+            intermediate_size: 64,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            image_size: 28,
+            ..VisionConfig::siglip_so400m_980()
         },
-        "perceiver_config": {
-            "hidden_size": 2048, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
-            "resampler_head_dim": 8, "num_key_value_heads": 1,
+        perceiver_config: PerceiverConfig {
+            hidden_size: 2048,
+            resampler_n_latents: 4,
+            resampler_depth: 1,
+            resampler_n_heads: 2,
+            resampler_head_dim: 8,
+            num_key_value_heads: 1,
+            ..PerceiverConfig::idefics2_8b()
         },
-    }))?;
+        ..Idefics2Config::default()
+    };
     let quantization = Quantization { format, double_quant: false, modules_to_not_convert: vec!["lm_head".to_owned()] };
     let options = LoadOptions { quantize: Some(quantization), ..LoadOptions::default() };
     let device = Device::flex().autodiff();

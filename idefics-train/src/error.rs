@@ -150,9 +150,10 @@ impl TrainError {
         match self {
             Self::Input { .. } | Self::NoLabels { .. } => ErrorKind::Input,
             Self::NonFinite { .. } | Self::Checkpoint(CheckpointError::NonFinite { .. }) => ErrorKind::Numeric,
-            Self::Io { .. } | Self::Checkpoint(CheckpointError::Write { .. } | CheckpointError::Io { .. }) => {
-                ErrorKind::FileSystem
-            }
+            Self::Io { .. }
+            | Self::Checkpoint(
+                CheckpointError::Write { .. } | CheckpointError::Sync { .. } | CheckpointError::Io { .. },
+            ) => ErrorKind::FileSystem,
             Self::OtherRun { .. } | Self::Device { .. } => ErrorKind::Usage,
             Self::State { .. } | Self::Checkpoint(_) => ErrorKind::Model,
             Self::Threads { .. } => ErrorKind::Limit,

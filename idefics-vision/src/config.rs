@@ -3,12 +3,15 @@
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::VisionTransformer;
 
 /// Configuration of a SigLIP tower. Field names are the JSON keys; other keys are ignored.
+///
+/// Every key is required, because the defaults for missing keys depend on the model family. Use
+/// [`Self::from_section`] for files that omit keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct VisionConfig {
     /// Width of the hidden states.
     pub hidden_size: usize,
@@ -30,23 +33,6 @@ pub struct VisionConfig {
     pub layer_norm_eps: f64,
 }
 
-/// Defaults of `Idefics2VisionConfig`, which checkpoints may omit from `config.json`.
-impl Default for VisionConfig {
-    fn default() -> Self {
-        Self {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            num_channels: 3,
-            image_size: 224,
-            patch_size: 32,
-            hidden_act: Activation::GeluTanh,
-            layer_norm_eps: 1e-6,
-        }
-    }
-}
-
 impl VisionConfig {
     /// Returns the configuration of the tower of idefics2-8b: SigLIP-So400m with a position table for 980-pixel
     /// squares.
@@ -56,15 +42,20 @@ impl VisionConfig {
             intermediate_size: 4304,
             num_hidden_layers: 27,
             num_attention_heads: 16, // heads have width 1152 / 16 = 72
-            image_size: 980,         // 980 / 14 = 70 positions per side, 4900 in total
+            num_channels: 3,
+            image_size: 980, // 980 / 14 = 70 positions per side, 4900 in total
             patch_size: 14,
-            ..Self::default()
+            hidden_act: Activation::GeluTanh,
+            layer_norm_eps: 1e-6,
         }
     }
 
-    /// Returns the defaults of `Idefics3VisionConfig`. Checkpoints may omit them from `config.json`.
-    pub fn idefics3_defaults() -> Self {
-        Self { hidden_size: 1152, num_attention_heads: 16, ..Self::default() }
+    /// Reads the section `vision_config`. Keys that the section omits have their values from `defaults`.
+    ///
+    /// # Errors
+    /// The error of `serde_json` if a value has the wrong type.
+    pub fn from_section(section: Value, defaults: &Self) -> Result<Self, serde_json::Error> {
+        idefics_nn::from_section(section, defaults)
     }
 
     /// Returns the number of positions along each side of the position table, or 0 if `patch_size` is 0.

@@ -13,7 +13,7 @@ use crate::{PREFIX, REFERENCE, SAME};
 fn all_cases_match_reference() {
     let device = Device::flex();
     for case in Case::all_of("idefics", "vision.last_hidden_state") {
-        let config: VisionConfig = case.model.section("vision_config");
+        let config = case.model.section_over("vision_config", &VisionConfig::clip_vit_h_14());
         config.validate().unwrap();
         let tower = case.model.load(config.init(&device).unwrap(), PREFIX);
         let output = tower.forward(case.whole_pictures(&device));
@@ -27,7 +27,7 @@ fn all_cases_match_reference() {
 fn images_of_a_batch_are_independent() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
-    let config: VisionConfig = model.section("vision_config");
+    let config = model.section_over("vision_config", &VisionConfig::clip_vit_h_14());
     let tower = model.load(config.init(&device).unwrap(), PREFIX);
     let pixels = random(1, [3, 3, config.image_size, config.image_size], &device);
     let all = tower.forward(pixels.clone());
@@ -42,7 +42,7 @@ fn images_of_a_batch_are_independent() {
 fn interpolated_positions_match_reference() {
     let device = Device::flex();
     let model = Model::named("idefics1-float");
-    let config: VisionConfig = model.section("vision_config");
+    let config = model.section_over("vision_config", &VisionConfig::clip_vit_h_14());
     let tower = model.load(config.init(&device).unwrap(), PREFIX);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/interpolated.safetensors");
     let file = std::fs::read(file).unwrap();

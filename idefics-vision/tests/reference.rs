@@ -6,7 +6,7 @@ use crate::{PREFIX, REFERENCE};
 
 /// Loads the tower of a checkpoint folder. Every parameter must have a tensor in the folder.
 pub(crate) fn tower(model: &Model, device: &Device) -> (VisionConfig, VisionTransformer) {
-    let config: VisionConfig = model.section("vision_config");
+    let config = model.section_over("vision_config", &VisionConfig::siglip_so400m_980());
     config.validate().unwrap();
     let tower = model.load(config.init(device).unwrap(), PREFIX);
     (config, tower)

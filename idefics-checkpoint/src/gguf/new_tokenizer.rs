@@ -53,10 +53,11 @@ impl TokenizerFiles<'_> {
             (PRE.to_owned(), NewValue::Text(pre.to_owned())),
             (MERGES.to_owned(), NewValue::Texts(merges.collect())),
         ];
-        let named = |name: &str| {
-            let token = &self.tokenizer_config[name];
-            id_of(token.as_str().or_else(|| token["content"].as_str())?)
+        let name_of = |key: &str| {
+            let token = &self.tokenizer_config[key];
+            token.as_str().or_else(|| token["content"].as_str())
         };
+        let named = |key: &str| id_of(name_of(key)?);
         let eos = named("eos_token");
         for (key, id) in [
             ("bos", named("bos_token")),
@@ -68,7 +69,7 @@ impl TokenizerFiles<'_> {
             let id = id.and_then(|id| u32::try_from(id).ok());
             keys.extend(id.map(|id| (format!("tokenizer.ggml.{key}_token_id"), NewValue::Unsigned(id))));
         }
-        keys.push(("tokenizer.ggml.add_bos_token".to_owned(), NewValue::Bool(self.adds_bos())));
+        keys.push(("tokenizer.ggml.add_bos_token".to_owned(), NewValue::Bool(self.adds_bos(name_of("bos_token")))));
         keys.push(("tokenizer.ggml.add_space_prefix".to_owned(), NewValue::Bool(false)));
         keys.push((TOKENS.to_owned(), NewValue::Texts(tokens)));
         keys.push((TYPES.to_owned(), NewValue::Numbers(types)));
@@ -135,10 +136,49 @@ impl TokenizerFiles<'_> {
         ends.filter(|id| *id < n_tokens).find(|id| Some(*id) != eos)
     }
 
-    /// Returns whether the tokenizer puts the start token in front of a text.
-    fn adds_bos(&self) -> bool {
+    /// Returns whether the tokenizer puts the start token `bos` in front of a text.
+    fn adds_bos(&self, bos: Option<&str>) -> bool {
         let post = &self.tokenizer["post_processor"];
         let steps = post["processors"].as_array().map_or_else(|| vec![post], |steps| steps.iter().collect());
-        steps.iter().any(|step| step["type"] == "TemplateProcessing")
+        steps.iter().any(|step| {
+            let first = &step["single"][0]["SpecialToken"]["id"];
+            step["type"] == "TemplateProcessing" && bos.is_some_and(|bos| first == bos)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_the_token_before_a_text_is_a_start_token() {
+        let special = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        for (single, expected) in [
+            (json!([special("<s>"), text]), true),
+            (json!([special("<s>"), text, special("</s>")]), true),
+            (json!([text, special("</s>")]), false),
+            (json!([text, special("<s>")]), false),
+            (json!([special("</s>"), text]), false),
+            (json!([text]), false),
+        ] {
+            let step = json!({"type": "TemplateProcessing", "single": single});
+            let steps = json!({"type": "Sequence", "processors": [{"type": "ByteLevel"}, step]});
+            for post_processor in [step, steps] {
+                let tokenizer = json!({"post_processor": post_processor});
+                let files = TokenizerFiles {
+                    folder: Path::new(""),
+                    tokenizer: &tokenizer,
+                    tokenizer_config: &Value::Null,
+                    generation_config: &Value::Null,
+                    chat_template: None,
+                };
+                assert_eq!(files.adds_bos(Some("<s>")), expected, "{tokenizer}");
+                assert!(!files.adds_bos(None));
+            }
+        }
     }
 }

@@ -154,8 +154,14 @@ pub enum PickleFault {
     /// A value is neither a tensor nor a dictionary of tensors.
     #[error("{name:?} is {found}; expected a tensor or a dictionary of tensors; save only the `state_dict`")]
     NotATensor {
-        /// Name of the value: the dictionary keys that lead to it, joined by dots. Empty for the outermost value.
+        /// Name of the value: the dictionary keys that lead to it, joined by dots.
         name: String,
+        /// The kind of value found.
+        found: &'static str,
+    },
+    /// The file holds a single value instead of a dictionary.
+    #[error("the file holds {found}; expected a dictionary of tensors; save the `state_dict`")]
+    NotADictionary {
         /// The kind of value found.
         found: &'static str,
     },

@@ -112,7 +112,7 @@ pub(super) fn list(heap: &Heap<'_>, archive: &Archive<'_>) -> Result<Vec<PickleT
         Some(Value::Dict(dict)) => list.add_dict("", dict, 1)?,
         other => {
             let found = other.as_ref().map_or("nothing", Value::kind);
-            return Err(PickleFault::NotATensor { name: String::new(), found });
+            return Err(PickleFault::NotADictionary { found });
         }
     }
     let unused = || archive.storages().filter(|key| !list.used.contains(key));

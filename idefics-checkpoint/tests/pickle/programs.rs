@@ -180,9 +180,9 @@ fn rejects_values_other_than_tensors() {
     for (value, kind) in values {
         let fault = fault_in(dict(&[("state_dict", dict(&[("w", tensor())])), ("epoch", value.clone())]));
         assert_fault!(fault, PickleFault::NotATensor { .. }, "\"epoch\"", kind, "state_dict");
-        assert_fault!(fault_in(value), PickleFault::NotATensor { .. }, kind);
+        assert_fault!(fault_in(value), PickleFault::NotADictionary { .. }, kind, "a dictionary of tensors");
     }
-    assert_fault!(fault_in(tensor()), PickleFault::NotATensor { .. }, "a tensor");
+    assert_fault!(fault_in(tensor()), PickleFault::NotADictionary { .. }, "holds a tensor; expected a dictionary");
     let keyed = [b"}".to_vec(), int(3), tensor(), b"s".to_vec()].concat();
     assert_fault!(fault_in(keyed), PickleFault::Program { .. }, "an integer as the key");
 }

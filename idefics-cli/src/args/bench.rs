@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use clap::Args;
 
+use idefics_generate::processor::video::MAX_FRAMES;
+
 use super::positive;
 
 #[derive(Debug, Args)]
@@ -20,6 +22,10 @@ pub(crate) struct BenchArgs {
     /// Size of an image in the prompt, in pixels. Repeat the option for several images.
     #[arg(long = "image", value_name = "WxH")]
     pub(crate) images: Vec<ImageSize>,
+    /// Width and height of a video in the prompt, in pixels, and its number of frames. All frames are encoded, each as
+    /// one tile. Only SmolVLM2 reads videos. Repeat the option for several videos.
+    #[arg(long = "video", value_name = "WxHxFRAMES")]
+    pub(crate) videos: Vec<VideoSize>,
     /// Number of prompt tokens, including image tokens. Must be at least the number of image tokens.
     #[arg(long, value_name = "N", default_value_t = 84)]
     pub(crate) prompt_tokens: usize,
@@ -45,12 +51,39 @@ pub(crate) struct ImageSize {
     pub(crate) height: u32,
 }
 
+impl ImageSize {
+    fn read(text: &str) -> Option<Self> {
+        let side = |side: &str| side.parse().ok().filter(|pixels| (1..=1 << 14).contains(pixels));
+        let (width, height) = text.split_once('x')?;
+        Some(Self { width: side(width)?, height: side(height)? })
+    }
+}
+
 impl FromStr for ImageSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let side = |side: &str| side.parse().ok().filter(|pixels| (1..=1 << 14).contains(pixels));
-        let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
-        sides.map(|(width, height)| Self { width, height }).ok_or("expected a size like 630x476".to_owned())
+        Self::read(text).ok_or("expected a size like 630x476".to_owned())
+    }
+}
+
+/// Size of the frames of a video and their number, written `640x360x16`. There are 1 to [`MAX_FRAMES`] frames.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VideoSize {
+    pub(crate) frame: ImageSize,
+    pub(crate) frames: usize,
+}
+
+impl FromStr for VideoSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = text.rsplit_once('x').and_then(|(frame, frames)| {
+            let frames = frames.parse().ok().filter(|frames| (1..=MAX_FRAMES).contains(frames))?;
+            Some(Self { frame: ImageSize::read(frame)?, frames })
+        });
+        read.ok_or_else(|| {
+            format!("expected a size and a number of frames like 640x360x16, at most {MAX_FRAMES} frames")
+        })
     }
 }

@@ -24,7 +24,7 @@ use idefics_generate::{
     DeviceChoice, DeviceLease, Precision, UnknownWeightFormat, VisionBatch, WeightFormat, WeightOptions,
 };
 
-pub(crate) use bench::BenchArgs;
+pub(crate) use bench::{BenchArgs, ImageSize, VideoSize};
 pub(crate) use classify::ClassifyArgs;
 pub(crate) use generation::GenerationArgs;
 pub(crate) use image::{MaxPixels, image};

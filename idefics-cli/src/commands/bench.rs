@@ -6,17 +6,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use idefics_checkpoint::Checkpoint;
-use idefics_generate::bench::{BenchOptions, BenchReport, Spread, StageProfile};
+use idefics_generate::bench::{BenchOptions, BenchProcessors, BenchReport, BenchVideo, Spread, StageProfile};
 use idefics_generate::inspect::can_capture_steps;
 use idefics_generate::nn::profile::Operation;
-use idefics_generate::processor::image::ImageProcessor;
+use idefics_generate::processor::video::VideoError;
 use idefics_generate::{
     Device, Error, ModelConfig, PublicModel, VisionBatch, load_model, load_processor, measure_device,
 };
 use idefics_kernels::ComputeUnit;
 use serde_json::{Value, json};
 
-use crate::args::{BenchArgs, Global};
+use crate::args::{BenchArgs, Global, ImageSize, VideoSize};
 use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, memory_bandwidth_gb_s, peak_rss_bytes, usable_memory_bytes};
 use crate::model::{self, ModelFolder};
@@ -35,9 +35,18 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     if let Some(layers) = args.text_layers {
         config = config.with_text_layers(layers.get());
     }
-    let processor = image_processor(source.as_ref().map(ModelFolder::path), &config)?;
+    let processors = processors(source.as_ref().map(ModelFolder::path), &config)?;
+    if !args.videos.is_empty() && !processors.reads_videos() {
+        let error = VideoError::NotSupported { family: config.family().model_type() };
+        return Err(Failure::usage(format!("--video: {error}")));
+    }
+    let video = |video: &VideoSize| {
+        let VideoSize { frame: ImageSize { width, height }, frames } = *video;
+        BenchVideo { width, height, frames }
+    };
     let mut options = BenchOptions {
         images: args.images.iter().map(|size| (size.width, size.height)).collect(),
+        videos: args.videos.iter().map(video).collect(),
         prompt_tokens: args.prompt_tokens,
         new_tokens: args.new_tokens.get(),
         batch: args.batch.get(),
@@ -50,8 +59,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
     let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
     let needed = |device: &Device, weights| config.memory(checkpoint.as_ref(), device, weights);
-    let n_tiles = options.images.iter().map(|&(width, height)| processor.layout(width, height).tiles.len()).sum();
-    let cache = options.cache_bytes(&config, n_tiles);
+    let cache = options.cache_bytes(&config, processors.n_tiles(&options));
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
     // Two KV caches exist while a decode step is captured.
@@ -78,7 +86,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let load_s = clock.elapsed().as_secs_f64();
     bar.finish_and_clear();
     options.vision_batch = global.vision_batch(available_memory_bytes(choice, &device));
-    let report = config.bench(&*model, &processor, &options, |stage| {
+    let report = config.bench(&*model, &processors, &options, |stage| {
         if global.verbose {
             say!("{stage}");
         }
@@ -136,7 +144,7 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     };
     writeln!(stdout, "{:<16} {:>10} {:>10} {:>10}", "", "min", "median", "max")?;
     line(stdout, "preprocess", &report.preprocess_ms, "ms")?;
-    line(stdout, "vision tower", &report.vision_ms, "ms")?;
+    line(stdout, "vision tower", &report.vision_ms, &format!("ms, {} tiles", report.tiles))?;
     line(stdout, "connector", &report.connector_ms, "ms")?;
     line(stdout, "prefill", &report.prefill_ms, "ms")?;
     line(stdout, "", &report.prefill_tokens_per_s, "tokens/s")?;
@@ -239,10 +247,18 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     Ok(ModelConfig::from_file(path)?)
 }
 
-/// Returns the image processor of the folder. Without a folder, returns that of the family's public checkpoints.
-fn image_processor(folder: Option<&Path>, config: &ModelConfig) -> Result<ImageProcessor, Failure> {
+/// Returns the processors of the folder. Without a folder, returns those of the family's public checkpoints.
+fn processors(folder: Option<&Path>, config: &ModelConfig) -> Result<BenchProcessors, Failure> {
     match folder {
-        Some(folder) => Ok(load_processor(folder)?.image_processor().clone()),
-        None => config.family().image_processor().map_err(|error| Failure::usage(error.to_string())),
+        Some(folder) => {
+            let processor = load_processor(folder)?;
+            Ok(BenchProcessors::new(processor.image_processor().clone(), processor.frame_processor().cloned()))
+        }
+        None => {
+            let family = config.family();
+            let processors = family.image_processor().and_then(|images| Ok((images, family.frame_processor()?)));
+            let (images, frames) = processors.map_err(|error| Failure::usage(error.to_string()))?;
+            Ok(BenchProcessors::new(images, frames))
+        }
     }
 }

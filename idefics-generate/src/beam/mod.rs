@@ -61,6 +61,16 @@ pub struct BeamStep {
     pub is_done: bool,
 }
 
+/// The error of one sample of a search, for which no token can be chosen. No sample has advanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("sample {sample}: {error}")]
+pub struct SampleError {
+    /// Index of the sample, from 0.
+    pub sample: usize,
+    /// What is wrong with its scores.
+    pub error: RowError,
+}
+
 /// State of a batch of beam searches.
 #[derive(Debug, Clone)]
 pub struct BeamSearch {
@@ -123,8 +133,9 @@ impl BeamSearch {
     /// than an end token or the maximum length, for example because of a stop string.
     ///
     /// # Errors
-    /// [`RowError::NonFinite`] if a score is NaN or positive infinity. [`RowError::NothingAllowed`] if every token of
-    /// an unfinished sample is forbidden.
+    /// [`SampleError`] with the first sample that cannot advance, and [`RowError::NonFinite`] if one of its scores is
+    /// NaN or positive infinity, or [`RowError::NothingAllowed`] if the sample is unfinished and every token is
+    /// forbidden. [`BeamSearch::give_up`] lets the other samples advance.
     ///
     /// # Panics
     /// If there are no samples, or `log_probs` does not consist of [`BeamSearch::n_rows`] rows of equal width.
@@ -132,7 +143,7 @@ impl BeamSearch {
         &mut self,
         log_probs: &[f32],
         is_stopped: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<BeamStep, RowError> {
+    ) -> Result<BeamStep, SampleError> {
         let k = self.options.beams_to_keep();
         let candidates = self.candidates(log_probs, |_, scores| Ok(top_k(scores, k)))?;
         Ok(self.advance(&candidates, is_stopped))
@@ -152,7 +163,7 @@ impl BeamSearch {
         sampler: &Sampler,
         keys: &[RowKey],
         is_stopped: impl FnMut(usize, &[u32]) -> bool,
-    ) -> Result<BeamStep, RowError> {
+    ) -> Result<BeamStep, SampleError> {
         assert_eq!(keys.len(), self.samples.len(), "`keys` must have one key per sample");
         let (k, step) = (self.options.beams_to_keep(), self.n_generated);
         let draw = |sample: usize, scores: &[f32]| sampler.draw_without_replacement(keys[sample], step, scores, k);
@@ -160,11 +171,14 @@ impl BeamSearch {
         Ok(self.advance(&candidates, is_stopped))
     }
 
+    /// Ends the search of a sample for which no token can be chosen. Later steps still need log-probabilities for its
+    /// rows. They must be finite, and have no effect.
+    pub fn give_up(&mut self, sample: usize) {
+        self.samples[sample].can_improve = false;
+    }
+
     /// Checks that a sample can advance with the log-probabilities of its rows, `[num_beams, vocab_size]`.
-    ///
-    /// # Errors
-    /// The errors of [`BeamSearch::step`].
-    pub fn check(&self, sample: usize, log_probs: &[f32]) -> Result<(), RowError> {
+    fn check(&self, sample: usize, log_probs: &[f32]) -> Result<(), RowError> {
         let sample = &self.samples[sample];
         let mut is_any_allowed = false;
         let rows = log_probs.chunks((log_probs.len() / self.options.num_beams).max(1));
@@ -185,7 +199,7 @@ impl BeamSearch {
         &self,
         log_probs: &[f32],
         choose: impl Fn(usize, &[f32]) -> Result<Vec<usize>, RowError>,
-    ) -> Result<Vec<Vec<Candidate>>, RowError> {
+    ) -> Result<Vec<Vec<Candidate>>, SampleError> {
         let n_rows = self.n_rows();
         assert!(
             n_rows > 0 && log_probs.len().is_multiple_of(n_rows),
@@ -201,9 +215,11 @@ impl BeamSearch {
                 let start = (index * num_beams + beam) * vocab_size;
                 scores.extend(log_probs[start..start + vocab_size].iter().map(|log_prob| log_prob + hypothesis.score));
             }
-            self.check(index, &log_probs[index * num_beams * vocab_size..][..num_beams * vocab_size])?;
+            let failed = |error| SampleError { sample: index, error };
+            self.check(index, &log_probs[index * num_beams * vocab_size..][..num_beams * vocab_size])
+                .map_err(failed)?;
             let chosen = match scores.iter().any(|&score| score != f32::NEG_INFINITY) {
-                true => choose(index, &scores)?,
+                true => choose(index, &scores).map_err(failed)?,
                 false => top_k(&scores, self.options.beams_to_keep()), // no effect, since `can_improve` is false
             };
             let candidate =

@@ -13,10 +13,14 @@ use idefics_vision::clip::VisionConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use super::sections::fill_section;
+use super::{FamilyConfig, ModelFamily, ModelTypes, QuantizationConfig, defaults, from_value};
 use crate::bench::FILLER;
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics1, ModelShape, Prompts};
+
+/// The family's `model_type`.
+const MODEL_TYPE: &str = "idefics";
 
 /// `config.json` of an IDEFICS v1 checkpoint. Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,8 +95,8 @@ impl Default for Idefics1Config {
             alpha_type: AlphaType::Float,
             use_resampler: false,
             tie_word_embeddings: false,
-            vision_config: VisionConfig::default(),
-            perceiver_config: PerceiverConfig::default(),
+            vision_config: defaults::idefics1_vision_config(),
+            perceiver_config: defaults::idefics1_perceiver_config(),
             quantization_config: None,
         }
     }
@@ -107,7 +111,7 @@ impl Idefics1Config {
             qk_layer_norms: true,
             use_resampler: true,
             vision_config: VisionConfig::clip_vit_h_14(),
-            perceiver_config: PerceiverConfig { qk_layer_norms_perceiver: true, ..PerceiverConfig::default() },
+            perceiver_config: PerceiverConfig::idefics_9b(),
             ..Self::default()
         }
     }
@@ -133,14 +137,16 @@ impl Idefics1Config {
                 intermediate_size: self.intermediate_size,
                 num_hidden_layers: self.num_hidden_layers,
                 num_attention_heads: self.num_attention_heads,
+                num_key_value_heads: None,
+                head_dim: None,
                 hidden_act: self.hidden_act,
                 max_position_embeddings: self.max_position_embeddings,
                 rms_norm_eps: self.rms_norm_eps,
+                sliding_window: None,
                 rope_theta: self.rope_theta,
                 rope_scaling: self.rope_scaling.clone(),
                 rope_parameters: self.rope_parameters.clone(),
                 original_max_position_embeddings: self.original_max_position_embeddings,
-                ..TextConfig::llama_defaults()
             },
             additional_vocab_size: self.additional_vocab_size,
             cross_layer_interval: self.cross_layer_interval,
@@ -187,9 +193,13 @@ impl Idefics1Config {
     }
 }
 
+impl ModelTypes for Idefics1Config {
+    const MODEL_TYPES: &'static [&'static str] = &[MODEL_TYPE];
+}
+
 impl FamilyConfig for Idefics1Config {
     fn model_type(&self) -> &'static str {
-        "idefics"
+        MODEL_TYPE
     }
 
     fn shape(&self) -> ModelShape {
@@ -283,17 +293,20 @@ impl FamilyConfig for Idefics1Config {
     }
 }
 
-/// The family with `model_type` `idefics`.
+/// The family with this [`MODEL_TYPE`].
 #[derive(Debug)]
 pub(super) struct Family;
 
 impl ModelFamily for Family {
     fn model_type(&self) -> &'static str {
-        "idefics"
+        MODEL_TYPE
     }
 
     fn read(&self, path: &Path, file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
-        let config: Idefics1Config = from_value(path, with_known_names(file))?;
+        let mut file = with_known_names(file);
+        fill_section(&mut file, "vision_config", &defaults::idefics1_vision_config());
+        fill_section(&mut file, "perceiver_config", &defaults::idefics1_perceiver_config());
+        let config: Idefics1Config = from_value(path, file)?;
         config.validate().map_err(|source| Error::Config { path: path.to_owned(), source })?;
         Ok(Box::new(config))
     }

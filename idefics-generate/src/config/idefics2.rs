@@ -12,10 +12,13 @@ use idefics_vision::VisionConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::sections::fill_text_config;
-use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use super::sections::{fill_section, fill_text_config};
+use super::{FamilyConfig, ModelFamily, ModelTypes, QuantizationConfig, defaults, from_value};
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics2, ModelShape};
+
+/// The family's `model_type`.
+const MODEL_TYPE: &str = "idefics2";
 
 /// `config.json` of an Idefics2 checkpoint. Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,9 +45,9 @@ impl Default for Idefics2Config {
         Self {
             image_token_id: 32_001,
             tie_word_embeddings: false,
-            text_config: TextConfig::idefics2_preset(),
-            vision_config: VisionConfig::default(),
-            perceiver_config: PerceiverConfig::default(),
+            text_config: defaults::idefics2_text_config(),
+            vision_config: defaults::idefics2_vision_config(),
+            perceiver_config: defaults::idefics2_perceiver_config(),
             quantization_config: None,
         }
     }
@@ -54,8 +57,9 @@ impl Idefics2Config {
     /// Returns the configuration of the public 8b checkpoints.
     pub fn idefics2_8b() -> Self {
         Self {
-            text_config: TextConfig { vocab_size: 32_003, ..TextConfig::idefics2_preset() },
+            text_config: TextConfig { vocab_size: 32_003, ..TextConfig::mistral_7b() },
             vision_config: VisionConfig::siglip_so400m_980(),
+            perceiver_config: PerceiverConfig::idefics2_8b(),
             ..Self::default()
         }
     }
@@ -104,9 +108,13 @@ impl Idefics2Config {
     }
 }
 
+impl ModelTypes for Idefics2Config {
+    const MODEL_TYPES: &'static [&'static str] = &[MODEL_TYPE];
+}
+
 impl FamilyConfig for Idefics2Config {
     fn model_type(&self) -> &'static str {
-        "idefics2"
+        MODEL_TYPE
     }
 
     fn shape(&self) -> ModelShape {
@@ -169,18 +177,20 @@ impl FamilyConfig for Idefics2Config {
     }
 }
 
-/// The family with `model_type` `idefics2`.
+/// The family with this [`MODEL_TYPE`].
 #[derive(Debug)]
 pub(super) struct Family;
 
 impl ModelFamily for Family {
     fn model_type(&self) -> &'static str {
-        "idefics2"
+        MODEL_TYPE
     }
 
     fn read(&self, path: &Path, mut file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
         let in_file = |source| Error::Config { path: path.to_owned(), source };
         fill_text_config(&mut file, "mistral").map_err(in_file)?;
+        fill_section(&mut file, "vision_config", &defaults::idefics2_vision_config());
+        fill_section(&mut file, "perceiver_config", &defaults::idefics2_perceiver_config());
         let config: Idefics2Config = from_value(path, file)?;
         let config = config.resolved();
         config.validate().map_err(in_file)?;

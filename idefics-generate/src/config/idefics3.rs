@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::sections::{fill_section, fill_text_config};
-use super::{FamilyConfig, ModelFamily, QuantizationConfig, from_value};
+use super::{FamilyConfig, ModelFamily, ModelTypes, QuantizationConfig, defaults, from_value};
 use crate::models::idefics3_text::Idefics3Text;
 use crate::placement::Placement;
 use crate::{AssembledModel, Error, Idefics3, ModelShape};
@@ -57,7 +57,7 @@ pub enum Idefics3ModelType {
 
 impl Idefics3ModelType {
     /// The value of `model_type` in the file.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Idefics3 => "idefics3",
             Self::SmolVlm => "smolvlm",
@@ -75,8 +75,8 @@ impl Default for Idefics3Config {
             image_token_id: 128_257,
             scale_factor: 2,
             tie_word_embeddings: false,
-            text_config: TextConfig { rms_norm_eps: 1e-5, ..TextConfig::llama_defaults() },
-            vision_config: VisionConfig::idefics3_defaults(),
+            text_config: defaults::idefics3_text_config(),
+            vision_config: defaults::idefics3_vision_config(),
             text_only: false,
             quantization_config: None,
         }
@@ -94,7 +94,7 @@ impl Idefics3Config {
                 max_position_embeddings: 131_072,
                 rms_norm_eps: 1e-5,
                 rope_theta: Some(500_000.0),
-                ..TextConfig::llama_defaults()
+                ..defaults::llama_config()
             },
             vision_config: VisionConfig { image_size: 364, ..VisionConfig::siglip_so400m_980() },
             ..Self::default()
@@ -141,7 +141,7 @@ impl Idefics3Config {
                 num_attention_heads: 12,
                 image_size: 512,
                 patch_size: 16,
-                ..VisionConfig::idefics3_defaults()
+                ..defaults::idefics3_vision_config()
             },
             ..Self::default()
         }
@@ -163,6 +163,12 @@ impl Idefics3Config {
             text_hidden_size: self.text_config.hidden_size,
             scale_factor: self.scale_factor,
         }
+    }
+
+    /// Returns the side of a tile in pixels. A size that is too large is not an error here: preparing a picture fails
+    /// later.
+    fn tile_side(&self) -> u32 {
+        u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX)
     }
 
     /// Returns the number of image vectors of a tile whose side has `vision_config.image_size` pixels.
@@ -208,8 +214,13 @@ fn smollm2(sizes: [usize; 4], [heads, kv_heads]: [usize; 2], rope_theta: f64) ->
         max_position_embeddings: 8192,
         rms_norm_eps: 1e-5,
         rope_theta: Some(rope_theta),
-        ..TextConfig::llama_defaults()
+        ..defaults::llama_config()
     }
+}
+
+impl ModelTypes for Idefics3Config {
+    const MODEL_TYPES: &'static [&'static str] =
+        &[Idefics3ModelType::Idefics3.name(), Idefics3ModelType::SmolVlm.name()];
 }
 
 impl FamilyConfig for Idefics3Config {
@@ -276,14 +287,27 @@ impl FamilyConfig for Idefics3Config {
     }
 
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError> {
-        // A size that is too large is not an error here: preparing a picture fails later.
-        let tile = u32::try_from(self.vision_config.image_size).unwrap_or(u32::MAX);
+        let tile = self.tile_side();
         let config = ImageProcessorConfig {
             size: ImageSize::LongestEdge { longest_edge: tile.saturating_mul(4) },
             max_image_size: Some(tile),
             ..ImageProcessorConfig::idefics3()
         };
         ImageProcessor::new(&ProcessorRules::IDEFICS3, config)
+    }
+
+    fn frame_processor(&self) -> Result<Option<ImageProcessor>, ImageConfigError> {
+        if self.model_type == Idefics3ModelType::Idefics3 {
+            return Ok(None);
+        }
+        let tile = self.tile_side();
+        let config = ImageProcessorConfig {
+            size: ImageSize::LongestEdge { longest_edge: tile },
+            max_image_size: Some(tile),
+            do_image_splitting: false,
+            ..ImageProcessorConfig::idefics3()
+        };
+        ImageProcessor::new(&ProcessorRules::SMOLVLM, config).map(Some)
     }
 
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig> {
@@ -305,7 +329,7 @@ impl ModelFamily for Family {
     fn read(&self, path: &Path, mut file: Value) -> Result<Box<dyn FamilyConfig>, Error> {
         let in_file = |source| Error::Config { path: path.to_owned(), source };
         fill_text_config(&mut file, "llama").map_err(in_file)?;
-        fill_section(&mut file, "vision_config", &VisionConfig::idefics3_defaults());
+        fill_section(&mut file, "vision_config", &defaults::idefics3_vision_config());
         let config: Idefics3Config = from_value(path, file)?;
         config.validate().map_err(in_file)?;
         Ok(Box::new(config))

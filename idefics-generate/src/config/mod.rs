@@ -1,5 +1,6 @@
 //! `config.json` of a model folder. Its `model_type` selects the family that parses it.
 
+mod defaults;
 mod idefics1;
 mod idefics2;
 mod idefics3;
@@ -41,6 +42,12 @@ pub const FAMILIES: &[&dyn ModelFamily] = &[
     &idefics3::Family(Idefics3ModelType::Idefics3),
     &idefics3::Family(Idefics3ModelType::SmolVlm),
 ];
+
+/// A configuration type that is read from `config.json` files with certain values of `model_type`.
+pub(crate) trait ModelTypes {
+    /// The values of `model_type`.
+    const MODEL_TYPES: &'static [&'static str];
+}
 
 /// A model family, which parses its own `config.json`.
 pub trait ModelFamily: Debug + Sync {
@@ -123,6 +130,15 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// # Errors
     /// [`ImageConfigError`] if the image size is invalid.
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError>;
+
+    /// Like [`Self::image_processor`], for the frames of videos, which are not split. The default is `None`, for
+    /// families without videos.
+    ///
+    /// # Errors
+    /// [`ImageConfigError`] if the image size is invalid.
+    fn frame_processor(&self) -> Result<Option<ImageProcessor>, ImageConfigError> {
+        Ok(None)
+    }
 
     /// Returns the same configuration with at most `layers` decoder layers.
     fn with_text_layers(&self, layers: usize) -> Box<dyn FamilyConfig>;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::FinishReason;
 use super::logprobs::{self, GeneratedLogprob, TokenLogprob};
 use super::rows::{Rows, Stops};
-use crate::beam::{BeamOptions, BeamSearch, Hypothesis};
+use crate::beam::{BeamOptions, BeamSearch, Hypothesis, SampleError};
 use crate::logits::{ProcessorChain, RowKey, Sampler, log_softmax};
 use crate::{Error, GenerationConfig};
 
@@ -119,28 +119,28 @@ impl Beams {
             self.chain.process(&rows.row(row), &mut log_probs[start..]);
         }
         let num_beams = self.search.options().num_beams;
-        for sample in 0..rows.n_samples() {
-            let beams = sample * num_beams * width..(sample + 1) * num_beams * width;
-            if !rows.has_failed(sample * num_beams)
-                && let Err(error) = self.search.check(sample, &log_probs[beams.clone()])
-            {
-                (sample * num_beams..(sample + 1) * num_beams).for_each(|row| rows.fail(row, error));
-            }
-            if rows.has_failed(sample * num_beams) {
-                log_probs[beams].fill(-(width as f32).ln());
-            }
-        }
-        rows.check_failures()?;
         let is_late = stops.is_late();
-        let prompts: &Rows = rows;
-        let is_stopped =
-            |sample: usize, tokens: &[u32]| is_late || stops.completes(prompts.prompt(sample).iter().chain(tokens));
-        let step = match &self.sampler {
-            None => self.search.step(&log_probs, is_stopped),
-            Some(sampler) => self.search.step_sampled(&log_probs, sampler, &self.keys, is_stopped),
+        // Every repetition fails one more sample.
+        let step = loop {
+            for row in (0..rows.len()).filter(|&row| rows.has_failed(row)) {
+                log_probs[row * width..(row + 1) * width].fill(-(width as f32).ln());
+            }
+            let prompts: &Rows = rows;
+            let is_stopped =
+                |sample: usize, tokens: &[u32]| is_late || stops.completes(prompts.prompt(sample).iter().chain(tokens));
+            let step = match &self.sampler {
+                None => self.search.step(&log_probs, is_stopped),
+                Some(sampler) => self.search.step_sampled(&log_probs, sampler, &self.keys, is_stopped),
+            };
+            match step {
+                Ok(step) => break step,
+                Err(SampleError { sample, error }) => {
+                    self.search.give_up(sample);
+                    (sample * num_beams..(sample + 1) * num_beams).for_each(|row| rows.fail(row, error));
+                    rows.check_failures()?;
+                }
+            }
         };
-        // Beam sampling can fail if too few tokens are allowed.
-        let step = step.map_err(|_| Error::NoAllowedToken { row: 0 })?;
         if let Some(logprobs) = &mut self.logprobs {
             logprobs.keep(&self.search, logits, rows);
         }

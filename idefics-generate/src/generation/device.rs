@@ -36,7 +36,10 @@ impl OnDevice {
     /// [`Error::Execution`]; the error of the first row, once every row has failed.
     #[expect(clippy::disallowed_methods, reason = "the only read back of a step")]
     pub(super) fn choose(&self, logits: Tensor<2>, rows: &mut Rows) -> Result<Vec<u32>, Error> {
-        let check = logits.clone().sum_dim(1); // [rows, 1]: not finite if any logit is NaN or infinite
+        // `-inf` is a valid score: such a token is never chosen. The sum is not finite if any logit is NaN or +inf. The
+        // factor keeps the sum of up to 2^20 finite logits finite.
+        let is_lowest = logits.clone().equal_elem(f64::NEG_INFINITY);
+        let check = logits.clone().mask_fill(is_lowest, 0.0).mul_scalar(0.5_f64.powi(20)).sum_dim(1); // [rows, 1]
         let mut scores = logits;
         if let Some(forbidden) = &self.forbidden {
             let forbidden = forbidden.clone().expand(scores.dims());
@@ -88,5 +91,37 @@ impl OnDevice {
             }
         }
         forbidden.map(|forbidden| TensorData::new(forbidden, [n_rows, vocab_size]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Prompts;
+    use crate::logits::argmax;
+
+    #[test]
+    fn agrees_with_the_host_about_logits_that_are_not_finite() {
+        const OUT: f32 = f32::NEG_INFINITY;
+        let logits = [
+            [0.5, 2.0, 1.0, 2.0],
+            [OUT, OUT, -3.0, OUT],
+            [OUT, OUT, OUT, OUT],
+            [1.0, f32::NAN, 2.0, OUT],
+            [1.0, f32::INFINITY, 2.0, OUT],
+            [f32::MIN, -1e30, 0.0, f32::MIN],
+        ];
+        let device = Device::flex();
+        let config = GenerationConfig { max_new_tokens: Some(2), ..GenerationConfig::default() }.resolve(1, 4).unwrap();
+        let prompts = Prompts::pad_left(&vec![vec![1]; logits.len()], 0).unwrap();
+        let mut rows = Rows::new(&prompts, 1, &config);
+        let choice = OnDevice::new(&config, 4, &device);
+        let ids = choice.choose(Tensor::from_data(logits, &device), &mut rows).unwrap();
+        for (row, scores) in logits.iter().enumerate() {
+            match argmax(scores) {
+                Ok(id) => assert_eq!((ids[row], rows.has_failed(row)), (id, false), "row {row}"),
+                Err(_) => assert!(rows.has_failed(row), "row {row}"),
+            }
+        }
     }
 }

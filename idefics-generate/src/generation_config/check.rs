@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn rejects_more_rows_than_fit_in_memory() {
-        let text_config = TextConfig::idefics2_preset();
+        let text_config = TextConfig::mistral_7b();
         let check = |value| config(value).resolve(500, 32_003).unwrap().check_memory(500, &text_config);
         assert_eq!(check(json!({"num_beams": 16, "max_new_tokens": 1000})), Ok(()));
         assert_eq!(

@@ -423,7 +423,10 @@ impl<'a> Meta<'a> {
                 let (width, height) = (reader.number(side).ok_or(MISSING)?, reader.number(side).ok_or(MISSING)?);
                 let (rows, columns) = (usize::from(rows) + 1, usize::from(columns) + 1);
                 let cells = self.cells_of(id);
-                if cells.len() != rows * columns || cells.len() > MAX_CELLS {
+                if rows * columns > MAX_CELLS {
+                    return Err(format!("its grid has {rows}x{columns} cells; at most {MAX_CELLS} are allowed"));
+                }
+                if cells.len() != rows * columns {
                     return Err(format!("its grid of {rows}x{columns} cells lists {} cells", cells.len()));
                 }
                 let cells = cells.iter().map(|&id| self.cell(file, id)).collect::<Result<_, _>>()?;

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::super::{Isa, Product};
 use super::{Codes, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Rounded, STEP};
-use crate::amx::transposed;
+use crate::amx::{mask, transposed};
 use crate::formats::{Int8, Q4, Q4_TILE};
 use crate::shared::with_scratch;
 
@@ -167,7 +167,7 @@ unsafe fn rows<const N: usize>(
                 std::array::from_fn(|n| {
                     std::array::from_fn(|panel| {
                         let at = features.start + panel * PANEL;
-                        let mask = lanes(at, weight.scales().len());
+                        let mask = mask(at, weight.scales().len());
                         let scales = _mm512_maskz_loadu_ps(mask, weight.scales().as_ptr().wrapping_add(at));
                         let scales = _mm512_mul_ps(_mm512_set1_ps(rounded.scales[first + n]), scales);
                         _mm512_mul_ps(_mm512_cvtepi32_ps(sums[n][panel]), scales)
@@ -202,7 +202,7 @@ unsafe fn rows<const N: usize>(
         for n in 0..N {
             for panel in 0..PANELS {
                 let at = features.start + panel * PANEL;
-                let mask = lanes(at, features.end);
+                let mask = mask(at, features.end);
                 let bias = match product.bias {
                     Some(bias) => _mm512_maskz_loadu_ps(mask, bias.as_ptr().wrapping_add(at)),
                     None => _mm512_setzero_ps(),
@@ -240,13 +240,5 @@ unsafe fn sum_groups<const N: usize>(
             }
         }
         sums
-    }
-}
-
-/// Returns the mask of the lanes before index `end`, if the first of the 16 lanes is at index `at`.
-fn lanes(at: usize, end: usize) -> u16 {
-    match end.saturating_sub(at) {
-        n @ 0..16 => (1 << n) - 1,
-        _ => u16::MAX,
     }
 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use idefics_checkpoint::{Checkpoint, PicklePolicy};
-use idefics_nn::{FourBitType, LoadModule, LoadOptions, PackedFormat, Quantization};
+use idefics_nn::{FourBitType, LoadModule, LoadOptions, PackedFormat, Quantization, from_section};
 use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -39,6 +40,11 @@ impl Model {
     /// Parses a section of the configuration, for example `text_config`.
     pub(crate) fn section<C: DeserializeOwned>(&self, name: &str) -> C {
         serde_json::from_value(self.config[name].clone()).unwrap()
+    }
+
+    /// Parses a section of the configuration. Keys that it omits have their values from `defaults`.
+    pub(crate) fn section_over<C: Serialize + DeserializeOwned>(&self, name: &str, defaults: &C) -> C {
+        from_section(self.config[name].clone(), defaults).unwrap()
     }
 
     /// Loads a component. Every parameter must have a tensor under the prefix.

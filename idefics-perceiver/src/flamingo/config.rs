@@ -3,6 +3,7 @@
 use burn::tensor::Device;
 use idefics_nn::ConfigError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::PerceiverResampler;
 
@@ -10,8 +11,9 @@ use super::PerceiverResampler;
 ///
 /// Whether the model has a resampler is set by the top-level `use_resampler` of `config.json`, not by the key of the
 /// same name in this section.
+///
+/// Every key is required. Use [`Self::from_section`] for files that omit keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct PerceiverConfig {
     /// Number of latent vectors per image.
     pub resampler_n_latents: usize,
@@ -25,20 +27,26 @@ pub struct PerceiverConfig {
     pub qk_layer_norms_perceiver: bool,
 }
 
-/// Defaults of `IdeficsPerceiverConfig`, which checkpoints may omit from `config.json`.
-impl Default for PerceiverConfig {
-    fn default() -> Self {
+impl PerceiverConfig {
+    /// Returns the configuration of the resampler of the 9b and 80b models.
+    pub fn idefics_9b() -> Self {
         Self {
             resampler_n_latents: 64,
             resampler_depth: 6,
             resampler_n_heads: 16,
             resampler_head_dim: 96,
-            qk_layer_norms_perceiver: false,
+            qk_layer_norms_perceiver: true,
         }
     }
-}
 
-impl PerceiverConfig {
+    /// Reads the section `perceiver_config`. Keys that the section omits have their values from `defaults`.
+    ///
+    /// # Errors
+    /// The error of `serde_json` if a value has the wrong type.
+    pub fn from_section(section: Value, defaults: &Self) -> Result<Self, serde_json::Error> {
+        idefics_nn::from_section(section, defaults)
+    }
+
     /// Checks the range of every value that determines memory use or is a divisor.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub enum VideoError {
     /// The number of separate videos differs from the number of video parts without a video of their own.
     #[error(
         "`videos` has {videos}, but `messages` has {parts} without a video; give one {{\"type\": \"video\"}} part per \
-         video (a <video> inside a text does not count)"
+         video (a <video> inside a text counts only if special tokens in texts are parsed)"
     )]
     Parts {
         /// Number of entries in `videos`, with its noun: `2 videos`.

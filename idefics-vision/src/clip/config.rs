@@ -3,14 +3,16 @@
 use burn::tensor::Device;
 use idefics_nn::{Activation, ConfigError};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::VisionTransformer;
 use crate::VisionConfig as EncoderConfig;
 use crate::config::activation_bytes;
 
 /// Configuration of a CLIP tower. Field names are the JSON keys; other keys are ignored.
+///
+/// Every key is required. Use [`Self::from_section`] for files that omit keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct VisionConfig {
     /// Width of the hidden states.
     pub embed_dim: usize,
@@ -32,27 +34,28 @@ pub struct VisionConfig {
     pub layer_norm_eps: f64,
 }
 
-/// Defaults of `IdeficsVisionConfig`, which checkpoints may omit from `config.json`.
-impl Default for VisionConfig {
-    fn default() -> Self {
+impl VisionConfig {
+    /// Returns the configuration of the tower of the 9b and 80b models: CLIP ViT-H/14.
+    pub fn clip_vit_h_14() -> Self {
         Self {
-            embed_dim: 768,
+            embed_dim: 1280,
             intermediate_size: 5120,
             num_hidden_layers: 32,
             num_attention_heads: 16,
             num_channels: 3,
-            image_size: 224,
+            image_size: 224, // 224 / 14 = 16 per side, so 16² + 1 = 257 positions
             patch_size: 14,
             hidden_act: Activation::Gelu,
             layer_norm_eps: 1e-5,
         }
     }
-}
 
-impl VisionConfig {
-    /// Returns the configuration of the tower of the 9b and 80b models: CLIP ViT-H/14.
-    pub fn clip_vit_h_14() -> Self {
-        Self { embed_dim: 1280, ..Self::default() } // 224 / 14 = 16 per side, so 16² + 1 = 257 positions
+    /// Reads the section `vision_config`. Keys that the section omits have their values from `defaults`.
+    ///
+    /// # Errors
+    /// The error of `serde_json` if a value has the wrong type.
+    pub fn from_section(section: Value, defaults: &Self) -> Result<Self, serde_json::Error> {
+        idefics_nn::from_section(section, defaults)
     }
 
     /// Returns the number of positions along each side of the position table, or 0 if `patch_size` is 0.

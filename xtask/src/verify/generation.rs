@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use burn::tensor::DType;
+use idefics_generate::nn::supports_graph_capture;
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::processor::{ProcessedInputs, Processor, Tokenizer};
 use idefics_generate::{
@@ -33,10 +34,16 @@ impl Stages<'_> {
         let prompts = config.family().see_images(prompts, tokenizer);
         let images: Vec<ImageTile> = processed.images.iter().flatten().cloned().collect();
         let image_hidden_states = model.encode_images(&images)?;
-        #[allow(unsafe_code, reason = "the contract is about the program's threads")]
-        // SAFETY: while the lease exists, no other thread uses a GPU. Tests in other threads use the CPU, where no step
-        // is captured.
-        let lease = &unsafe { DeviceLease::for_this_thread() };
+        // The tests of this crate run in several threads, but on the CPU, where they get no lease.
+        let lease = supports_graph_capture(&model.device()).then(|| {
+            #[allow(unsafe_code, reason = "the contract is about the program's threads")]
+            // SAFETY: `cargo xtask verify` is the only user of devices that support graph capture, and it uses them
+            // on its main thread only.
+            unsafe {
+                DeviceLease::for_this_thread()
+            }
+        });
+        let lease = lease.as_ref();
         for (name, options) in &self.case.file.generate {
             let options = &options.over(&folder_options);
             let run = Run { name, options, prompts: &prompts, images: &images, tokenizer, lease };
@@ -177,7 +184,8 @@ struct Run<'r> {
     prompts: &'r Prompts,
     images: &'r [ImageTile],
     tokenizer: &'r Tokenizer,
-    lease: &'r DeviceLease,
+    /// The right to capture steps; `None` on devices that do not support it.
+    lease: Option<&'r DeviceLease>,
 }
 
 impl<'r> Run<'r> {
@@ -190,8 +198,8 @@ impl<'r> Run<'r> {
     where
         'r: 'm,
     {
-        let controls =
-            Controls { tokenizer: Some(self.tokenizer), graph_capture: GraphCapture::AtOnce(self.lease), ..controls };
+        let graph_capture = self.lease.map_or(GraphCapture::Never, GraphCapture::AtOnce);
+        let controls = Controls { tokenizer: Some(self.tokenizer), graph_capture, ..controls };
         Generation::start(model, self.prompts, image_hidden_states, self.options, controls)
     }
 

@@ -23,6 +23,7 @@ use idefics_generate::Error;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::journal_line::{Place, text_of, with_checksum};
 use super::output::{Done, Summary};
 use super::rows::{Name, hex};
 use crate::failure::Failure;
@@ -49,16 +50,6 @@ pub(super) struct Journal {
     n_finished: Option<usize>,
     /// Number of rows that this run has answered.
     n_new: usize,
-}
-
-/// Place of a row's line in the journal, without checksum and line ending. Offset and length are in bytes.
-#[derive(Debug, Clone)]
-struct Place {
-    offset: u64,
-    len: usize,
-    /// Digest of the row's input.
-    input: String,
-    is_error: bool,
 }
 
 /// The contents of the lock file of a finished output.
@@ -133,7 +124,7 @@ impl Journal {
         let mut reader = BufReader::new(&self.file);
         let (mut run, mut len, mut line) = (None, 0, Vec::new());
         while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
-            let parts = payload(&line).and_then(|text| text.split_once(' '));
+            let parts = text_of(&line).and_then(|text| text.split_once(' '));
             match (&run, parts) {
                 (None, Some(("run", rest))) => run = Some(rest.to_owned()),
                 (None, _) if line.ends_with(b"\n") || line.len() > MAX_FIRST_LINE => {
@@ -237,7 +228,7 @@ impl Journal {
         let mut text = String::new();
         let mut places = Vec::with_capacity(lines.len());
         for line in lines {
-            let line = format!("{:08x} {line}\n", crc32fast::hash(line.as_bytes()));
+            let line = with_checksum(line);
             places.push(Place::from_line(self.len + text.len() as u64, line.len()));
             text.push_str(&line);
         }
@@ -284,13 +275,6 @@ impl Journal {
     }
 }
 
-impl Place {
-    /// Returns the place of a line of `len` bytes at `offset`, without its checksum (and space, 9 bytes) and line end.
-    fn from_line(offset: u64, len: usize) -> Self {
-        Self { offset: offset + 9, len: len - 10, input: String::new(), is_error: false }
-    }
-}
-
 fn digest(bytes: &[u8]) -> String {
     hex(Sha256::new().chain_update(bytes))
 }
@@ -318,13 +302,6 @@ fn with_suffix(output: &Path, suffix: &str) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-/// Returns the text after the checksum of a complete line, if the checksum matches.
-fn payload(line: &[u8]) -> Option<&str> {
-    let line = str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
-    let (checksum, text) = line.split_once(' ')?;
-    (checksum.len() == 8 && u32::from_str_radix(checksum, 16).ok()? == crc32fast::hash(text.as_bytes())).then_some(text)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod answers;
 mod groups;
 mod journal;
+mod journal_line;
 mod output;
 mod rows;
 
