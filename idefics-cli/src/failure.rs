@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use idefics_generate::processor::{ProcessorError, describe_io_error};
-use idefics_generate::{Error, GenerationError};
+use idefics_generate::{Error, GenerationError, GrammarError};
 
 use crate::{scratch, signals};
 
@@ -38,6 +38,12 @@ impl Failure {
     /// Creates a failure for invalid values or combinations of command line arguments.
     pub(crate) fn usage(message: String) -> Self {
         Self::new(USAGE, message)
+    }
+
+    /// Creates a failure for a grammar that is rejected. `name` is its file or option.
+    pub(crate) fn grammar(name: &str, error: GrammarError) -> Self {
+        let message = format!("{name}: {error}");
+        Self { message, ..Self::from(Error::from(error)) }
     }
 
     /// Creates a failure for invalid content of an input.
@@ -85,8 +91,8 @@ impl Failure {
 
     /// Creates a failure for an error of a sample that was run alone. The row number is removed from the message.
     pub(crate) fn sample(error: Error) -> Self {
-        // These errors depend on the sample: a template can reject a message, and a prompt can be too long for
-        // `--max-length`.
+        // These errors depend on the sample: a template can reject a message, a prompt can be too long for
+        // `--max-length`, and the tokens that are still allowed depend on the answer.
         let is_sample_error = matches!(
             error,
             Error::Processor(
@@ -94,6 +100,7 @@ impl Failure {
                     | ProcessorError::TemplateLimit { .. }
                     | ProcessorError::TemplateLossy { .. }
             ) | Error::Generation(GenerationError::NoRoom { .. })
+                | Error::NoAllowedToken { .. }
         );
         let mut failure = Self { is_sample_error, ..Self::from(error) };
         if let Some(rest) = ["row 0, ", "row 0: "].iter().find_map(|row| failure.message.strip_prefix(row)) {

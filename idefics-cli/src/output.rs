@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::Once;
 
-use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared, Timings, Usage};
+use idefics_generate::{Answer, CancelToken, CompiledGrammar, Error, FinishReason, Idefics, Prepared, Timings, Usage};
 use serde_json::json;
 
 use crate::args::{GenerationArgs, Global};
@@ -17,11 +17,12 @@ pub(crate) fn answer_one(
     model: &Idefics,
     prepared: Result<Prepared<'_>, Error>,
     args: &GenerationArgs,
+    grammar: Option<&CompiledGrammar>,
     cancel: &CancelToken,
 ) -> Result<(), Failure> {
     let prepared = prepared.map_err(Failure::sample)?;
     let options = args.options();
-    let controls = args.controls(global, cancel);
+    let controls = args.controls(global, grammar, cancel);
     let mut stdout = io::stdout().lock();
     let prefix = image.map_or_else(String::new, |image| format!("{image}: "));
     if !options.over(model.generation_config()).is_streamable() {
@@ -32,6 +33,7 @@ pub(crate) fn answer_one(
                 false => writeln!(stdout, "{prefix}{}", answer.text.trim_start())?,
             }
             report(global, answer);
+            warn_if_cut(grammar.is_some(), answer);
         }
         return answers.iter().try_for_each(check_cancelled);
     }
@@ -48,6 +50,7 @@ pub(crate) fn answer_one(
         false => writeln!(stdout, "{prefix}")?, // also for an empty answer
     }
     report(global, &answer);
+    warn_if_cut(grammar.is_some(), &answer);
     check_cancelled(&answer)
 }
 
@@ -86,6 +89,7 @@ pub(crate) fn print_batch(
     global: &Global,
     answers: Vec<Result<Answer, Error>>,
     n_samples: usize,
+    has_grammar: bool,
 ) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let (n_answers, mut n_failed) = (answers.len(), 0);
@@ -99,6 +103,7 @@ pub(crate) fn print_batch(
                     false => writeln!(stdout, "[{row}] {}", answer.text.trim_start())?,
                 }
                 report(global, &answer);
+                warn_if_cut(has_grammar, &answer);
                 answered.push(answer);
             }
             Err(error) => {
@@ -148,6 +153,17 @@ pub(crate) fn warn_about(answer: &Answer) {
     static SAID: Once = Once::new();
     for warning in &answer.warnings {
         SAID.call_once(|| say!("warning: {warning}"));
+    }
+}
+
+/// Prints a warning if an answer that follows a grammar was cut. Only one warning is printed per run.
+pub(crate) fn warn_if_cut(has_grammar: bool, answer: &Answer) {
+    static SAID: Once = Once::new();
+    if has_grammar && matches!(answer.finish_reason, FinishReason::Length | FinishReason::Time) {
+        let n_tokens = answer.token_ids.len();
+        SAID.call_once(|| {
+            say!("warning: the answer was cut after {n_tokens} tokens and is incomplete; raise --max-new-tokens")
+        });
     }
 }
 

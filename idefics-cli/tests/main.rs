@@ -12,6 +12,7 @@ mod bench;
 mod chat;
 mod demo;
 mod faults;
+mod grammar;
 mod hub;
 mod idefics1;
 mod messages;

@@ -119,8 +119,17 @@ impl Idefics {
     ) -> Result<BackgroundText, Error> {
         // Graph capture is dropped: its device lease cannot move to another thread, and other threads may use the
         // device during the generation.
-        let Controls { cancel, seed, processors, tokenizer, logprobs, prompt_logprobs, graph_capture: _ } =
-            controls.into();
+        let Controls {
+            cancel,
+            seed,
+            processors,
+            tokenizer,
+            logprobs,
+            prompt_logprobs,
+            graph_capture: _,
+            #[cfg(feature = "grammar")]
+            grammar,
+        } = controls.into();
         let shared = Arc::new(Shared::default());
         let text = BackgroundText { shared: shared.clone(), cancel: cancel.clone() };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -132,9 +141,17 @@ impl Idefics {
             "idefics-generate",
             Box::new(move || {
                 let shared = &guard.0;
-                let graph_capture = GraphCapture::Never;
-                let controls =
-                    Controls { cancel: token, seed, processors, tokenizer, logprobs, graph_capture, prompt_logprobs };
+                let controls = Controls {
+                    cancel: token,
+                    seed,
+                    processors,
+                    tokenizer,
+                    logprobs,
+                    graph_capture: GraphCapture::Never,
+                    prompt_logprobs,
+                    #[cfg(feature = "grammar")]
+                    grammar,
+                };
                 match model.stream(&sample, &process, &options, controls) {
                     Ok(stream) => stream.for_each(|chunk| shared.push(chunk)),
                     Err(error) => shared.push(Err(error)),

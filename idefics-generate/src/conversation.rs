@@ -102,6 +102,7 @@ impl<'a> Conversation<'a> {
         let images: Vec<ImageKey> = processed.images[0].iter().map(image_key).collect();
         let prompts = self.model.prompts(std::slice::from_ref(ids), tokenizer)?;
         self.model.check(&prompts, &options)?;
+        controls.check(&options, self.model.model().shape().vocab_size)?;
         timings.preprocess_ms = milliseconds(clock);
 
         let known = self.known.take();

@@ -174,11 +174,26 @@ pub enum Error {
         n_tokens: usize,
     },
     /// Every token is forbidden.
-    #[error("row {row}: the generation options forbid every token; relax them")]
+    #[error("row {row}: the generation options, with the grammar if there is one, forbid every token; relax them")]
     NoAllowedToken {
         /// Row of the batch, from 0.
         row: usize,
     },
+    /// The grammar of the answer reached a limit.
+    #[error(
+        "row {row}: the grammar needs more memory or time for the token after {n_tokens} tokens than is allowed; \
+         simplify it"
+    )]
+    GrammarLimit {
+        /// Row of the batch, from 0.
+        row: usize,
+        /// Number of tokens generated so far.
+        n_tokens: usize,
+    },
+    /// A grammar that is rejected.
+    #[cfg(feature = "grammar")]
+    #[error(transparent)]
+    Grammar(#[from] crate::GrammarError),
     /// There are no labels to rank, or a label is empty.
     #[error("there are no labels, or a label is empty; give at least one label with text")]
     NoLabels,
@@ -300,7 +315,12 @@ impl Error {
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
                 ErrorKind::Usage
             }
-            Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
+            Self::Timeout { .. } | Self::Thread { .. } | Self::GrammarLimit { .. } => ErrorKind::Limit,
+            #[cfg(feature = "grammar")]
+            Self::Grammar(error) => match error.is_limit() {
+                true => ErrorKind::Limit,
+                false => ErrorKind::Usage,
+            },
             Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::Cancelled => ErrorKind::Cancelled,

@@ -14,6 +14,8 @@ mod features;
 mod folder;
 mod generation;
 mod generation_config;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod inputs;
 pub mod inspect;
 mod loading;
@@ -49,6 +51,8 @@ pub use generation::{CancelToken, Controls, FinishReason, GeneratedLogprob, Gene
 pub use generation_config::{
     EarlyStopping, EosTokenId, GenerationConfig, GenerationError, GenerationWarning, OneOrMany,
 };
+#[cfg(feature = "grammar")]
+pub use grammar::{CompiledGrammar, Grammar, GrammarError, GrammarKind, GrammarVocabulary};
 pub use inputs::{InputError, Prompts, SeenImages};
 pub use loading::load_model;
 pub use models::idefics1::Idefics1;

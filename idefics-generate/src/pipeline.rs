@@ -30,6 +30,9 @@ pub struct Idefics {
     device: Device,
     pub(crate) features: Mutex<FeatureCache>,
     warnings: Vec<ModelWarning>,
+    /// The tokens in the form that grammars need, once a grammar was compiled.
+    #[cfg(feature = "grammar")]
+    vocabulary: std::sync::OnceLock<crate::GrammarVocabulary>,
 }
 
 /// Default maximum size of the cache of image vectors, in bytes. It holds about 250 images of the 8B model in f32.
@@ -114,7 +117,26 @@ impl Idefics {
             device: device.clone(),
             features: Mutex::new(FeatureCache::new(FEATURE_BYTES)),
             warnings,
+            #[cfg(feature = "grammar")]
+            vocabulary: std::sync::OnceLock::new(),
         })
+    }
+
+    /// Compiles a grammar for this model. The result is used as [`Controls::grammar`](crate::Controls::grammar).
+    ///
+    /// # Errors
+    /// [`Error::Grammar`].
+    #[cfg(feature = "grammar")]
+    pub fn compile_grammar(&self, grammar: &crate::Grammar) -> Result<crate::CompiledGrammar, Error> {
+        let vocabulary = match self.vocabulary.get() {
+            Some(vocabulary) => vocabulary,
+            None => {
+                let width = self.model.shape().vocab_size;
+                let made = crate::GrammarVocabulary::new(self.processor.tokenizer(), width)?;
+                self.vocabulary.get_or_init(|| made)
+            }
+        };
+        Ok(grammar.compile(vocabulary)?)
     }
 
     /// Returns warnings about the folder. They do not prevent its use.

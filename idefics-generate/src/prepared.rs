@@ -258,6 +258,7 @@ impl<'m> Prepared<'m> {
         controls.tokenizer.get_or_insert(tokenizer);
         let prompts = model.prompts(&inputs.input_ids, tokenizer)?;
         model.check(&prompts, &options)?;
+        controls.check(&options, model.model().shape().vocab_size)?;
 
         let images: Vec<ImageTile> = std::mem::take(&mut inputs.images).into_iter().flatten().collect();
         let image_hidden_states = model.encode_images(&images, &mut timings)?;

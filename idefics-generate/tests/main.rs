@@ -11,6 +11,8 @@ mod end_to_end;
 mod faults;
 mod fixtures;
 mod folders;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod idefics1;
 mod invariance;
 mod memory;

@@ -5,7 +5,9 @@ use std::num::NonZeroU32;
 use clap::{Args, ValueEnum};
 use idefics_generate::processor::image::Alpha;
 use idefics_generate::processor::{Compatibility, ProcessOptions, SpecialTokensInText};
-use idefics_generate::{CancelToken, Controls, EarlyStopping, GenerationConfig, GraphCapture, OneOrMany};
+use idefics_generate::{
+    CancelToken, CompiledGrammar, Controls, EarlyStopping, GenerationConfig, GraphCapture, OneOrMany,
+};
 use serde::de::DeserializeOwned;
 
 use super::video::VideoArgs;
@@ -260,14 +262,20 @@ impl GenerationArgs {
         }
     }
 
-    /// Returns the settings of a run: seed, log-probabilities, cancellation and graph capture. If a lease is given, the
-    /// decode steps of long answers are captured and replayed.
-    pub(crate) fn controls<'a>(&self, global: &'a Global, cancel: &CancelToken) -> Controls<'a> {
+    /// Returns the settings of a run: grammar, seed, log-probabilities, cancellation and graph capture. If a lease is
+    /// given, the decode steps of long answers are captured and replayed.
+    pub(crate) fn controls<'a>(
+        &self,
+        global: &'a Global,
+        grammar: Option<&CompiledGrammar>,
+        cancel: &CancelToken,
+    ) -> Controls<'a> {
         Controls {
             cancel: cancel.clone(),
             seed: global.seed,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            grammar: grammar.cloned(),
             graph_capture: global.lease.as_ref().map_or(GraphCapture::Never, GraphCapture::WhenLong),
             ..Controls::default()
         }

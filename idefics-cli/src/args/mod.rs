@@ -3,6 +3,7 @@
 mod bench;
 mod classify;
 mod generation;
+mod grammar;
 mod image;
 mod sources;
 mod video;
@@ -29,6 +30,7 @@ pub(crate) use classify::ClassifyArgs;
 pub(crate) use generation::GenerationArgs;
 pub(crate) use image::{MaxPixels, image};
 
+use grammar::GrammarArgs;
 use image::image_parser;
 use sources::SourceArgs;
 
@@ -192,7 +194,9 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   idefics --model DIR ask before.jpg after.jpg \"What has changed?\"
   idefics --model DIR ask clip.mp4 \"What happens?\" --video-frames 16
-  idefics --model DIR ask frames/ \"What happens?\" --video-fps 10")]
+  idefics --model DIR ask frames/ \"What happens?\" --video-fps 10
+  idefics --model DIR ask receipt.jpg \"What was bought?\" --json-schema receipt.json --max-new-tokens 300
+  idefics --model DIR ask photo.jpg \"How many people are there?\" --regex \"[0-9]+\"")]
     Ask(AskArgs),
     /// Classify an image: print the label that the model names, or with --rank all labels with probabilities.
     #[command(after_help = "Examples:
@@ -287,6 +291,8 @@ pub(crate) struct CaptionArgs {
     #[arg(long)]
     pub(crate) prompt: Option<String>,
     #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
+    #[command(flatten)]
     pub(crate) generation: GenerationArgs,
 }
 
@@ -296,6 +302,8 @@ pub(crate) struct AskArgs {
     /// question.
     #[arg(required = true, num_args = 1.., value_name = "IMAGE… QUESTION")]
     pub(crate) images_and_question: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
 }
@@ -318,6 +326,8 @@ pub(crate) struct BatchArgs {
     pub(crate) restart: bool,
     #[command(flatten)]
     pub(crate) sources: SourceArgs,
+    #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
 }
@@ -348,6 +358,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) prompt_file: PathBuf,
     #[command(flatten)]
     pub(crate) sources: SourceArgs,
+    #[command(flatten)]
+    pub(crate) grammar: GrammarArgs,
     #[command(flatten)]
     pub(crate) generation: GenerationArgs,
 }

@@ -25,7 +25,9 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let images = images.iter().cloned().map(args::image).collect::<Result<Vec<_>, _>>();
     let images = images.map_err(|error| Failure::input(error.to_string()))?;
     commands::check_images(&images)?;
+    let grammar = given.grammar.grammar(&given.generation.options())?;
     let model = model::load(global)?;
+    let grammar = commands::compile(&model, grammar.as_ref())?;
     commands::warn(global, &model, &given.generation.options());
     let cancel = signals::cancel();
     let plain = format!("Question: {question} Answer:");
@@ -34,5 +36,5 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let (sample, process) = (commands::sample(&model, media, question, &plain), given.generation.process(global));
     media::warn_about_rates([&sample], &model, &process);
     let prepared = model.prepare(&[sample], &process);
-    output::answer_one(global, None, &model, prepared, &given.generation, &cancel)
+    output::answer_one(global, None, &model, prepared, &given.generation, grammar.as_ref(), &cancel)
 }

@@ -10,7 +10,9 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;
     }
+    let grammar = args.grammar.grammar(&args.generation.options())?;
     let model = model::load(global)?;
+    let grammar = commands::compile(&model, grammar.as_ref())?;
     commands::warn(global, &model, &args.generation.options());
     let cancel = signals::cancel();
     let several = args.images.len() > 1;
@@ -28,7 +30,8 @@ pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     model.prepare_ahead(samples, &process, |_, prepared| {
         let name = names.next().expect("there is a name for each image");
         let image_name = (several || global.json).then_some(name.as_str());
-        match output::answer_one(global, image_name, &model, prepared, &args.generation, &cancel) {
+        let grammar = grammar.as_ref();
+        match output::answer_one(global, image_name, &model, prepared, &args.generation, grammar, &cancel) {
             Ok(()) => Ok(()),
             Err(failure) if several && failure.affects_one_input() && !cancel.is_cancelled() => {
                 failure.warn();

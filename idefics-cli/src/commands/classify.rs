@@ -34,7 +34,7 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     if !args.rank {
         commands::warn(global, &model, &args.generation.options());
         let prepared = model.prepare(&[sample], &args.generation.process(global));
-        return output::answer_one(global, None, &model, prepared, &args.generation, &cancel);
+        return output::answer_one(global, None, &model, prepared, &args.generation, None, &cancel);
     }
 
     for option in args.generation.given() {

@@ -22,20 +22,22 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
         samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
         samples.iter().try_for_each(|sample| commands::check_videos(sample.videos()))?;
     }
+    let grammar = args.grammar.grammar(&args.generation.options())?;
     let model = model::load(global)?;
+    let grammar = commands::compile(&model, grammar.as_ref())?;
     commands::warn(global, &model, &args.generation.options());
     media::warn_about_rates(samples, &model, &args.process(global));
     let cancel = signals::cancel();
     match &prompts {
         Prompts::One(sample) => {
             let prepared = model.prepare(std::slice::from_ref(sample), &args.process(global));
-            output::answer_one(global, None, &model, prepared, &args.generation, &cancel)
+            output::answer_one(global, None, &model, prepared, &args.generation, grammar.as_ref(), &cancel)
         }
         Prompts::Batch(samples) => {
-            let controls = args.generation.controls(global, &cancel);
+            let controls = args.generation.controls(global, grammar.as_ref(), &cancel);
             let (process, options) = (args.process(global), args.generation.options());
             let answers = model.generate_each(samples, &process, &options, controls)?;
-            output::print_batch(global, answers, samples.len())
+            output::print_batch(global, answers, samples.len(), grammar.is_some())
         }
     }
 }

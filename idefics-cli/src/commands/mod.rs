@@ -17,7 +17,7 @@ pub(crate) mod warm_up;
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample, VideoSource};
-use idefics_generate::{GenerationConfig, GenerationWarning, Idefics};
+use idefics_generate::{CompiledGrammar, GenerationConfig, GenerationWarning, Grammar, Idefics};
 
 use crate::args::Global;
 use crate::failure::Failure;
@@ -34,6 +34,11 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
             say!("warning: {warning}");
         }
     }
+}
+
+/// Compiles the grammar that was given, if any, for a model.
+fn compile(model: &Idefics, grammar: Option<&Grammar>) -> Result<Option<CompiledGrammar>, Failure> {
+    Ok(grammar.map(|grammar| model.compile_grammar(grammar)).transpose()?)
 }
 
 /// Fails if an image file is missing. Checked before the model is loaded, which may take minutes.

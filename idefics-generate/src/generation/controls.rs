@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use idefics_nn::DeviceLease;
 use idefics_processor::Tokenizer;
 
-use crate::Error;
 use crate::logits::LogitsProcessor;
+use crate::{Error, GenerationConfig};
 
 /// Cancels a generation or a ranking from another thread. The computation stops within one step.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +76,33 @@ pub struct Controls<'a> {
     /// Whether to return the log-probabilities of the prompt's tokens. Prompt tokens that are already in the KV cache
     /// have none.
     pub prompt_logprobs: bool,
+    /// Grammar that every answer follows. Its mask runs after `processors`.
+    #[cfg(feature = "grammar")]
+    pub grammar: Option<crate::CompiledGrammar>,
+}
+
+impl Controls<'_> {
+    /// Checks that the grammar, if there is one, can be combined with the options and the model.
+    ///
+    /// # Errors
+    /// [`Error::Generation`], [`Error::Grammar`].
+    #[cfg_attr(not(feature = "grammar"), allow(unused_variables, reason = "there is nothing to check"))]
+    pub(crate) fn check(&self, config: &GenerationConfig, vocab_size: usize) -> Result<(), Error> {
+        #[cfg(feature = "grammar")]
+        if let Some(grammar) = &self.grammar {
+            grammar.check(config, vocab_size)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the mask of the grammar, if there is one, after the custom processors.
+    #[cfg_attr(not(feature = "grammar"), allow(unused_variables, reason = "there is no mask"))]
+    pub(super) fn add_mask(&mut self, config: &GenerationConfig) {
+        #[cfg(feature = "grammar")]
+        if let Some(grammar) = &self.grammar {
+            self.processors.push(grammar.mask(config.eos_token_ids()));
+        }
+    }
 }
 
 impl From<CancelToken> for Controls<'_> {

@@ -28,7 +28,7 @@ impl OnHost {
         scores
     }
 
-    /// Returns the next token of each row, or 0 for rows that have finished or that fail in this step.
+    /// Returns the next token of each row, or 0 for rows that have finished or that end in this step without a token.
     ///
     /// # Errors
     /// The error of the first row, once every row has failed.
@@ -39,6 +39,10 @@ impl OnHost {
                 continue;
             }
             let scores = self.scores(row, logits, rows);
+            if let Some(end) = self.chain.ending(&rows.row(row)) {
+                rows.end(row, end);
+                continue;
+            }
             let chosen = match &self.sampler {
                 None => argmax(&scores),
                 Some(sampler) => sampler.draw(self.keys[row], rows.n_generated(), &scores),

@@ -34,7 +34,7 @@ pub(crate) use steps::CapturedStep;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// An end token or a stop string was generated.
+    /// An end token or a stop string was generated, or the grammar of the answer allows nothing more.
     Stop,
     /// The maximum length was reached.
     Length,
@@ -133,12 +133,14 @@ impl<'a> Generation<'a> {
         image_hidden_states: Option<ImageVectors>,
         mut cache: KvCache,
         options: &GenerationConfig,
-        controls: Controls<'a>,
+        mut controls: Controls<'a>,
     ) -> Result<Self, Error> {
         let clock = Instant::now();
         let vocab_size = model.shape().vocab_size;
         let config = options.resolve(prompts.seq(), vocab_size)?;
         config.check_memory(prompts.seq(), &model.shape().text)?;
+        controls.check(&config, vocab_size)?;
+        controls.add_mask(&config);
         let stops = Stops::new(&config, controls.tokenizer, clock)?;
         let mut chain = ProcessorChain::new(&config)?;
         let on_device = config.is_plain() && controls.processors.is_empty() && controls.logprobs.is_none();
@@ -237,6 +239,9 @@ impl<'a> Generation<'a> {
                 return Ok(Some(next_tokens));
             }
         };
+        if self.rows.all_finished() {
+            return Ok(None); // the last rows ended without a token
+        }
         Ok(Some(self.rows.push(next_tokens, &self.config, &self.stops)))
     }
 

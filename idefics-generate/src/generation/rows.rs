@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use idefics_processor::Tokenizer;
 
 use super::FinishReason;
-use crate::logits::{Row, RowError, RowKey};
+use crate::logits::{Row, RowEnd, RowError, RowKey};
 use crate::stop_strings::StopStrings;
 use crate::{Error, GenerationConfig, GenerationError, Prompts};
 
@@ -190,6 +190,14 @@ impl Rows {
         self.lengths.fill(n_generated);
     }
 
+    /// Ends a row without a further token.
+    pub(super) fn end(&mut self, row: usize, end: RowEnd) {
+        match end {
+            RowEnd::Complete => self.finished[row] = Some(FinishReason::Stop),
+            RowEnd::Failed(error) => self.end_failed(row, error),
+        }
+    }
+
     /// Ends a row for which no token can be chosen.
     pub(super) fn end_failed(&mut self, row: usize, error: RowError) {
         self.fail(row, error);
@@ -214,6 +222,7 @@ impl Rows {
         let row = row / self.per_sample;
         Some(match error {
             RowError::NonFinite => Error::NonFinite { row, n_tokens },
+            RowError::GrammarLimit => Error::GrammarLimit { row, n_tokens },
             _ => Error::NoAllowedToken { row },
         })
     }

@@ -3,7 +3,7 @@
 use super::{
     EncoderNoRepeatNGram, EncoderRepetitionPenalty, Epsilon, Eta, ExponentialDecayLengthPenalty, ForcedBosToken,
     ForcedEosToken, InfNanRemove, LogitsProcessor, MinLength, MinNewTokens, MinP, NoBadWords, NoRepeatNGram, Normalize,
-    RepetitionPenalty, Row, SequenceBias, SuppressTokens, SuppressTokensAtBegin, Temperature, TopH, TopK, TopP,
+    RepetitionPenalty, Row, RowEnd, SequenceBias, SuppressTokens, SuppressTokensAtBegin, Temperature, TopH, TopK, TopP,
     Typical,
 };
 use crate::generation_config::{GenerationConfig, GenerationError};
@@ -53,6 +53,11 @@ impl ProcessorChain {
         for processor in self.processors.iter_mut().chain(&mut self.warpers) {
             processor.process(row, scores);
         }
+    }
+
+    /// Returns how a row ends if a processor left no token in the scores that were [processed](Self::process) last.
+    pub fn ending(&self, row: &Row<'_>) -> Option<RowEnd> {
+        self.processors.iter().find_map(|processor| processor.ending(row))
     }
 }
 

@@ -15,6 +15,9 @@ pub enum RowError {
     /// Every score is `-inf`.
     #[error("no token is allowed")]
     NothingAllowed,
+    /// The grammar of the answer reached a limit on memory or time.
+    #[error("the grammar needs more memory or time for the next token than is allowed")]
+    GrammarLimit,
 }
 
 /// Checks that the scores are valid and returns the largest one.

@@ -166,6 +166,12 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Returns whether `id` is a special token, which [`Tokenizer::decode`] can leave out, or a token that user text
+    /// must not produce, such as `<image>`.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.protected.binary_search_by_key(&id, |(_, special)| *special).is_ok()
+    }
+
     /// Returns the number of ids, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -1,6 +1,6 @@
 //! Answers the rows of a group and formats the output lines.
 
-use idefics_generate::{Answer, CancelToken, Error, FinishReason, Idefics, Prepared};
+use idefics_generate::{Answer, CancelToken, CompiledGrammar, Error, FinishReason, Idefics, Prepared};
 use serde_json::{Map, Value};
 
 use super::groups::Group;
@@ -8,7 +8,7 @@ use super::output::Done;
 use super::rows::InputRow;
 use crate::args::{BatchArgs, Global};
 use crate::failure::Failure;
-use crate::output::warn_about;
+use crate::output::{warn_about, warn_if_cut};
 
 /// The result of answering a group.
 pub(super) struct Answered {
@@ -23,12 +23,13 @@ pub(super) fn answer(
     global: &Global,
     args: &BatchArgs,
     model: &Idefics,
+    grammar: Option<&CompiledGrammar>,
     group: &Group,
     prepared: Result<Prepared<'_>, Error>,
     cancel: &CancelToken,
 ) -> Result<Answered, Failure> {
     let generate = |prepared: Result<Prepared<'_>, Error>| {
-        let controls = args.generation.controls(global, cancel);
+        let controls = args.generation.controls(global, grammar, cancel);
         prepared?.generate_each(&args.generation.options(), controls)
     };
     let n_samples = group.samples.len();
@@ -56,6 +57,7 @@ pub(super) fn answer(
             Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => None,
             Ok(answers) => {
                 answers.iter().for_each(warn_about);
+                answers.iter().for_each(|answer| warn_if_cut(grammar.is_some(), answer));
                 Some((line(row, answers_json(&answers)?), false))
             }
             Err(failure) if failure.affects_one_input() => {

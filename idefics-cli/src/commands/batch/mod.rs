@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use idefics_generate::Grammar;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
@@ -42,8 +43,9 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         let output = args.output.display();
         return Err(Failure::usage(format!("--output {output} is the input file; give another path")));
     }
+    let grammar = args.grammar.grammar(&args.generation.options())?;
     let folder = model::folder(global)?;
-    let run = run_digest(global, args, folder.path())?;
+    let run = run_digest(global, args, grammar.as_ref(), folder.path())?;
     args.generation.options().validate_with_folder(folder.path())?; // rejects options before any file is created
 
     let is_file = input.is_file();
@@ -62,11 +64,12 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     };
     if let Some(first) = first {
         let model = model::load_from(global, folder)?;
+        let grammar = commands::compile(&model, grammar.as_ref())?;
         commands::warn(global, &model, &args.generation.options());
         let cancel = signals::cancel();
         let groups = std::iter::once(first).chain(groups);
         model.prepare_ahead(groups, &args.process(global), |group, prepared| {
-            let answered = answers::answer(global, args, &model, &group, prepared, &cancel);
+            let answered = answers::answer(global, args, &model, grammar.as_ref(), &group, prepared, &cancel);
             let kept = answered.and_then(|answered| {
                 batch.save(group, &answered.rows)?;
                 if answered.is_interrupted { Err(Failure::interrupted()) } else { Ok(()) }
@@ -120,7 +123,7 @@ impl Batch<'_> {
 }
 
 /// Computes the digest of everything that all rows depend on: the model, the options and the program's version.
-fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String, Failure> {
+fn run_digest(global: &Global, args: &BatchArgs, grammar: Option<&Grammar>, folder: &Path) -> Result<String, Failure> {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
     let Global { device, dtype, quantize, double_quant, quantize_vision, quantize_head, activations, seed, .. } =
@@ -129,6 +132,9 @@ fn run_digest(global: &Global, args: &BatchArgs, folder: &Path) -> Result<String
     digest.update(format!("{activations:?} "));
     digest.update(format!("{:?} {:?} {seed} {}", global.device_map, global.max_memory, args.batch_size));
     digest.update(format!("{:?}", args.generation));
+    if let Some(grammar) = grammar {
+        digest.update(format!("{grammar:?}"));
+    }
     let failed = |error: io::Error| Failure::io(folder, &error);
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>())

@@ -143,7 +143,7 @@ impl Chat<'_> {
         let cancel = signals::begin_answer();
         let mut content: Vec<Content> = self.images.iter().cloned().map(Content::from).collect();
         content.push(Content::text(question));
-        let controls = self.args.generation.controls(self.global, &cancel);
+        let controls = self.args.generation.controls(self.global, None, &cancel);
         let mut stdout = io::stdout().lock();
         let mut chunks = Chunks::new(String::new());
         let is_json = self.global.json;
