@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::super::super::{MAX_GEMV_ROWS, Product};
 use super::super::Precision;
 use super::packed::{DIGITS, Layout, PAIR_DIGITS, SUPER_DIGITS, WORD_DIGIT, pack};
-use super::{Format, PART, PREFETCH_DISTANCE, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, sum};
+use super::{Format, PREFETCH_DISTANCE, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, sum};
 use crate::formats::{Blocks, GgufType};
 use crate::shared::with_scratch;
 
@@ -132,23 +132,34 @@ unsafe fn rows<G: Groups, const EXACT: bool, const R: usize, const N: usize>(
     let group_len = packed.layout.group_len(precision);
     let n_groups = product.d_in.div_ceil(packed.layout.columns());
     assert!(packed.stride == n_groups * group_len && packed.values.len() >= (first + N) * packed.stride);
-    assert!(row_bytes == product.d_in / PART * G::PART_BYTES_TIMES_8 / 8, "a row must be whole blocks");
+    assert_eq!(row_bytes * packed.layout.columns(), product.d_in * G::BYTES, "a row must be whole blocks");
     let n_sets = range.len().div_ceil(R);
     for set in 0..n_sets {
         // Rows past the end of the range are replaced by its last row, and their sums are not written.
         let features: [usize; R] = std::array::from_fn(|r| range.start + set + r * n_sets);
-        let starts: [&[u8]; R] = features.map(|feature| {
+        let starts: [*const u8; R] = features.map(|feature| {
             let row = feature.min(range.end - 1);
-            &bytes[row * row_bytes..(row + 1) * row_bytes]
+            bytes[row * row_bytes..(row + 1) * row_bytes].as_ptr()
         });
         // SAFETY: the groups are inside their rows and inside the activations, which are checked above.
         unsafe {
             let x = packed.values.as_ptr().add(first * packed.stride);
             let mut sums = [[Sums { main: _mm256_setzero_ps(), other: _mm256_setzero_ps() }; N]; R];
-            for group in 0..n_groups {
-                let x: [*const f32; N] = std::array::from_fn(|n| x.add(n * packed.stride + group * group_len));
+            let x_of = |group: usize| -> [*const f32; N] {
+                std::array::from_fn(|n| x.add(n * packed.stride + group * group_len))
+            };
+            let n_whole = row_bytes / G::BYTES;
+            for group in 0..n_whole {
+                let x = x_of(group);
                 for r in 0..R {
-                    G::add::<EXACT, N>(starts[r], group, &x, &mut sums[r]);
+                    G::add::<EXACT, N, true>(starts[r].add(group * G::BYTES), &x, &mut sums[r]);
+                }
+            }
+            // The last group of a row may have one block instead of two.
+            if n_whole < n_groups {
+                let x = x_of(n_whole);
+                for r in 0..R {
+                    G::add::<EXACT, N, false>(starts[r].add(n_whole * G::BYTES), &x, &mut sums[r]);
                 }
             }
             for r in 0..R {
@@ -178,16 +189,16 @@ struct Sums {
 /// # Safety of its methods
 /// The caller is compiled for AVX2, FMA and F16C.
 trait Groups {
-    /// Eight times the size of 32 codes in bytes, with their share of the scales.
-    const PART_BYTES_TIMES_8: usize;
+    /// Size of a whole group in bytes.
+    const BYTES: usize;
 
-    /// Adds the products of group `group` of a weight row.
+    /// Adds the products of a group of a weight row. With `WHOLE`, `group` has [`Self::BYTES`] bytes. Otherwise, it has
+    /// the first of two blocks only.
     ///
     /// # Safety
-    /// `row` contains the group, and each of `x` is a packed group of activations of the layout and precision.
-    unsafe fn add<const EXACT: bool, const N: usize>(
-        row: &[u8],
-        group: usize,
+    /// `group` is valid, and each of `x` is a packed group of activations of the layout and precision.
+    unsafe fn add<const EXACT: bool, const N: usize, const WHOLE: bool>(
+        group: *const u8,
         x: &[*const f32; N],
         sums: &mut [Sums; N],
     );
@@ -220,22 +231,19 @@ unsafe fn vector(x: *const f32, index: usize) -> __m256i {
 struct Pairs<F>(F);
 
 impl<F: Pair> Groups for Pairs<F> {
-    const PART_BYTES_TIMES_8: usize = 8 * F::BYTES;
+    const BYTES: usize = 2 * F::BYTES;
 
     #[inline(always)]
-    unsafe fn add<const EXACT: bool, const N: usize>(
-        row: &[u8],
-        group: usize,
+    unsafe fn add<const EXACT: bool, const N: usize, const WHOLE: bool>(
+        block: *const u8,
         x: &[*const f32; N],
         sums: &mut [Sums; N],
     ) {
-        // SAFETY: guaranteed by the caller; the second block of the last group may be missing, and is then replaced by
-        // the first, because its activations are zero.
+        // SAFETY: guaranteed by the caller. A missing second block is replaced by the first: its activations are zero.
         unsafe {
-            let first = row.as_ptr().add(2 * group * F::BYTES);
-            let has_second = (2 * group + 2) * F::BYTES <= row.len();
-            let second = first.add(if has_second { F::BYTES } else { 0 });
-            prefetch(first, 2 * F::BYTES - 1);
+            let first = block;
+            let second = first.add(if WHOLE { F::BYTES } else { 0 });
+            prefetch(first, 2 * F::BYTES);
             let codes = F::pair(first, second);
             let scales = halves(first, second);
             let minima = if F::HAS_MINIMA { halves(first.add(2), second.add(2)) } else { scales };
@@ -279,18 +287,16 @@ unsafe fn halves(first: *const u8, second: *const u8) -> __m256 {
 struct Words;
 
 impl Groups for Words {
-    const PART_BYTES_TIMES_8: usize = 8 * Q8_0::BYTES;
+    const BYTES: usize = Q8_0::BYTES;
 
     #[inline(always)]
-    unsafe fn add<const EXACT: bool, const N: usize>(
-        row: &[u8],
-        group: usize,
+    unsafe fn add<const EXACT: bool, const N: usize, const WHOLE: bool>(
+        block: *const u8,
         x: &[*const f32; N],
         sums: &mut [Sums; N],
     ) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            let block = row.as_ptr().add(group * Q8_0::BYTES);
             prefetch(block, Q8_0::BYTES);
             let left = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.add(2).cast()));
             let right = _mm256_cvtepi8_epi16(_mm_loadu_si128(block.add(18).cast()));
@@ -322,18 +328,16 @@ impl Groups for Words {
 struct Supers<F>(F);
 
 impl<F: Super> Groups for Supers<F> {
-    const PART_BYTES_TIMES_8: usize = F::BYTES;
+    const BYTES: usize = F::BYTES;
 
     #[inline(always)]
-    unsafe fn add<const EXACT: bool, const N: usize>(
-        row: &[u8],
-        group: usize,
+    unsafe fn add<const EXACT: bool, const N: usize, const WHOLE: bool>(
+        block: *const u8,
         x: &[*const f32; N],
         sums: &mut [Sums; N],
     ) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            let block = row.as_ptr().add(group * F::BYTES);
             prefetch(block, F::BYTES);
             let digits = if EXACT { DIGITS } else { 1 };
             let scales = F::scales(block);

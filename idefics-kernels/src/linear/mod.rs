@@ -9,7 +9,7 @@
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
 //!   [`panels::PANEL_BYTES`] per thread and multiplied by the `gemm` crate.
 //! - Transposed products, for gradients: panels of the weight's rows ([`transposed`]).
-//! - Activations that are rounded to eight bits: integer products ([`int8`]).
+//! - Activations that are rounded to eight bits: integer products ([`int8`], [`blocks`]).
 //!
 //! Work is divided over output features only. The order of summation depends on the shapes and the machine (its
 //! instruction set, and the cache sizes that gemm uses), but not on the number of threads or on earlier calls.
