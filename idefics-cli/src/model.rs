@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use idefics_checkpoint::gguf::GgufPaths;
 use idefics_checkpoint::{Checkpoint, CheckpointError, PicklePolicy};
 use idefics_generate::nn::checkpoint::WeightMemory;
-use idefics_generate::nn::{Activations, PackedFormat};
+use idefics_generate::nn::{Activations, PackedFormat, rounds_activations};
 use idefics_generate::placement::Plan;
 use idefics_generate::{Device, DeviceChoice, Error, Idefics, LoadStage, ModelConfig, WeightFormat, WeightOptions};
 use idefics_hub::{HubError, HubOptions, HubProgress, ModelSource};
@@ -202,7 +202,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
 /// Rejects `--activations int8` if it has no effect.
 ///
 /// # Errors
-/// A usage failure if the device is not a CPU, or no weight is int8 or q4.
+/// A usage failure if the device is not a CPU, or no weight has products with rounded activations.
 pub(crate) fn check_activations(
     global: &Global,
     choice: DeviceChoice,
@@ -222,11 +222,11 @@ pub(crate) fn check_activations(
         _ => folder_format,
     };
     let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(loaded);
-    match formats.any(|format| matches!(format, PackedFormat::Int8 | PackedFormat::Q4)) {
+    match formats.any(rounds_activations) {
         true => Ok(()),
         false => Err(Failure::usage(
-            "--activations int8 has no effect: no weight of this model is int8 or q4; add --quantize int8 or \
-             --quantize q4, or omit it"
+            "--activations int8 has no effect: no weight of this model is int8, q4 or a GGUF block of four to eight \
+             bits; add --quantize int8 or --quantize q4, or omit it"
                 .to_owned(),
         )),
     }

@@ -36,7 +36,7 @@ pub use isa::Isa;
 pub use level::{IsaError, IsaLevel, UnknownIsaLevel};
 pub use linear::{
     MAX_GEMV_ROWS, compute_unit, linear, linear_int8, linear_int8_on, linear_on, linear_transposed,
-    linear_transposed_on,
+    linear_transposed_on, rounds_activations,
 };
 pub use norm::{layer_norm, layer_norm_on, rms_norm, rms_norm_on};
 pub use pages::write_slots;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use half::f16;
-use idefics_kernels::formats::{Blocks, FormatError, GgufType, Weight};
-use idefics_kernels::{Isa, linear_on, linear_transposed_on};
+use idefics_kernels::formats::{Blocks, FormatError, GgufType, PackedFormat, Weight};
+use idefics_kernels::{Isa, linear_int8_on, linear_on, linear_transposed_on, rounds_activations};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -150,6 +150,95 @@ fn products_split_among_threads_match_f64() {
     for kind in block_types() {
         check(kind, 700, 1536 / kind.block_len(), 1, 1);
         check(kind, 300, 1024 / kind.block_len(), 33, 2);
+    }
+}
+
+/// Returns the types whose products can round activations.
+fn rounding_types() -> Vec<GgufType> {
+    block_types().into_iter().filter(|kind| rounds_activations(PackedFormat::Blocks(*kind))).collect()
+}
+
+/// Rounds activations to eight bits in the groups that llama.cpp uses for a type.
+fn rounded(kind: GgufType, x: &[f32]) -> Vec<f64> {
+    let groups = x.chunks(kind.block_len()).flat_map(|x| {
+        let extreme = x.iter().fold(0f32, |extreme, x| if x.abs() > extreme.abs() { *x } else { extreme });
+        let (per_unit, scale) = match kind.block_len() {
+            256 => (-127.0 / extreme, f64::from(1.0 / (-127.0 / extreme))),
+            _ => (127.0 / extreme.abs(), f16::from_f32(extreme.abs() / 127.0).to_f64()),
+        };
+        x.iter().map(move |x| f64::from((x * per_unit).round_ties_even()) * scale).collect::<Vec<f64>>()
+    });
+    groups.collect()
+}
+
+#[test]
+fn products_with_rounded_activations_match_f64() {
+    assert_eq!(rounding_types().len(), 8);
+    for kind in rounding_types() {
+        for (d_out, d_in) in [(23, 3 * kind.block_len()), (700, 1536)] {
+            for n_rows in [1, 2, 4, 7, 20] {
+                let bytes = random_blocks(kind, d_out * d_in / kind.block_len(), 3);
+                let reach = reach(kind, &bytes, d_out * d_in);
+                let weight = Weight::from(Blocks::new(kind, bytes, d_out, d_in).unwrap());
+                let values = weight.dequantize();
+                let x = normal(n_rows * d_in, 4, true);
+                let bias = normal(d_out, 5, false);
+                let (mut sums, mut sizes) = (Vec::new(), Vec::new());
+                for x in rounded(kind, &x).chunks_exact(d_in) {
+                    for (feature, bias) in bias.iter().enumerate() {
+                        let columns = feature * d_in..(feature + 1) * d_in;
+                        let terms = x.iter().zip(&values[columns.clone()]).map(|(x, value)| x * f64::from(*value));
+                        sums.push(terms.sum::<f64>() + f64::from(*bias));
+                        let reaches = x.iter().zip(&reach[columns]).map(|(x, reach)| x.abs() * reach);
+                        sizes.push(reaches.sum::<f64>() + f64::from(bias.abs()));
+                    }
+                }
+                for isa in isas() {
+                    let mut out = vec![f32::NAN; n_rows * d_out];
+                    linear_int8_on(isa, &x, n_rows, &weight, Some(&bias), &mut out).expect("the type is supported");
+                    let what = format!("{isa:?} {kind:?} [{d_out}, {d_in}] x {n_rows}");
+                    assert_close(&what, &out, &sums, &sizes, 2e-6);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_product_is_bitwise_equal_for_any_split_of_rows_and_threads() {
+    let (d_out, d_in, n_rows) = (523, 1024, 7);
+    let x = normal(n_rows * d_in, 6, true);
+    for kind in rounding_types() {
+        let bytes = random_blocks(kind, d_out * d_in / kind.block_len(), 5);
+        let weight = Weight::from(Blocks::new(kind, bytes, d_out, d_in).unwrap());
+        for isa in isas() {
+            let on = |n_threads: usize, rows_at_once: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                let mut out = vec![0f32; n_rows * d_out];
+                for (x, out) in x.chunks(rows_at_once * d_in).zip(out.chunks_mut(rows_at_once * d_out)) {
+                    pool.install(|| linear_int8_on(isa, x, x.len() / d_in, &weight, None, out)).unwrap();
+                }
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert_eq!(on(1, 1), on(3, n_rows), "{isa:?} {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn rounded_product_of_non_finite_activations_gives_nan() {
+    for kind in rounding_types() {
+        let weight = Weight::from(Blocks::quantize(kind, &normal(20 * 256, 7, false), 20, 256).unwrap());
+        for isa in isas() {
+            for value in [f32::NAN, f32::INFINITY] {
+                let mut x = normal(2 * 256, 8, false);
+                x[40] = value;
+                let mut out = vec![0f32; 40];
+                linear_int8_on(isa, &x, 2, &weight, None, &mut out).unwrap();
+                assert!(out[..20].iter().all(|out| out.is_nan()), "{isa:?} {kind:?}");
+                assert!(out[20..].iter().all(|out| out.is_finite()), "{isa:?} {kind:?}");
+            }
+        }
     }
 }
 

@@ -18,3 +18,11 @@ pub fn to_parameter_device<const D: usize, const P: usize>(activations: Tensor<D
     let activations = if activations.device() == device { activations } else { activations.to_device(&device) };
     if activations.dtype() == dtype { activations } else { activations.cast(dtype) }
 }
+
+/// Calls `work` in the thread pool if operations on `device` run there, and otherwise on this thread.
+///
+/// A thread outside the pool hands every operation over to the pool and sleeps until it is done. For short operations,
+/// such as those of a decode step, this takes longer than the operations.
+pub fn in_thread_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    if ops::is_cpu(device) { rayon::scope(|_| work()) } else { work() }
+}

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Element, Int, Shape, Tensor, TensorData};
 use crate::ops::{PackedShape, Packing};
 use crate::{Quantization, ops};
 use half::bf16;
-use idefics_kernels::Activations;
+use idefics_kernels::{Activations, rounds_activations};
 use idefics_kernels::formats::{
     BLOCK, Blocks, FormatError, FourBit, GgufType, Int4, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL,
     Q4_TABLE, Weight,
@@ -191,10 +191,7 @@ impl PackedWeight {
 
     /// Returns the element type to which activations are rounded for products.
     pub(crate) fn activations(&self) -> Activations {
-        match self.format {
-            PackedFormat::Int8 | PackedFormat::Q4 => self.activations,
-            PackedFormat::FourBit(_) | PackedFormat::Int4 { .. } | PackedFormat::Blocks(_) => Activations::F32,
-        }
+        if rounds_activations(self.format) { self.activations } else { Activations::F32 }
     }
 
     /// Returns the format.

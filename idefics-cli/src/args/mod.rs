@@ -91,8 +91,8 @@ pub(crate) struct Global {
     /// Whether --quantize includes the language model head.
     #[arg(long, global = true, value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) quantize_head: bool,
-    /// On the CPU: precision of activations when many rows are multiplied by int8 or q4 weights. int8 is faster and
-    /// less exact than f32. On machines with AMX, int8 also makes attention over many queries use bf16: queries and
+    /// On the CPU: precision of activations when many rows are multiplied by int8 or q4 weights, or any rows by GGUF
+    /// blocks of four to eight bits, as llama.cpp does. int8 is faster and less exact than f32. On machines with AMX, int8 also makes attention over many queries use bf16: queries and
     /// keys are then sums of two bf16 numbers, attention weights and values a single bf16 number.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,

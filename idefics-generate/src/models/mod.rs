@@ -16,7 +16,7 @@ use std::borrow::Borrow;
 use std::fmt::Debug;
 
 use burn::tensor::{Device, Int, Tensor};
-use idefics_nn::{KvCache, Step};
+use idefics_nn::{KvCache, Step, in_thread_pool};
 use idefics_processor::image::ImageTile;
 use idefics_text::{Branches, DecoderObserver, DecoderStack, NoObserver, TextConfig};
 
@@ -245,8 +245,10 @@ pub trait Model: Debug + Send + Sync {
         let shape = [next_tokens.len(), 1];
         let input_ids = upload_ids(next_tokens, shape, self.shape().vocab_size, &self.device())?;
         let decoder = self.decoder();
-        let hidden_states = decoder.forward(decoder.embed(input_ids), cache); // [batch, 1, d]
-        Ok(self.logits(hidden_states).squeeze_dim(1))
+        Ok(in_thread_pool(&self.device(), || {
+            let hidden_states = decoder.forward(decoder.embed(input_ids), cache); // [batch, 1, d]
+            self.logits(hidden_states).squeeze_dim(1)
+        }))
     }
 
     /// Returns this model if its decode step can be captured in a graph, or `None` by default. A family that implements

@@ -1,38 +1,112 @@
-//! Few rows of activations times a weight in GGUF blocks, and the expansion of such weights.
+//! Products with a weight in GGUF blocks, and the expansion of such weights.
 //!
 //! The most common types have AVX2 loops ([`avx2`]), which AVX-512 and AMX machines run too. For all other types and
 //! instruction sets, rows are dequantised one after another ([`super::plain`]).
 //!
-//! Activations stay f32; codes are converted from eight-bit integers. Scales are applied per 32 columns: to the sum of
-//! these columns with one row of activations, and to each weight with more rows. The result is the product with the
-//! dequantised weight, computed in another order. A minimum (of `q4_1`, `q4_k` and similar types) is multiplied by the
-//! sum of 32 activations, not by each activation.
+//! With one row of activations, codes are multiplied as integers with activations of 22 to 24 bits. With more rows,
+//! activations stay f32, and codes are converted. Both give the product with the dequantised weight to about the
+//! precision of f32. A minimum (of `q4_1`, `q4_k` and similar types) is multiplied by the sum of 32 activations, not by
+//! each activation.
 
 #![allow(unsafe_code)] // calls code compiled for an instruction set
 
 use std::ops::Range;
 
-use super::{Isa, Product, plain};
-use crate::formats::{Blocks, Weight};
+use half::f16;
+
+use super::{Isa, MAX_GEMV_ROWS, Product, plain};
+use crate::formats::{Blocks, GgufType, Weight};
 
 #[cfg(target_arch = "x86_64")]
 #[path = "blocks_avx2.rs"]
 mod avx2;
 
-/// Computes the product for at most [`super::MAX_GEMV_ROWS`] rows of activations. `weight` holds `blocks`.
+/// Activations of smaller magnitude than this count as zero in integer products, because the reciprocal of a scale would
+/// overflow.
+const SMALLEST: f32 = 1e-30;
+
+/// How precisely activations are represented in integer products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+enum Precision {
+    /// 22 to 24 bits, about the precision of f32.
+    Exact,
+    /// Eight bits.
+    Rounded,
+}
+
+/// Whether [`product`] is the fastest way to multiply this number of rows.
+pub(super) fn is_fast(isa: Isa, blocks: &Blocks<'_>, n_rows: usize) -> bool {
+    // On AVX2, unpacking the codes again for every eight rows takes less time than expanding panels of the weight and
+    // packing them for gemm. Machines with wider vectors have a faster gemm.
+    n_rows <= MAX_GEMV_ROWS || (isa == Isa::Avx2 && has_loops(isa, blocks.kind()))
+}
+
+/// Whether an instruction set has loops of its own for a type.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
+fn has_loops(isa: Isa, kind: GgufType) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has_loops = matches!(isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx) && avx2::supports(kind);
+    #[cfg(not(target_arch = "x86_64"))]
+    let has_loops = false;
+    has_loops
+}
+
+/// Computes the product. `weight` holds `blocks`.
 pub(super) fn product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weight<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(product.isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx) && avx2::supports(blocks.kind()) {
-        return avx2::product(product, blocks);
+    if has_loops(product.isa, blocks.kind()) {
+        return match product.n_rows {
+            1 => avx2::integers::product(product, blocks, Precision::Exact),
+            _ => avx2::product(product, blocks),
+        };
     }
     plain::product(product, weight);
+}
+
+/// Computes the product with activations that are rounded to eight bits in the groups of llama.cpp. The type must be
+/// one of [`rounds`].
+pub(super) fn rounded_product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weight<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if has_loops(product.isa, blocks.kind()) {
+        return avx2::integers::product(product, blocks, Precision::Rounded);
+    }
+    let mut x = product.x.to_vec();
+    round(blocks.kind(), &mut x);
+    product.with_activations(&x, |product| plain::product(product, weight));
+}
+
+/// Whether there are products with rounded activations for a type.
+pub(super) fn rounds(kind: GgufType) -> bool {
+    use GgufType as T;
+    matches!(kind, T::Q4_0 | T::Q4_1 | T::Q5_0 | T::Q5_1 | T::Q8_0 | T::Q4_K | T::Q5_K | T::Q6_K)
+}
+
+/// Rounds activations to eight bits. Each group of 32 columns has a scale of f16 precision (`Q8_0` of llama.cpp), or
+/// each group of 256 columns a scale of f32 precision (`Q8_K`) if the type has blocks of 256 values.
+fn round(kind: GgufType, x: &mut [f32]) {
+    for x in x.chunks_exact_mut(kind.block_len()) {
+        // The first value of largest magnitude, as in llama.cpp; NaN if a value is not a number.
+        let extreme = x.iter().fold(0f32, |extreme, x| {
+            if x.is_nan() || (x.abs() > extreme.abs() && !extreme.is_nan()) { *x } else { extreme }
+        });
+        let (per_unit, scale) = match kind.block_len() {
+            _ if !extreme.is_finite() => (0.0, f32::NAN),
+            _ if extreme.abs() < SMALLEST => (0.0, 0.0),
+            256 => (-127.0 / extreme, 1.0 / (-127.0 / extreme)),
+            _ => (127.0 / extreme.abs(), f16::from_f32(extreme.abs() / 127.0).to_f32()),
+        };
+        for x in x {
+            *x = (*x * per_unit).round_ties_even().min(127.0) * scale;
+        }
+    }
 }
 
 /// Expands rows `range` to f32, `[range.len(), d_in]`, to the same bits as [`Blocks::dequantize_rows`]. The caller has
 /// checked CPU support for `isa`.
 pub(super) fn expand(isa: Isa, blocks: &Blocks<'_>, range: Range<usize>, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if matches!(isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx) && avx2::supports(blocks.kind()) {
+    if has_loops(isa, blocks.kind()) {
         return avx2::expand(isa, blocks, range, out);
     }
     blocks.dequantize_rows(range, out);

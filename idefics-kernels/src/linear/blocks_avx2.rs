@@ -7,7 +7,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::Product;
+use rayon::prelude::*;
+
+use super::super::{MAX_GEMV_ROWS, Product};
 use crate::Isa;
 use crate::formats::{Blocks, GgufType};
 use crate::shared::with_scratch;
@@ -15,12 +17,19 @@ use crate::shared::with_scratch;
 #[path = "blocks_avx2_formats.rs"]
 mod formats;
 use formats::{Format, PART, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+#[path = "blocks_integers.rs"]
+pub(super) mod integers;
+#[path = "blocks_packed.rs"]
+mod packed;
 
 /// Weight rows that are processed together with one row of activations.
 const ROWS: usize = 4;
 
 /// The number of weight rows per task is a multiple of this.
 const UNIT: usize = ROWS;
+
+/// Rows of activations that are packed together.
+const PACKED_ROWS: usize = 128;
 
 /// Prefetch distance in each row, in bytes.
 const PREFETCH_DISTANCE: usize = 1024;
@@ -72,6 +81,11 @@ pub(super) fn supports(kind: GgufType) -> bool {
     matches!(kind, T::Q4_0 | T::Q4_1 | T::Q5_0 | T::Q5_1 | T::Q8_0 | T::Q4_K | T::Q5_K | T::Q6_K)
 }
 
+/// Panics unless the instruction set includes AVX2. [`Product::checked`] has checked that the CPU supports it.
+fn assert_checked(isa: Isa) {
+    assert!(matches!(isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx), "CPU support was not checked");
+}
+
 /// Activations in the order of the vectors.
 #[derive(Clone, Copy)]
 struct Packed<'a> {
@@ -80,28 +94,49 @@ struct Packed<'a> {
     stride: usize,
     /// Sums of the activations of each part, `[n_rows, d_in / 32]`.
     sums: &'a [f32],
+    /// Which rows of the product these are.
+    rows: &'a Range<usize>,
 }
 
-/// Computes the product for at most [`super::super::MAX_GEMV_ROWS`] rows of activations.
+/// Computes the product, for [`PACKED_ROWS`] rows of activations after another.
 pub(super) fn product(product: &Product<'_>, weight: &Blocks<'_>) {
-    assert!(matches!(product.isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx), "CPU support was not checked");
-    let n_filled = product.n_rows.next_power_of_two();
+    assert_checked(product.isa);
+    for first in (0..product.n_rows).step_by(PACKED_ROWS) {
+        packed_product(product, weight, first..product.n_rows.min(first + PACKED_ROWS));
+    }
+}
+
+/// Computes the product for a range of rows of activations, up to [`MAX_GEMV_ROWS`] at a time. A task is small enough that
+/// its weights stay in the cache from one pass to the next.
+fn packed_product(product: &Product<'_>, weight: &Blocks<'_>, all: Range<usize>) {
     let parts = product.d_in / PART;
+    let passes: Vec<Range<usize>> =
+        all.clone().step_by(MAX_GEMV_ROWS).map(|first| first..all.end.min(first + MAX_GEMV_ROWS)).collect();
     // Padding of 16 values: rows at a distance of a power of two would evict each other from the cache.
-    let stride = product.d_in + if n_filled == 1 { 0 } else { 16 };
-    with_scratch(n_filled * (stride + parts), |scratch| {
-        let (values, sums) = scratch.split_at_mut(n_filled * stride);
-        values[product.n_rows * stride..].fill(0.0);
-        sums[product.n_rows * parts..].fill(0.0);
-        for n in 0..product.n_rows {
-            let x = &product.x[n * product.d_in..(n + 1) * product.d_in];
-            pack(x, &mut values[n * stride..n * stride + product.d_in], &mut sums[n * parts..(n + 1) * parts]);
+    let stride = product.d_in + if all.len() == 1 { 0 } else { 16 };
+    let n_filled = all.len().min(MAX_GEMV_ROWS).next_power_of_two();
+    let pass_len = n_filled * (stride + parts);
+    with_scratch(passes.len() * pass_len, |scratch| {
+        let fill = |(rows, scratch): (&Range<usize>, &mut [f32])| {
+            let (values, sums) = scratch.split_at_mut(n_filled * stride);
+            values[rows.len() * stride..].fill(0.0);
+            sums[rows.len() * parts..].fill(0.0);
+            for (n, row) in rows.clone().enumerate() {
+                let x = &product.x[row * product.d_in..(row + 1) * product.d_in];
+                pack(x, &mut values[n * stride..n * stride + product.d_in], &mut sums[n * parts..(n + 1) * parts]);
+            }
+        };
+        match passes.len() {
+            1 => fill((&passes[0], scratch)),
+            _ => passes.par_iter().zip(scratch.par_chunks_exact_mut(pass_len)).for_each(fill),
         }
-        let packed = Packed { values, stride, sums };
-        product.split(weight.bytes(), UNIT, |range| {
-            // SAFETY: the assertion above and `Product::checked` guarantee CPU support, and tasks write disjoint
-            // ranges.
-            unsafe { by_kind!(weight.kind(), F => thin::<F>(weight, n_filled, range, packed, product)) };
+        product.split_weights(weight.dims(), UNIT, |range| {
+            for (rows, scratch) in passes.iter().zip(scratch.chunks_exact(pass_len)) {
+                let (values, sums) = scratch.split_at(n_filled * stride);
+                let packed = Packed { values, stride, sums, rows };
+                // SAFETY: the caller and `Product::checked` guarantee CPU support, and tasks write disjoint ranges.
+                unsafe { by_kind!(weight.kind(), F => thin::<F>(weight, range.clone(), packed, product)) };
+            }
         });
     });
 }
@@ -128,14 +163,13 @@ fn pack(x: &[f32], values: &mut [f32], sums: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn thin<F: Format>(
     weight: &Blocks<'_>,
-    n_filled: usize,
     range: Range<usize>,
     packed: Packed<'_>,
     product: &Product<'_>,
 ) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        match n_filled {
+        match packed.rows.len().next_power_of_two() {
             1 => rows::<F, ROWS, 1>(weight, range, packed, product),
             2 => rows::<F, 2, 2>(weight, range, packed, product),
             4 => rows::<F, 1, 4>(weight, range, packed, product),
@@ -196,9 +230,9 @@ unsafe fn rows<F: Format, const R: usize, const N: usize>(
                 if features[r] >= range.end {
                     continue;
                 }
-                for n in 0..product.n_rows {
+                for (n, row) in packed.rows.clone().enumerate() {
                     let value = sum(state.sums[r][n]) + state.offsets[r][n] + product.bias_at(features[r]);
-                    product.out.write(n * product.d_out + features[r], value);
+                    product.out.write(row * product.d_out + features[r], value);
                 }
             }
         }
@@ -296,7 +330,7 @@ unsafe fn sum(lanes: __m256) -> f32 {
 
 /// Expands rows `range` to f32, `[range.len(), d_in]`.
 pub(super) fn expand(isa: Isa, weight: &Blocks<'_>, range: Range<usize>, out: &mut [f32]) {
-    assert!(matches!(isa, Isa::Avx2 | Isa::Avx512 | Isa::Amx), "CPU support was not checked");
+    assert_checked(isa);
     assert_eq!(out.len(), range.len() * weight.dims()[1], "`out` must hold one value per weight");
     let row_bytes = weight.row_bytes();
     let blocks = &weight.as_bytes()[range.start * row_bytes..range.end * row_bytes];

@@ -54,7 +54,7 @@ pub(super) struct Q6K;
 
 /// Returns the f16 at `at`, as f32.
 #[inline(always)]
-unsafe fn half(at: *const u8) -> f32 {
+pub(super) unsafe fn half(at: *const u8) -> f32 {
     // SAFETY: the caller guarantees CPU support and two bytes.
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned())))) }
 }
@@ -328,6 +328,29 @@ unsafe fn shift_to_bit_four<const P: usize>(bytes: __m256i) -> __m256i {
     }
 }
 
+/// The unsigned codes of part `P` of a Q6_K block, in column order.
+///
+/// # Safety
+/// The caller is compiled for AVX2, and `block` is a whole block.
+#[inline(always)]
+pub(super) unsafe fn six_bit_codes<const P: usize>(block: *const u8) -> __m256i {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let low = _mm256_loadu_si256(block.add(P / 4 * 64 + P % 2 * 32).cast());
+        let low = if P % 4 < 2 { low } else { _mm256_srli_epi16::<4>(low) };
+        let high = _mm256_loadu_si256(block.add(128 + P / 4 * 32).cast());
+        let high = match P % 4 {
+            0 => _mm256_slli_epi16::<4>(high),
+            1 => _mm256_slli_epi16::<2>(high),
+            2 => high,
+            _ => _mm256_srli_epi16::<2>(high),
+        };
+        let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
+        let high = _mm256_and_si256(high, _mm256_set1_epi8(0x30));
+        _mm256_or_si256(low, high)
+    }
+}
+
 impl Format for Q6K {
     const PARTS: usize = 8;
     const BYTES: usize = 210;
@@ -350,20 +373,7 @@ impl Format for Q6K {
     #[inline(always)]
     unsafe fn codes<const P: usize>(block: *const u8) -> __m256i {
         // SAFETY: guaranteed by the caller.
-        unsafe {
-            let low = _mm256_loadu_si256(block.add(P / 4 * 64 + P % 2 * 32).cast());
-            let low = if P % 4 < 2 { low } else { _mm256_srli_epi16::<4>(low) };
-            let high = _mm256_loadu_si256(block.add(128 + P / 4 * 32).cast());
-            let high = match P % 4 {
-                0 => _mm256_slli_epi16::<4>(high),
-                1 => _mm256_slli_epi16::<2>(high),
-                2 => high,
-                _ => _mm256_srli_epi16::<2>(high),
-            };
-            let low = _mm256_and_si256(low, _mm256_set1_epi8(15));
-            let high = _mm256_and_si256(high, _mm256_set1_epi8(0x30));
-            _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32))
-        }
+        unsafe { _mm256_sub_epi8(six_bit_codes::<P>(block), _mm256_set1_epi8(32)) }
     }
     #[inline(always)]
     unsafe fn scale<const P: usize>(open: &[f32; 16]) -> __m256 {

@@ -1,4 +1,4 @@
-//! Integer products: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
+//! Integer products with int8 and q4 weights: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
 //!
 //! `x ≈ q · scale`, with `q` from −127 to 127 and one scale per row of activations. Sums of code products are exact
 //! integers, so every instruction set gives the same bits. The sums are then scaled: with one multiplication for int8,

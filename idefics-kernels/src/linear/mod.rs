@@ -5,10 +5,11 @@
 //!   points, [`blocks`] for GGUF files).
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
+//!   On AVX2, GGUF blocks are multiplied in this way with any number of rows, eight at a time.
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
 //!   [`panels::PANEL_BYTES`] per thread and multiplied by the `gemm` crate.
 //! - Transposed products, for gradients: panels of the weight's rows ([`transposed`]).
-//! - Activations that are rounded to eight bits: integer products ([`int8`]).
+//! - Activations that are rounded to eight bits: integer products ([`int8`], [`blocks`]).
 //!
 //! Work is divided over output features only. The order of summation depends on the shapes and the machine (its
 //! instruction set, and the cache sizes that gemm uses), but not on the number of threads or on earlier calls.
@@ -42,7 +43,7 @@ use rayon::prelude::*;
 use super::shared::SharedOut;
 use super::{ComputeUnit, Isa};
 use crate::Activations;
-use crate::formats::{BLOCK, Weight};
+use crate::formats::{BLOCK, PackedFormat, Weight};
 
 /// Evaluates an expression with `$module` as the module of an instruction set.
 macro_rules! on_isa {
@@ -110,6 +111,12 @@ const TASK_BYTES: usize = 256 << 10;
 /// With fewer weight bytes than this, one thread does everything: waking another thread takes longer than it saves.
 const SINGLE_THREAD_BYTES: usize = 384 << 10;
 
+/// Weights per task of a product in GGUF blocks.
+const TASK_WEIGHTS: usize = 256 << 10;
+
+/// With fewer weights in GGUF blocks than this, one thread does everything.
+const SINGLE_THREAD_WEIGHTS: usize = 160 << 10;
+
 /// Computes `x Wᵀ + b` on the best instruction set.
 ///
 /// # Shapes
@@ -136,6 +143,10 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
     // Weights whose blocks do not fit the vectors use the plain loops.
     if isa == Isa::Plain || product.d_in == 0 || (is_uneven(weight) && n_rows <= MAX_GEMV_ROWS) {
         plain::product(&product, weight);
+    } else if let Weight::Blocks(blocks) = weight
+        && blocks::is_fast(isa, blocks, n_rows)
+    {
+        blocks::product(&product, blocks, weight);
     } else if n_rows > MAX_GEMV_ROWS {
         match isa {
             #[cfg(target_arch = "x86_64")]
@@ -146,8 +157,6 @@ pub fn linear_on(isa: Isa, x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: 
         q4::product(&product, weight);
     } else if let Weight::Int4(weight) = weight {
         int4::product(&product, weight);
-    } else if let Weight::Blocks(blocks) = weight {
-        blocks::product(&product, blocks, weight);
     } else {
         rows::product(&product, weight);
     }
@@ -181,8 +190,21 @@ pub fn linear_transposed_on(isa: Isa, gradient: &[f32], n_rows: usize, weight: &
     }
 }
 
-/// Computes [`linear`] with activations that are rounded to eight bits, row by row. This is faster and less exact.
-/// Supports int8 and q4 weights. For other formats, returns `None` and leaves `out` unchanged.
+/// Whether [`linear_int8`] supports a format. GGUF types with blocks of two or three bits, and plain numbers, are not
+/// supported.
+pub fn rounds_activations(format: PackedFormat) -> bool {
+    match format {
+        PackedFormat::Int8 | PackedFormat::Q4 => true,
+        PackedFormat::FourBit(_) | PackedFormat::Int4 { .. } => false,
+        PackedFormat::Blocks(kind) => blocks::rounds(kind),
+    }
+}
+
+/// Computes [`linear`] with activations that are rounded to eight bits. This is faster and less exact. For formats
+/// without such products ([`rounds_activations`]), returns `None` and leaves `out` unchanged.
+///
+/// Activations of int8 and q4 weights have one scale per row; those of GGUF blocks have the scales of llama.cpp, one
+/// per 32 or 256 columns.
 ///
 /// # Panics
 /// As [`linear`].
@@ -190,7 +212,7 @@ pub fn linear_int8(x: &[f32], n_rows: usize, weight: &Weight<'_>, bias: Option<&
     linear_int8_on(Isa::best(), x, n_rows, weight, bias, out)
 }
 
-/// [`linear_int8`] on a given instruction set. Results are bitwise equal on all instruction sets.
+/// [`linear_int8`] on a given instruction set. For int8 and q4 weights, results are bitwise equal on all instruction sets.
 ///
 /// # Panics
 /// As [`linear_on`].
@@ -202,6 +224,15 @@ pub fn linear_int8_on(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) -> Option<()> {
+    if let Weight::Blocks(blocks) = weight
+        && blocks::rounds(blocks.kind())
+    {
+        let product = Product::checked(isa, x, n_rows, weight, bias, out);
+        if product.out.len() > 0 {
+            blocks::rounded_product(&product, blocks, weight);
+        }
+        return Some(());
+    }
     let codes = int8::Codes::of(weight)?;
     let product = Product::checked(isa, x, n_rows, weight, bias, out);
     if product.out.len() > 0 {
@@ -214,6 +245,12 @@ pub fn linear_int8_on(
 /// operations that one multiplication of the product takes. `None` if unknown.
 pub fn compute_unit(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(ComputeUnit, f64)> {
     let isa = Isa::best();
+    if let Weight::Blocks(blocks) = weight
+        && (activations == Activations::Int8 || n_rows == 1)
+        && blocks::rounds(blocks.kind())
+    {
+        return None; // integer products
+    }
     if activations == Activations::Int8 && n_rows > MAX_GEMV_ROWS && int8::Codes::of(weight).is_some() {
         return match (isa, weight) {
             (Isa::Amx, Weight::Int8(_)) => Some((ComputeUnit::ByteTiles, 1.0)),
@@ -272,6 +309,13 @@ impl<'a> Product<'a> {
         Self { isa, x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) }
     }
 
+    /// Calls `work` with the same product of other activations, which must have the same shape.
+    fn with_activations(&self, x: &[f32], work: impl FnOnce(&Product<'_>)) {
+        assert_eq!(x.len(), self.x.len(), "other activations must have the same shape");
+        let Self { isa, n_rows, d_in, d_out, bias, out, .. } = *self;
+        work(&Product { isa, x, n_rows, d_in, d_out, bias, out });
+    }
+
     fn bias_at(&self, feature: usize) -> f32 {
         self.bias.map_or(0.0, |bias| bias[feature])
     }
@@ -288,6 +332,16 @@ impl<'a> Product<'a> {
         (0..self.d_out.div_ceil(step)).into_par_iter().for_each(|index| {
             task(index * step..self.d_out.min((index + 1) * step));
         });
+    }
+
+    /// Like [`Self::split`], for products whose time depends on the number of weights more than on their bytes.
+    fn split_weights(&self, [d_out, d_in]: [usize; 2], unit: usize, task: impl Fn(Range<usize>) + Sync) {
+        let (n_weights, n_threads) = (d_out * d_in, rayon::current_num_threads());
+        if n_weights * self.n_rows.min(MAX_GEMV_ROWS) < SINGLE_THREAD_WEIGHTS || n_threads == 1 {
+            return task(0..d_out);
+        }
+        let n_tasks = n_weights.div_ceil(TASK_WEIGHTS).next_multiple_of(n_threads);
+        self.split_evenly(d_out.div_ceil(n_tasks).next_multiple_of(unit), task);
     }
 
     /// Calls `task` with ranges of `len` output features that cover all of them. The last range can be shorter.

@@ -250,8 +250,9 @@ fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, ac
     };
     let name = if is_gemv { "product of few rows" } else { "product of many rows" };
     timed(name, cost, || {
+        // Few rows of other formats are not rounded, because that saves no time.
         let is_rounded = activations == Activations::Int8
-            && !is_gemv
+            && (!is_gemv || matches!(weight, Weight::Blocks(_)))
             && kernels::linear_int8(x, n_rows, weight, bias, &mut out).is_some();
         if !is_rounded {
             kernels::linear(x, n_rows, weight, bias, &mut out);
