@@ -5,6 +5,7 @@ use idefics_nn::ConfigError;
 use idefics_processor::{ProcessorError, describe_io_error};
 
 use crate::device::DeviceError;
+use crate::engine::EngineError;
 use crate::generation_config::GenerationError;
 use crate::inputs::InputError;
 use crate::placement::PlacementError;
@@ -197,6 +198,9 @@ pub enum Error {
         /// The timeout in seconds.
         seconds: f64,
     },
+    /// The engine cannot be created, or cannot take a request.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A thread could not be started.
     #[error("cannot start a thread for the generation: {}", describe_io_error(source))]
     Thread {
@@ -291,7 +295,9 @@ impl Error {
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
                 ErrorKind::Usage
             }
-            Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
+            Self::Engine(EngineError::Setting(_) | EngineError::SeveralDevices) => ErrorKind::Usage,
+            Self::Engine(EngineError::Stopped) => ErrorKind::Device,
+            Self::Engine(_) | Self::Timeout { .. } | Self::Thread { .. } => ErrorKind::Limit,
             Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::Cancelled => ErrorKind::Cancelled,

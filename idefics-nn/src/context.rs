@@ -130,6 +130,11 @@ impl ContextCache {
         self.layers[layer_idx].clone()
     }
 
+    /// Keys and values of all layers, each `[batch, n_heads, n_parts · part_len, head_dim]`.
+    pub fn layers(&self) -> &[(Tensor<4>, Tensor<4>)] {
+        &self.layers
+    }
+
     /// Number of vectors in a part.
     pub fn part_len(&self) -> usize {
         self.part_len
