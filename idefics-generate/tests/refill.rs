@@ -20,9 +20,12 @@ fn batches() -> Vec<Vec<Sample>> {
     ]
 }
 
+/// The token ids of each answer to a sample, or its error; `None` until it is answered.
+type Found = Option<Result<Vec<Vec<u32>>, String>>;
+
 /// Collects the token ids of each sample. Stops after `limit` samples.
 struct Sink {
-    found: Vec<Vec<Option<Result<Vec<Vec<u32>>, String>>>>,
+    found: Vec<Vec<Found>>,
     finished: usize,
     limit: usize,
 }

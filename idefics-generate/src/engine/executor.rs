@@ -11,6 +11,7 @@ use idefics_nn::{PageStore, PagedRow};
 use idefics_text::NoObserver;
 
 use super::context::{LayerContexts, RowContexts};
+use super::options::EngineOptions;
 use super::prefill::{Prefill, sync};
 use super::row::Answers;
 use super::scheduler::{Answer, Outcome, PageCopy, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
@@ -45,6 +46,8 @@ pub(super) struct Executor<'m> {
     dtype: DType,
     /// Whether a panic in a step is a failure of its requests.
     isolates_panics: bool,
+    /// Whether a single row is computed twice, because one row has other kernels than several.
+    doubles_single_rows: bool,
     work: HashMap<SeqId, Work<'m>>,
     contexts: RowContexts,
     timings: Timings,
@@ -55,15 +58,14 @@ pub(super) struct Executor<'m> {
 type Verdicts = Vec<(RowId, Verdict)>;
 
 impl<'m> Executor<'m> {
-    /// Allocates `pages` pages. `features` caches the vectors of images.
+    /// Allocates the KV cache. `features` caches the vectors of images.
     ///
     /// # Errors
     /// [`Error::Input`] if the model has no token.
     pub(super) fn new(
         model: &'m dyn Model,
-        pages: usize,
+        options: &EngineOptions,
         features: Option<&'m Mutex<FeatureCache>>,
-        isolates_panics: bool,
     ) -> Result<Self, Error> {
         let decoder = model.decoder();
         let token = upload_ids(&[0], [1, 1], model.shape().vocab_size, &model.device())?;
@@ -71,8 +73,9 @@ impl<'m> Executor<'m> {
         Ok(Self {
             model,
             features,
-            isolates_panics,
-            store: store(model, pages, dtype),
+            isolates_panics: options.isolates_panics,
+            doubles_single_rows: options.reproducible,
+            store: store(model, options.pages, dtype),
             dtype,
             work: HashMap::new(),
             contexts: RowContexts::default(),
@@ -221,8 +224,14 @@ impl<'m> Executor<'m> {
             paged.push(PagedRow { pages: pages(answer), seen: rules.seen(position), attention_mask: None });
             contexts.push(&work.context);
         }
+        if self.doubles_single_rows && rows.len() == 1 {
+            tokens.push(tokens[0]);
+            positions.push(positions[0]);
+            paged.push(paged[0].clone()); // the same values are written to the same slot twice
+            contexts.push(contexts[0]);
+        }
         let vocab_size = self.model.shape().vocab_size;
-        let input_ids = upload_ids(&tokens, [rows.len(), 1], vocab_size, &self.model.device())?;
+        let input_ids = upload_ids(&tokens, [tokens.len(), 1], vocab_size, &self.model.device())?;
         let inputs_embeds = decoder.embed(input_ids); // [rows, 1, d]
         let (context, seen) = self.contexts.join(rows, &contexts);
         let positions = rules.for_rows(&inputs_embeds, &positions, seen);

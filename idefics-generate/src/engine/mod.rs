@@ -129,8 +129,8 @@ impl<'m> Engine<'m> {
         if !model.is_on_one_device() {
             return Err(EngineError::SeveralDevices.into());
         }
-        let scheduler = Scheduler::new(options.layout(model), options.policy.clone()).map_err(EngineError::Setting)?;
-        let executor = Executor::new(model, options.pages, features, options.isolates_panics)?;
+        let scheduler = Scheduler::new(options.layout(model), options.policy()).map_err(EngineError::Setting)?;
+        let executor = Executor::new(model, &options, features)?;
         Ok(Self { model, scheduler, executor, requests: HashMap::new(), options, started: Instant::now() })
     }
 

@@ -1,5 +1,6 @@
 //! The settings of an engine.
 
+use idefics_kernels::MAX_GEMV_ROWS;
 use idefics_nn::PAGE_LEN;
 
 use super::scheduler::{Layout, Policy};
@@ -20,6 +21,11 @@ pub struct EngineOptions {
     pub max_images: usize,
     /// Whether requests share the keys and values of equal beginnings of their prompts.
     pub prefix_cache: bool,
+    /// Whether decode steps use the same kernels for any number of rows, so that answers have the same bits alone and in
+    /// company in every weight format. Steps then have at most [`MAX_GEMV_ROWS`] rows, and a single row is computed
+    /// twice. Without this, the last bits of four-bit weights differ between one row and several on the CPU, and those
+    /// of all weights between [`MAX_GEMV_ROWS`] rows and more.
+    pub reproducible: bool,
     /// Whether a panic in a step is a failure of its requests. Otherwise it unwinds to the caller.
     pub isolates_panics: bool,
     /// The rules of the scheduler.
@@ -34,6 +40,7 @@ impl EngineOptions {
             chunk_tokens: CHUNK_TOKENS,
             max_images: u32::MAX as usize,
             prefix_cache: true,
+            reproducible: false,
             isolates_panics: true,
             policy: Policy::default(),
         }
@@ -59,6 +66,12 @@ impl EngineOptions {
         let one = prompt_tokens.saturating_add(max_tokens).div_ceil(PAGE_LEN);
         let own = one - prompt_tokens / PAGE_LEN; // full pages of the prompt are shared
         one.saturating_add(own.saturating_mul(answers.saturating_sub(1)))
+    }
+
+    /// Returns the rules of the scheduler.
+    pub(super) fn policy(&self) -> Policy {
+        let rows = if self.reproducible { MAX_GEMV_ROWS } else { usize::MAX };
+        Policy { max_batch: self.policy.max_batch.min(rows), ..self.policy.clone() }
     }
 
     /// Returns the sizes that the scheduler needs.

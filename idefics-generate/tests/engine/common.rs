@@ -1,14 +1,15 @@
 //! Random requests, and how they are run.
 
+use burn::tensor::Device;
 use idefics_generate::engine::{Engine, EngineOptions, Event, Prompt, Request, Ticket};
 use idefics_generate::logits::{LogitsProcessor, Row};
 use idefics_generate::processor::image::ImageTile;
 use idefics_generate::{
-    Controls, Error, FinishReason, GeneratedLogprob, Generation, GenerationConfig, Idefics, Prompts,
+    Controls, Error, FinishReason, GeneratedLogprob, Generation, GenerationConfig, Idefics, Prompts, WeightOptions,
 };
 use serde_json::{Value, json};
 
-use crate::common::{load, no_splitting, picture};
+use crate::common::{load, no_splitting, picture, xtask_folder};
 
 /// Tokens per chunk: the smallest number that is allowed.
 pub(crate) const CHUNK: usize = 64;
@@ -77,6 +78,12 @@ pub(crate) struct Fixture {
 impl Fixture {
     pub(crate) fn new(checkpoint: &str) -> Self {
         Self { model: load(checkpoint), has_context: checkpoint.starts_with("idefics1") }
+    }
+
+    pub(crate) fn with_weights(checkpoint: &str, weights: WeightOptions) -> Self {
+        let folder = xtask_folder("checkpoints").join(checkpoint);
+        let model = Idefics::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
+        Self { model, has_context: checkpoint.starts_with("idefics1") }
     }
 
     fn image_token_id(&self) -> u32 {
@@ -187,7 +194,12 @@ impl Fixture {
 
     /// Answers a request with an engine of its own.
     pub(crate) fn alone(&self, case: &Case) -> Vec<Answered> {
-        let mut engine = Engine::of(&self.model, engine_options()).unwrap();
+        self.alone_with(case, engine_options())
+    }
+
+    /// Answers a request with an engine of its own.
+    pub(crate) fn alone_with(&self, case: &Case, options: EngineOptions) -> Vec<Answered> {
+        let mut engine = Engine::of(&self.model, options).unwrap();
         let ticket = engine.submit(self.request(case)).unwrap();
         while engine.step().unwrap() {}
         collect(&ticket).unwrap()

@@ -2,7 +2,7 @@
 
 use idefics_generate::engine::scheduler::Policy;
 use idefics_generate::engine::{Engine, EngineOptions, Event, Ticket};
-use idefics_generate::{CancelToken, FinishReason, GenerationConfig};
+use idefics_generate::{CancelToken, FinishReason, GenerationConfig, WeightOptions};
 use serde_json::json;
 
 use super::common::{CHUNK, Case, Fixture, Random, collect, engine_options};
@@ -51,6 +51,29 @@ fn answers_are_the_same_alone_and_in_company() {
                     let difference = (found.token.logprob - expected.token.logprob).abs();
                     assert!(difference <= SAME * expected.token.logprob.abs().max(1.0), "{what}: {difference}");
                 }
+            }
+        }
+    }
+}
+
+/// All weight formats, with more rows than a step may have.
+#[test]
+fn reproducible_answers_have_the_same_bits_in_every_format() {
+    let formats = ["none", "int8", "nf4", "fp4", "q4"]
+        .map(|format| WeightOptions { quantize: format.parse().unwrap(), ..WeightOptions::default() });
+    for weights in formats {
+        for checkpoint in ["odd-heads", "idefics1-vector"] {
+            let fixture = Fixture::with_weights(checkpoint, weights);
+            let mut random = Random(17);
+            let cases: Vec<Case> = (0..10).map(|_| fixture.case(&mut random)).collect();
+            let options = EngineOptions { reproducible: true, pages: 200, ..engine_options() };
+            let options = EngineOptions { policy: Policy { max_batch: 64, ..options.policy.clone() }, ..options };
+            let mut engine = Engine::of(&fixture.model, options.clone()).unwrap();
+            let tickets: Vec<Ticket> = cases.iter().map(|case| engine.submit(fixture.request(case)).unwrap()).collect();
+            while engine.step().unwrap() {}
+            for (case, ticket) in cases.iter().zip(&tickets) {
+                let alone = fixture.alone_with(case, options.clone());
+                assert_eq!(collect(ticket).unwrap(), alone, "{checkpoint}, {weights:?}, {:?}", case.options);
             }
         }
     }
