@@ -126,11 +126,6 @@ impl Failure {
         self.code == USAGE
     }
 
-    /// Returns whether a signal caused this failure.
-    pub(crate) fn is_interruption(&self) -> bool {
-        self.code == signals::exit_code()
-    }
-
     /// Returns the message on one line, without the error numbers of the operating system.
     pub(crate) fn message(&self) -> String {
         without_error_numbers(&self.message.replace('\n', " "))

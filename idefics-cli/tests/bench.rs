@@ -87,6 +87,23 @@ fn tiles_count_cells_and_frames_of_the_whole_batch() {
 }
 
 #[test]
+fn measures_several_clients() {
+    for more in [&["--image", "60x40"][..], &[]] {
+        let report = measured(&[&["--clients", "1,3"], more].concat());
+        let clients = report["clients"].as_array().unwrap();
+        assert_eq!(clients.iter().map(|report| report["clients"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+        for report in clients {
+            assert!(report["tokens_per_s"]["median"].as_f64().unwrap() > 0.0, "{report}");
+            for key in ["first_token_ms", "inter_token_ms"] {
+                let [p50, p99] = ["p50", "p99"].map(|share| report[key][share].as_f64().unwrap());
+                assert!(0.0 < p50 && p50 <= p99, "{report}");
+            }
+        }
+    }
+    assert!(measured(&[]).get("clients").is_none());
+}
+
+#[test]
 fn rejects_shapes_and_counts_that_cannot_be_measured() {
     let scratch = tempfile::tempdir().unwrap();
     let huge = scratch.path().join("config.json");

@@ -4,6 +4,7 @@ use std::ops::AddAssign;
 
 use serde::Serialize;
 
+use crate::running::Running;
 use crate::{FinishReason, GeneratedLogprob, GenerationWarning};
 
 /// The result for one sample. `idefics --json` prints it as a JSON object.
@@ -68,6 +69,13 @@ pub struct Timings {
     pub prefill_ms: f64,
     /// All decode steps, which generate the tokens after the first.
     pub decode_ms: f64,
+}
+
+impl Timings {
+    /// Takes the times of the engine, if the batch runs in one; only the preprocessing is done elsewhere.
+    pub(crate) fn or_of(self, running: &Running<'_>) -> Self {
+        running.timings().map_or(self, |timings| Self { preprocess_ms: self.preprocess_ms, ..timings })
+    }
 }
 
 impl AddAssign for Timings {

@@ -1,6 +1,8 @@
 //! The measurements of `idefics bench`: the time of each stage of an answer. It measures the same code that generates
 //! answers.
 
+mod clients;
+
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor};
@@ -14,6 +16,8 @@ use serde::Serialize;
 use crate::generation::CapturedStep;
 use crate::pipeline::milliseconds;
 use crate::{AssembledModel, EncodeStage, Error, ModelConfig, Prompts, SeenImages, VisionBatch};
+
+pub use clients::{ClientsReport, Percentiles};
 
 /// What to measure, and how often.
 #[derive(Debug, Clone)]

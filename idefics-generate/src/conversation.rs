@@ -8,6 +8,7 @@ use idefics_processor::{Content, Message, ProcessOptions, Sample};
 use crate::feature_cache::{ImageKey, image_key};
 use crate::pipeline::milliseconds;
 use crate::rank::common_prefix;
+use crate::running::{Generated, Running};
 use crate::{Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, TextStream, Timings};
 
 /// A dialogue of user and model turns with one KV cache.
@@ -129,8 +130,8 @@ impl<'a> Conversation<'a> {
             on_text(&chunk?);
         }
         timings.decode_ms = milliseconds(clock);
-        let generation = stream.into_generation();
-        let answer = self.model.answer(&generation, &processed, 0, &self.process, timings)?;
+        let Running::Generation(generation) = stream.into_running() else { unreachable!("the stream was made of it") };
+        let answer = self.model.answer(Generated::of_row(&generation, 0), &processed, 0, &self.process, timings)?;
         let mut ids = generation.sequences()[0].clone();
         let cache = generation.into_cache();
         ids.truncate(cache.len());

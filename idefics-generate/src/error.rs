@@ -5,6 +5,7 @@ use idefics_nn::ConfigError;
 use idefics_processor::{ProcessorError, describe_io_error};
 
 use crate::device::DeviceError;
+use crate::engine::EngineError;
 use crate::generation_config::GenerationError;
 use crate::inputs::InputError;
 use crate::placement::PlacementError;
@@ -215,6 +216,9 @@ pub enum Error {
     /// The thread that generates an answer panicked.
     #[error("this is a bug in idefics, please report it: the generating thread panicked")]
     Panic,
+    /// The engine cannot be created, or cannot take a request.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// A thread could not be started.
     #[error("cannot start a thread for the generation: {}", describe_io_error(source))]
     Thread {
@@ -315,12 +319,14 @@ impl Error {
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
                 ErrorKind::Usage
             }
-            Self::Timeout { .. } | Self::Thread { .. } | Self::GrammarLimit { .. } => ErrorKind::Limit,
-            #[cfg(feature = "grammar")]
+                        #[cfg(feature = "grammar")]
             Self::Grammar(error) => match error.is_limit() {
                 true => ErrorKind::Limit,
                 false => ErrorKind::Usage,
             },
+            Self::Engine(EngineError::Setting(_) | EngineError::SeveralDevices) => ErrorKind::Usage,
+            Self::Engine(EngineError::Stopped) => ErrorKind::Device,
+            Self::Engine(_) | Self::Timeout { .. } | Self::Thread { .. } | Self::GrammarLimit { .. } => ErrorKind::Limit,
             Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::Cancelled => ErrorKind::Cancelled,

@@ -291,6 +291,26 @@ impl Prompts {
         }
     }
 
+    /// Returns a single row without its padding. If it is known which images each token may attend to, the row has only
+    /// its own images.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn row_alone(&self, row: usize) -> Self {
+        let padding = self.left_padding[row];
+        let seq = self.seq - padding;
+        let seen_images = self.seen_images.as_ref().map(|SeenImages { n_images, view }| {
+            // The rows of the view are filled up to the largest number of new images.
+            let filler = n_images.iter().copied().max().unwrap_or(0) - n_images[row];
+            let (parts, kept) = (view.n_parts(), view.n_parts() - filler);
+            let tokens = view.seen().chunks(parts.max(1)).skip(row * self.seq + padding).take(seq);
+            let seen = tokens.flat_map(|images| &images[..kept]).copied().collect();
+            SeenImages { n_images: vec![n_images[row]], view: ContextView::new(1, seq, kept, seen) }
+        });
+        Self { input_ids: self.row(row)[padding..].to_vec(), left_padding: vec![0], seq, seen_images }
+    }
+
     /// Returns the number of rows.
     pub fn batch(&self) -> usize {
         self.left_padding.len()
@@ -351,6 +371,20 @@ impl Prompts {
             next_image_row as i32 - 1
         });
         Ok(Some(rows.collect()))
+    }
+}
+
+impl InputError {
+    /// Sets the index of the image at fault, if the error names an image.
+    pub(crate) fn at_image(mut self, index: usize) -> Self {
+        match &mut self {
+            Self::Patches { image_idx, .. }
+            | Self::PixelShuffle { image_idx, .. }
+            | Self::ImageSize { image_idx, .. }
+            | Self::VectorCount { image_idx, .. } => *image_idx = index,
+            _ => {}
+        }
+        self
     }
 }
 

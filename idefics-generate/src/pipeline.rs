@@ -13,9 +13,10 @@ use idefics_processor::{END_OF_UTTERANCE, ProcessOptions, ProcessedInputs, Proce
 use crate::feature_cache::FeatureCache;
 use crate::loading::load_placed;
 use crate::placement::{Placement, Plan};
+use crate::running::Generated;
 use crate::{
-    Answer, EosTokenId, Error, FinishReason, Generation, GenerationConfig, GenerationWarning, InputError, Model,
-    ModelConfig, ModelWarning, Prompts, Timings, Usage, VisionBatch, WeightOptions, folder, load_processor,
+    Answer, EosTokenId, Error, GenerationConfig, GenerationWarning, InputError, Model, ModelConfig, ModelWarning,
+    Prompts, Timings, Usage, VisionBatch, WeightOptions, folder, load_processor,
 };
 
 /// A model with its processor and its generation options.
@@ -236,17 +237,16 @@ impl Idefics {
         Ok(options.check_memory(prompts.seq(), &shape.text)?)
     }
 
-    /// Builds the answer of a row, once the row has finished.
+    /// Builds an answer to a sample.
     pub(crate) fn answer(
         &self,
-        generation: &Generation<'_>,
+        generated: Generated,
         processed: &ProcessedInputs,
-        row: usize,
+        sample: usize,
         process: &ProcessOptions,
         timings: Timings,
     ) -> Result<Answer, Error> {
-        let token_ids = generation.generated(row).to_vec();
-        let sample = row / generation.answers_per_sample();
+        let Generated { token_ids, finish_reason, replay_refusal, score, logprobs, prompt_logprobs } = generated;
         let image_token_id = self.processor.tokenizer().image_token_id();
         let input_ids = &processed.input_ids[sample];
         let (n_tokens, context) = (input_ids.len() + token_ids.len(), self.model.shape().text.max_position_embeddings);
@@ -254,7 +254,7 @@ impl Idefics {
         Ok(Answer {
             text: self.processor.tokenizer_for(process.compatibility).decode(&token_ids, true)?,
             prompt: processed.prompts[sample].clone(),
-            finish_reason: generation.finish_reason(row).unwrap_or(FinishReason::Cancelled),
+            finish_reason,
             usage: Usage {
                 prompt_tokens: input_ids.len(),
                 image_tokens: input_ids.iter().filter(|&&id| id == image_token_id).count(),
@@ -262,10 +262,10 @@ impl Idefics {
             },
             token_ids,
             timings,
-            replay_refusal: generation.replay_refusal().map(str::to_owned),
-            score: generation.sequences_scores().map(|scores| scores[row]),
-            logprobs: generation.logprobs(row).to_vec(),
-            prompt_logprobs: generation.prompt_logprobs(sample).map(<[f32]>::to_vec),
+            replay_refusal,
+            score,
+            logprobs,
+            prompt_logprobs,
             warnings: (n_tokens > context).then_some(beyond).into_iter().collect(),
         })
     }

@@ -9,10 +9,14 @@ use std::thread;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
+use idefics_nn::supports_graph_capture;
 use idefics_processor::image::ImageTile;
 use idefics_processor::{ProcessOptions, ProcessedInputs, Sample, Tokenizer};
 
+use crate::engine::{Prompt, Request, Session, SharedProcessors};
+use crate::inputs::check_ids;
 use crate::pipeline::milliseconds;
+use crate::running::Running;
 use crate::{
     Answer, Controls, Error, Generation, GenerationConfig, GenerationError, Idefics, InputError, LogitsToKeep, Prompts,
     TextStream, Timings,
@@ -28,9 +32,9 @@ pub struct Prepared<'m> {
     preprocess_ms: f64,
 }
 
-/// A generation whose prefill is done.
+/// A batch whose prompts have been computed.
 struct Run<'a> {
-    generation: Generation<'a>,
+    running: Running<'a>,
     inputs: ProcessedInputs,
     timings: Timings,
 }
@@ -173,16 +177,7 @@ impl<'m> Prepared<'m> {
         options: &GenerationConfig,
         controls: impl Into<Controls<'m>>,
     ) -> Result<Vec<Result<Answer, Error>>, Error> {
-        let (model, process) = (self.model, self.process.clone());
-        let Run { mut generation, inputs, mut timings } = self.start(options, controls.into())?;
-        let clock = Instant::now();
-        while generation.step()?.is_some() {}
-        timings.decode_ms = milliseconds(clock);
-        let answer = |row| match generation.failure(row) {
-            Some(error) => Err(error),
-            None => model.answer(&generation, &inputs, row, &process, timings),
-        };
-        Ok((0..inputs.input_ids.len() * generation.answers_per_sample()).map(answer).collect())
+        self.ready(options, controls.into())?.generate_each()
     }
 
     /// Answers a single sample and streams the text; see [`Idefics::generate_streaming`].
@@ -196,14 +191,16 @@ impl<'m> Prepared<'m> {
         mut on_text: impl FnMut(&str),
     ) -> Result<Answer, Error> {
         let (model, process, tokenizer) = (self.model, self.process.clone(), self.tokenizer());
-        let Run { generation, inputs, mut timings } = self.start_one(options, controls.into())?;
+        let Run { running, inputs, mut timings } = self.start_one(options, controls.into())?;
         let clock = Instant::now();
-        let mut stream = TextStream::new(generation, tokenizer, true);
+        let mut stream = TextStream::of(running, tokenizer, true);
         for chunk in stream.by_ref() {
             on_text(&chunk?);
         }
         timings.decode_ms = milliseconds(clock);
-        model.answer(stream.generation(), &inputs, 0, &process, timings)
+        let mut running = stream.into_running();
+        let timings = timings.or_of(&running);
+        model.answer(running.generated(0)?, &inputs, 0, &process, timings)
     }
 
     /// Returns the text of a single sample's answer as an iterator; see [`Idefics::stream`].
@@ -216,7 +213,7 @@ impl<'m> Prepared<'m> {
         controls: impl Into<Controls<'m>>,
     ) -> Result<TextStream<'m>, Error> {
         let tokenizer = self.tokenizer();
-        Ok(TextStream::new(self.start_one(options, controls.into())?.generation, tokenizer, true))
+        Ok(TextStream::of(self.start_one(options, controls.into())?.running, tokenizer, true))
     }
 
     /// Computes the logits after each token of the prompts, `[batch, seq, vocab_size]` in f32. Also returns the prompts
@@ -235,21 +232,25 @@ impl<'m> Prepared<'m> {
         self.model.processor().tokenizer_for(self.process.compatibility)
     }
 
-    /// Does what [`Self::start`] does, after checking that there is one sample and that its answer can be streamed.
+    /// Computes the prompt of the only sample, after checking that there is one sample and that its answer can be streamed.
     fn start_one(self, options: &GenerationConfig, controls: Controls<'m>) -> Result<Run<'m>, Error> {
         check_streamable(&self.model.options(options, self.is_conversation)?)?;
         match self.inputs.input_ids.len() {
-            1 => self.start(options, controls),
+            1 => {
+                let mut run = self.ready(options, controls)?.start()?;
+                run.running.begin()?;
+                Ok(run)
+            }
             _ => Err(single_answer_conflict("several samples").into()),
         }
     }
 
-    /// Encodes the images and runs the prefill, so that only the decode steps remain.
-    fn start(self, options: &GenerationConfig, mut controls: Controls<'m>) -> Result<Run<'m>, Error> {
+    /// Checks the options and token ids, before anything is computed.
+    pub(crate) fn ready(self, options: &GenerationConfig, mut controls: Controls<'m>) -> Result<Ready<'m>, Error> {
         let tokenizer = self.tokenizer();
-        let Self { model, mut inputs, is_conversation, preprocess_ms, .. } = self;
+        let Self { model, mut inputs, is_conversation, preprocess_ms, process } = self;
         let options = model.options(options, is_conversation)?;
-        let mut timings = Timings { preprocess_ms, ..Timings::default() };
+        let timings = Timings { preprocess_ms, ..Timings::default() };
         if let Some(bos_token_id) = options.bos_token_id {
             // Source: `_maybe_initialize_input_ids_for_generation`.
             let empty = inputs.input_ids.iter_mut().filter(|ids| ids.is_empty());
@@ -259,7 +260,87 @@ impl<'m> Prepared<'m> {
         let prompts = model.prompts(&inputs.input_ids, tokenizer)?;
         model.check(&prompts, &options)?;
         controls.check(&options, model.model().shape().vocab_size)?;
+        Ok(Ready { model, inputs, process, prompts, options, controls, timings })
+    }
+}
 
+/// Prompts whose options and token ids have been checked.
+#[derive(Debug)]
+pub(crate) struct Ready<'m> {
+    pub(crate) model: &'m Idefics,
+    pub(crate) inputs: ProcessedInputs,
+    pub(crate) process: ProcessOptions,
+    prompts: Prompts,
+    pub(crate) options: GenerationConfig,
+    controls: Controls<'m>,
+    pub(crate) timings: Timings,
+}
+
+impl<'m> Ready<'m> {
+    /// Returns whether the engine can generate these answers. It has no beams, no log-probabilities of prompts and no
+    /// captured steps, and its kernels for pages are those of the CPU.
+    pub(crate) fn uses_engine(&self) -> bool {
+        let model = self.model.model();
+        let is_plain = self.options.num_beams() == 1 && !self.controls.prompt_logprobs;
+        is_plain && model.is_on_one_device() && !supports_graph_capture(&model.device())
+    }
+
+    /// Takes the prompts as requests of an engine.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a token id is outside the vocabulary, or a prompt has not as many images as it shows.
+    pub(crate) fn requests(&mut self) -> Result<Vec<Request<'m>>, Error> {
+        let Self { model, inputs, prompts, options, controls, .. } = self;
+        check_ids(prompts.input_ids(), prompts.seq(), model.model().shape().vocab_size)?;
+        let image_token_id = model.processor().tokenizer().image_token_id();
+        controls.add_mask(options);
+        let processors = SharedProcessors::new(std::mem::take(&mut controls.processors));
+        let images = std::mem::take(&mut inputs.images);
+        let request = |(sample, (images, tile_tokens)): (usize, (Vec<ImageTile>, &Vec<usize>))| {
+            let prompt = Prompt::of_row(prompts, sample, images, tile_tokens, image_token_id)?;
+            Ok(Request {
+                seed: controls.seed,
+                tokenizer: controls.tokenizer,
+                logprobs: controls.logprobs,
+                cancel: controls.cancel.clone(),
+                processors: processors.for_request(),
+                ..Request::new(prompt, options.clone())
+            })
+        };
+        images.into_iter().zip(&inputs.tile_tokens).enumerate().map(request).collect()
+    }
+
+    /// Answers the samples, each with its own error.
+    ///
+    /// # Errors
+    /// Those of [`Idefics::generate_each`].
+    pub(crate) fn generate_each(self) -> Result<Vec<Result<Answer, Error>>, Error> {
+        let (model, process) = (self.model, self.process.clone());
+        let Run { mut running, inputs, mut timings } = self.start()?;
+        let clock = Instant::now();
+        running.finish()?;
+        timings.decode_ms = milliseconds(clock);
+        let timings = timings.or_of(&running);
+        let n_answers = running.answers_per_sample();
+        let answer = |index| {
+            let generated = running.generated(index)?;
+            model.answer(generated, &inputs, index / n_answers, &process, timings)
+        };
+        Ok((0..inputs.input_ids.len() * n_answers).map(answer).collect())
+    }
+
+    /// Computes the prompts, or submits them to an engine.
+    fn start(mut self) -> Result<Run<'m>, Error> {
+        if self.uses_engine() {
+            let session = Session::start(self.model, self.requests()?)?;
+            return Ok(Run { running: Running::Engine(Box::new(session)), inputs: self.inputs, timings: self.timings });
+        }
+        self.start_generation()
+    }
+
+    /// Encodes the images and runs the prompts, so that only the decode steps remain.
+    fn start_generation(self) -> Result<Run<'m>, Error> {
+        let Self { model, mut inputs, prompts, options, controls, mut timings, .. } = self;
         let images: Vec<ImageTile> = std::mem::take(&mut inputs.images).into_iter().flatten().collect();
         let image_hidden_states = model.encode_images(&images, &mut timings)?;
         drop(images);
@@ -268,7 +349,7 @@ impl<'m> Prepared<'m> {
         let generation = Generation::start(model.model(), &prompts, image_hidden_states, &options, controls)?;
         model.sync()?;
         timings.prefill_ms = milliseconds(clock);
-        Ok(Run { generation, inputs, timings })
+        Ok(Run { running: Running::Generation(Box::new(generation)), inputs, timings })
     }
 }
 

@@ -2,15 +2,18 @@
 
 use idefics_processor::{StreamDecoder, Tokenizer};
 
+use crate::running::Running;
 use crate::{Error, FinishReason, Generation};
 
 /// The generated text of one row, in chunks of whole words. Chunks may be empty.
 ///
-/// The chunks are the same as those of the reference's `TextStreamer` with `skip_prompt`. Each call of `next` runs one
-/// step of the model. Dropping the stream ends the generation.
+/// The chunks are the same as those of the reference's `TextStreamer` with `skip_prompt`. Each call of `next` generates
+/// one token. Dropping the stream ends the generation.
 #[derive(Debug)]
 pub struct TextStream<'a> {
-    generation: Generation<'a>,
+    running: Running<'a>,
+    /// Number of tokens that have been decoded.
+    n_tokens: usize,
     decoder: StreamDecoder<'a>,
     ended: bool,
 }
@@ -23,22 +26,23 @@ impl<'a> TextStream<'a> {
     /// If the generation has more than one row.
     pub fn new(generation: Generation<'a>, tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
         assert_eq!(generation.sequences().len(), 1, "only a generation with one row can be streamed");
-        Self { generation, decoder: StreamDecoder::new(tokenizer, skip_special_tokens), ended: false }
+        Self::of(Running::Generation(Box::new(generation)), tokenizer, skip_special_tokens)
     }
 
-    /// Returns the underlying generation.
-    pub fn generation(&self) -> &Generation<'a> {
-        &self.generation
+    /// Creates a stream of the text of the only answer.
+    pub(crate) fn of(running: Running<'a>, tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
+        let decoder = StreamDecoder::new(tokenizer, skip_special_tokens);
+        Self { running, n_tokens: 0, decoder, ended: false }
     }
 
-    /// Returns the underlying generation in its current state, and drops the stream.
-    pub fn into_generation(self) -> Generation<'a> {
-        self.generation
+    /// Returns the generation in its current state, and drops the stream.
+    pub(crate) fn into_running(self) -> Running<'a> {
+        self.running
     }
 
     /// Returns why the answer ended, if it has ended.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.generation.finish_reason(0)
+        self.running.finish_reason()
     }
 }
 
@@ -49,8 +53,11 @@ impl Iterator for TextStream<'_> {
         if self.ended {
             return None;
         }
-        let chunk = match self.generation.step() {
-            Ok(Some(tokens)) => self.decoder.push(tokens[0]).map_err(Error::from),
+        let chunk = match self.running.token(self.n_tokens) {
+            Ok(Some(token)) => {
+                self.n_tokens += 1;
+                self.decoder.push(token).map_err(Error::from)
+            }
             Ok(None) => {
                 self.ended = true;
                 self.decoder.end().map_err(Error::from)

@@ -132,6 +132,11 @@ impl ContextCache {
         self.layers[layer_idx].clone()
     }
 
+    /// Returns the keys and values of all layers, each `[batch, n_heads, n_parts · part_len, head_dim]`.
+    pub fn layers(&self) -> &[(Tensor<4>, Tensor<4>)] {
+        &self.layers
+    }
+
     /// Returns the number of vectors in a part.
     pub fn part_len(&self) -> usize {
         self.part_len

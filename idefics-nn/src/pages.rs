@@ -38,6 +38,12 @@ impl PageStore {
         self.layers.first().map_or(0, |(keys, _)| keys.dims()[0])
     }
 
+    /// Whether the store still has all its pages. A panic while a page is written loses the pages of that layer.
+    pub fn is_intact(&self) -> bool {
+        let n_pages = self.n_pages();
+        n_pages > 0 && self.layers.iter().all(|(keys, values)| keys.dims()[0] == n_pages && values.dims()[0] == n_pages)
+    }
+
     /// Copies page `from` to page `to` in every layer, for two sequences whose common prefix ends within a page.
     ///
     /// # Panics
@@ -59,7 +65,7 @@ impl PageStore {
     /// If a row has no page for its new token.
     pub fn decode(&mut self, rows: Vec<PagedRow>) -> PagedKeyValues<'_> {
         let slots = rows.iter().map(PagedRow::newest_slot).collect();
-        PagedKeyValues { store: self, slots, tokens: 1, rows: rows.into() }
+        PagedKeyValues { store: self, slots, tokens: 1, rows: rows.into(), context: Vec::new() }
     }
 
     /// Returns the cache for one step in which a single sequence has several new tokens, at `positions`.
@@ -69,7 +75,7 @@ impl PageStore {
     pub fn chunk(&mut self, pages: Vec<u32>, positions: Range<usize>) -> PagedKeyValues<'_> {
         let slots = positions.clone().map(|position| slot(&pages, position)).collect();
         let row = PagedRow { pages, seen: 0..positions.end, attention_mask: None };
-        PagedKeyValues { store: self, slots, tokens: positions.len(), rows: vec![row].into() }
+        PagedKeyValues { store: self, slots, tokens: positions.len(), rows: vec![row].into(), context: Vec::new() }
     }
 }
 
@@ -108,9 +114,19 @@ pub struct PagedKeyValues<'a> {
     /// Number of new tokens per row.
     tokens: usize,
     rows: Arc<[PagedRow]>,
+    /// Keys and values of the context in each gated cross-attention layer; empty if there is no context.
+    context: Vec<(Tensor<4>, Tensor<4>)>,
 }
 
 impl PagedKeyValues<'_> {
+    /// Adds the context of cross-attention: the keys and values of each gated layer, each `[rows, heads, n_keys,
+    /// head_dim]`. An empty list means that there is no context.
+    #[must_use]
+    pub fn with_context(mut self, context: Vec<(Tensor<4>, Tensor<4>)>) -> Self {
+        self.context = context;
+        self
+    }
+
     /// Copies the keys and values of the only row from its pages, up to its newest token: each
     /// `[1, kv_heads, len, head_dim]`.
     fn gathered(&self, layer_idx: usize) -> (Tensor<4>, Tensor<4>) {
@@ -150,7 +166,7 @@ impl KeyValues for PagedKeyValues<'_> {
         attention_weights(query, key, mask)
     }
 
-    fn context(&self, _layer_idx: usize) -> Option<(Tensor<4>, Tensor<4>)> {
-        None
+    fn context(&self, layer_idx: usize) -> Option<(Tensor<4>, Tensor<4>)> {
+        if self.context.is_empty() { None } else { Some(self.context[layer_idx].clone()) }
     }
 }

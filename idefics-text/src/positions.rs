@@ -76,6 +76,12 @@ impl PositionRules {
         }
     }
 
+    /// Returns whether the rotary angles of a prompt depend on its length, so that prompts of different lengths cannot
+    /// share the keys and values of a common beginning.
+    pub fn depends_on_length(&self) -> bool {
+        self.rotary.depends_on_length()
+    }
+
     /// Returns the positions that the token at `position` of an unpadded sequence sees, including its own.
     pub fn seen(&self, position: usize) -> Range<usize> {
         self.sliding_window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1

@@ -38,6 +38,10 @@ pub(crate) struct BenchArgs {
     /// Number of measurements of each stage.
     #[arg(long, value_name = "N", default_value = "3", value_parser = positive::<NonZeroUsize>)]
     pub(crate) runs: NonZeroUsize,
+    /// Also measure the engine with these numbers of clients, for example 1,2,4,8. Each client asks one question at a
+    /// time, with the given images and lengths.
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positive::<NonZeroUsize>)]
+    pub(crate) clients: Vec<NonZeroUsize>,
     /// On the CPU, print the time of each kind of operation, and which fraction of the machine's peak arithmetic rate
     /// or memory bandwidth it reaches.
     #[arg(long)]

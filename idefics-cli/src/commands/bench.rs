@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use idefics_checkpoint::Checkpoint;
-use idefics_generate::bench::{BenchOptions, BenchProcessors, BenchReport, BenchVideo, Spread, StageProfile};
+use idefics_generate::bench::{
+    BenchOptions, BenchProcessors, BenchReport, BenchVideo, ClientsReport, Spread, StageProfile,
+};
 use idefics_generate::inspect::can_capture_steps;
 use idefics_generate::nn::profile::Operation;
 use idefics_generate::processor::video::VideoError;
@@ -59,7 +61,8 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     let open = |source: &ModelFolder| Checkpoint::open_with(source.path(), global.pickles());
     let checkpoint = source.as_ref().map(open).transpose().map_err(Error::from)?;
     let needed = |device: &Device, weights| config.memory(checkpoint.as_ref(), device, weights);
-    let cache = options.cache_bytes(&config, processors.n_tiles(&options));
+    let rows = args.clients.iter().map(|clients| clients.get()).fold(options.batch, usize::max);
+    let cache = BenchOptions { batch: rows, ..options.clone() }.cache_bytes(&config, processors.n_tiles(&options));
     let (choice, device, weights) = model::device_for(global, cache, needed)?;
     let available = usable_memory_bytes(choice, &device);
     // Two KV caches exist while a decode step is captured.
@@ -91,6 +94,12 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
             say!("{stage}");
         }
     })?;
+    let clients: Vec<usize> = args.clients.iter().map(|clients| clients.get()).collect();
+    let clients = config.bench_clients(&*model, &processor, &options, &clients, |clients| {
+        if global.verbose {
+            say!("{clients} clients");
+        }
+    })?;
     let (rss, reserved) = (peak_rss_bytes(), device.memory_pool_usage().map(|usage| usage.bytes_reserved));
     let (weight_bytes, mut params) = (model.weight_bytes(), 0);
     model.parameter_shapes(&mut |_, shape| params += shape.num_elements());
@@ -118,6 +127,9 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);
     }
+    if !clients.is_empty() {
+        object["clients"] = serde_json::to_value(&clients).map_err(io::Error::from)?;
+    }
     if global.json && args.profile {
         let peaks = limits.units.iter().map(|(unit, peak)| (unit.to_string(), Value::from(*peak)));
         object["limits_ops_per_s"] = peaks.collect::<serde_json::Map<_, _>>().into();
@@ -133,6 +145,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         return Ok(());
     }
     print_table(&mut stdout, &report, &object)?;
+    print_clients(&mut stdout, &clients)?;
     print_profile(&mut stdout, &report.profile, &limits)
 }
 
@@ -168,6 +181,26 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     match all["peak_rss_bytes"].as_f64() {
         Some(rss) => writeln!(stdout, "; peak memory {:.2} GB", rss / 1e9)?,
         None => writeln!(stdout)?,
+    }
+    Ok(())
+}
+
+/// Prints a line for each number of clients.
+fn print_clients(stdout: &mut impl Write, clients: &[ClientsReport]) -> Result<(), Failure> {
+    if clients.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        stdout,
+        "\n{:<16} {:>10} {:>16} {:>10} {:>16} {:>10}",
+        "clients", "tokens/s", "first token, ms", "p99", "next token, ms", "p99"
+    )?;
+    for ClientsReport { clients, tokens_per_s, first_token_ms, inter_token_ms, .. } in clients {
+        writeln!(
+            stdout,
+            "{clients:<16} {:>10.1} {:>16.1} {:>10.1} {:>16.1} {:>10.1}",
+            tokens_per_s.median, first_token_ms.p50, first_token_ms.p99, inter_token_ms.p50, inter_token_ms.p99
+        )?;
     }
     Ok(())
 }

@@ -234,6 +234,7 @@ impl FamilyConfig for Idefics3Config {
             text: self.text_config.clone(),
             patch_size: self.vision_config.patch_size,
             activation_bytes_per_patch: self.vision_config.activation_bytes_per_patch(),
+            vision_layers: self.vision_config.num_hidden_layers,
         }
     }
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::FinishReason;
 use super::logprobs::{self, GeneratedLogprob, TokenLogprob};
-use super::rows::{Rows, Stops};
+use super::rows::Rows;
+use super::stops::Stops;
 use crate::beam::{BeamOptions, BeamSearch, Hypothesis, SampleError};
 use crate::logits::{ProcessorChain, RowKey, Sampler, log_softmax};
 use crate::{Error, GenerationConfig};

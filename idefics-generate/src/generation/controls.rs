@@ -97,7 +97,7 @@ impl Controls<'_> {
 
     /// Adds the mask of the grammar, if there is one, after the custom processors.
     #[cfg_attr(not(feature = "grammar"), allow(unused_variables, reason = "there is no mask"))]
-    pub(super) fn add_mask(&mut self, config: &GenerationConfig) {
+    pub(crate) fn add_mask(&mut self, config: &GenerationConfig) {
         #[cfg(feature = "grammar")]
         if let Some(grammar) = &self.grammar {
             self.processors.push(grammar.mask(config.eos_token_ids()));

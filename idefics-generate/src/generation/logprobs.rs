@@ -32,7 +32,7 @@ pub struct GeneratedLogprob {
 }
 
 /// Computes the log-probability of `id` and finds the `n_top` most likely tokens, from the logits of one position.
-pub(super) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogprob {
+pub(crate) fn of_token(logits: &[f32], id: u32, n_top: usize) -> GeneratedLogprob {
     let mut log_probs = logits.to_vec();
     log_softmax(&mut log_probs);
     let token = TokenLogprob { id, logprob: log_probs[id as usize] };

@@ -7,6 +7,7 @@ mod host;
 pub(crate) mod logprobs;
 mod rows;
 mod steps;
+mod stops;
 
 use std::time::Instant;
 
@@ -22,8 +23,9 @@ use crate::{Error, ImageVectors, LogitsToKeep, Model, Prompts};
 use beams::Beams;
 use device::OnDevice;
 use host::OnHost;
-use rows::{Rows, Stops};
+use rows::Rows;
 use steps::Steps;
+pub(crate) use stops::Stops;
 
 pub use controls::{CancelToken, Controls, GraphCapture};
 pub use logprobs::{GeneratedLogprob, TokenLogprob};

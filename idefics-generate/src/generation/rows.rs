@@ -1,13 +1,9 @@
 //! The rows of a batch, and their end conditions.
 
-use std::time::{Duration, Instant};
-
-use idefics_processor::Tokenizer;
-
 use super::FinishReason;
+use super::stops::Stops;
 use crate::logits::{Row, RowEnd, RowError, RowKey};
-use crate::stop_strings::StopStrings;
-use crate::{Error, GenerationConfig, GenerationError, Prompts};
+use crate::{Error, GenerationConfig, Prompts};
 
 /// All rows of a batch, `per_sample` rows for each sample.
 #[derive(Debug)]
@@ -83,15 +79,10 @@ impl Rows {
         }
     }
 
-    /// Computes the sampling key of a row from a hash of its prompt (FNV-1a over the tokens), so that a row draws the
-    /// same numbers in any batch.
+    /// Returns the sampling key of a row, which depends only on its own prompt.
     pub(super) fn key(&self, row: usize) -> RowKey {
         let sample = row / self.per_sample;
-        let prompt = &self.prompt(sample)[self.left_padding[sample]..];
-        let bytes = prompt.iter().flat_map(|id| id.to_le_bytes());
-        let hash = bytes
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        RowKey { sample: hash, answer: (row % self.per_sample) as u64 }
+        RowKey::of_prompt(&self.prompt(sample)[self.left_padding[sample]..], row % self.per_sample)
     }
 
     /// Returns the vocabulary size of `scores`, which have one row per sample before the first token, and one row per
@@ -129,13 +120,8 @@ impl Rows {
             }
             self.sequences[row].push(*next_token);
             self.lengths[row] += 1;
-            self.finished[row] = if config.eos_token_ids().contains(next_token) || stops.completes(self.tokens(row)) {
-                Some(FinishReason::Stop)
-            } else if self.sequences[row].len() >= config.max_length() {
-                Some(FinishReason::Length)
-            } else {
-                is_late.then_some(FinishReason::Time)
-            };
+            let n_slots = self.sequences[row].len();
+            self.finished[row] = stops.finish(config, self.tokens(row), n_slots, is_late);
         }
         next_tokens
     }
@@ -233,42 +219,5 @@ impl Rows {
             Some(error) => Err(error),
             None => Ok(()),
         }
-    }
-}
-
-/// End conditions other than end tokens and length: stop strings and `max_time`.
-#[derive(Debug)]
-pub(super) struct Stops<'a> {
-    strings: StopStrings,
-    tokenizer: Option<&'a Tokenizer>,
-    started: Instant,
-    limit: Option<Duration>,
-}
-
-impl<'a> Stops<'a> {
-    pub(super) fn new(
-        config: &GenerationConfig,
-        tokenizer: Option<&'a Tokenizer>,
-        started: Instant,
-    ) -> Result<Self, GenerationError> {
-        let strings = config.stop_strings.as_ref().map_or(&[][..], |strings| strings.as_slice());
-        let strings =
-            StopStrings::new(strings.iter().cloned()).map_err(|_| GenerationError::Empty { option: "stop_strings" })?;
-        if !strings.is_empty() && tokenizer.is_none() {
-            return Err(GenerationError::NoTokenizer { option: "stop_strings" });
-        }
-        let limit = config.max_time.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
-        Ok(Self { strings, tokenizer, started, limit })
-    }
-
-    /// Returns whether `max_time` has passed.
-    pub(super) fn is_late(&self) -> bool {
-        self.limit.is_some_and(|limit| self.started.elapsed() > limit)
-    }
-
-    /// Returns whether the last of `ids` completes a stop string.
-    pub(super) fn completes<'i>(&self, ids: impl IntoIterator<Item = &'i u32, IntoIter: DoubleEndedIterator>) -> bool {
-        let Some(tokenizer) = self.tokenizer else { return false };
-        self.strings.find(ids.into_iter().map(|&id| tokenizer.piece(id))).is_some()
     }
 }

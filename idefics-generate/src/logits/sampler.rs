@@ -48,6 +48,16 @@ pub struct RowKey {
     pub answer: u64,
 }
 
+impl RowKey {
+    /// Returns the key of an answer to a prompt: a hash of the tokens (FNV-1a), and the index of the answer.
+    pub fn of_prompt(prompt: &[u32], answer: usize) -> Self {
+        let bytes = prompt.iter().flat_map(|id| id.to_le_bytes());
+        let hash = bytes
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        Self { sample: hash, answer: answer as u64 }
+    }
+}
+
 /// Samples tokens. The result depends only on seed, row key, step and scores, not on the rest of the batch.
 ///
 /// The random number generator is ChaCha8. For each draw, it is seeded with the seed, the row key and the step.

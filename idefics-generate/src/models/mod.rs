@@ -70,6 +70,8 @@ pub struct ModelShape {
     pub patch_size: usize,
     /// Bytes of activations that the vision tower needs per patch.
     pub activation_bytes_per_patch: usize,
+    /// Number of layers of the vision tower.
+    pub vision_layers: usize,
 }
 
 impl ModelShape {

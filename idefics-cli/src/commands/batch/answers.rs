@@ -1,85 +1,53 @@
-//! Answers the rows of a group and formats the output lines.
+//! Saves the answers to the rows of a batch.
 
-use idefics_generate::{Answer, CancelToken, CompiledGrammar, Error, FinishReason, Idefics, Prepared};
+use idefics_generate::{Answer, AnswerSink, Error, FinishReason};
 use serde_json::{Map, Value};
 
+use super::Batch;
 use super::groups::Group;
 use super::output::Done;
 use super::rows::InputRow;
-use crate::args::{BatchArgs, Global};
 use crate::failure::Failure;
 use crate::output::{warn_about, warn_if_cut};
 
-/// The result of answering a group.
-pub(super) struct Answered {
-    pub(super) rows: Vec<Done>,
-    /// Whether a signal stopped the work before all rows were answered.
-    pub(super) is_interrupted: bool,
-}
+impl AnswerSink<Group> for Batch<'_> {
+    type Error = Failure;
 
-/// Answers the rows of a group that are not done yet. They run as one batch, or one by one if the batch cannot start
-/// because a row is invalid.
-pub(super) fn answer(
-    global: &Global,
-    args: &BatchArgs,
-    model: &Idefics,
-    grammar: Option<&CompiledGrammar>,
-    group: &Group,
-    prepared: Result<Prepared<'_>, Error>,
-    cancel: &CancelToken,
-) -> Result<Answered, Failure> {
-    let generate = |prepared: Result<Prepared<'_>, Error>| {
-        let controls = args.generation.controls(global, grammar, cancel);
-        prepared?.generate_each(&args.generation.options(), controls)
-    };
-    let n_samples = group.samples.len();
-    let together = match n_samples {
-        0 => Some(Vec::new()),
-        _ => generate(prepared).ok(),
-    };
-    let n_answers = together.as_ref().map_or(1, |answers| answers.len() / n_samples.max(1));
-    let mut together = together.map(|answers| {
-        let mut answers = answers.into_iter();
-        std::iter::from_fn(move || Some(answers.by_ref().take(n_answers).collect::<Vec<_>>()))
-    });
-    let mut answered = Answered { rows: Vec::with_capacity(group.rows.len()), is_interrupted: false };
-    for row in group.rows.iter().filter(|row| !row.is_done).map(|row| &row.row) {
-        let result = match (&row.sample, &mut together) {
-            (Err(reason), _) => Err(Failure::input(reason.clone())),
-            (Ok(_), Some(answers)) => collect_answers(answers.next().unwrap_or_default()),
-            (Ok(_), None) if cancel.is_cancelled() => Err(Failure::interrupted()),
-            (Ok(sample), None) => {
-                let alone = model.prepare(std::slice::from_ref(sample), &args.process(global));
-                generate(alone).map_err(Failure::sample).and_then(collect_answers)
-            }
-        };
-        let line = match result {
-            Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => None,
-            Ok(answers) => {
-                answers.iter().for_each(warn_about);
-                answers.iter().for_each(|answer| warn_if_cut(grammar.is_some(), answer));
-                Some((line(row, answers_json(&answers)?), false))
-            }
-            Err(failure) if failure.affects_one_input() => {
-                Some((line(row, Map::from_iter([("error".to_owned(), failure.message().into())])), true))
-            }
-            Err(failure) if failure.is_interruption() => None,
-            Err(failure) => return Err(failure),
-        };
-        match line {
-            Some((line, is_error)) => {
-                let (index, input, name) = (row.index, row.digest.clone(), row.name.clone());
-                answered.rows.push(Done { index, input, name, line, is_error });
-            }
-            None => answered.is_interrupted = true,
-        }
+    fn answered(&mut self, group: &Group, sample: usize, answers: Result<Vec<Answer>, Error>) -> Result<(), Failure> {
+        let mut asked = group.rows.iter().filter(|row| !row.is_done && row.row.sample.is_ok());
+        let Some(row) = asked.nth(sample).map(|row| &row.row) else { return Ok(()) };
+        let kept = done(row, answers.map_err(Failure::sample), self.has_grammar).and_then(|done| self.output.save(&[done]));
+        self.exit_if_reading_a_pipe(kept)
     }
-    Ok(answered)
+
+    fn finished(&mut self, group: Group) -> Result<(), Failure> {
+        let invalid = group.rows.iter().filter(|row| !row.is_done).filter_map(|row| {
+            let reason = row.row.sample.as_ref().err()?;
+            Some(done(&row.row, Err(Failure::input(reason.clone())), self.has_grammar))
+        });
+        let kept = invalid.collect::<Result<Vec<Done>, Failure>>().and_then(|invalid| self.finish(group, &invalid));
+        self.exit_if_reading_a_pipe(kept)
+    }
 }
 
-/// Returns all answers to a row, or the first error among them.
-fn collect_answers(answers: Vec<Result<Answer, Error>>) -> Result<Vec<Answer>, Failure> {
-    answers.into_iter().collect::<Result<_, _>>().map_err(Failure::sample)
+/// Returns the output line of a row.
+fn done(row: &InputRow, answers: Result<Vec<Answer>, Failure>, has_grammar: bool) -> Result<Done, Failure> {
+    let (values, is_error) = match answers {
+        Ok(answers) if answers.iter().any(|answer| answer.finish_reason == FinishReason::Cancelled) => {
+            return Err(Failure::interrupted());
+        }
+        Ok(answers) => {
+            answers.iter().for_each(warn_about);
+            answers.iter().for_each(|answer| warn_if_cut(has_grammar, answer));
+            (answers_json(&answers)?, false)
+        }
+        Err(failure) if failure.affects_one_input() => {
+            (Map::from_iter([("error".to_owned(), failure.message().into())]), true)
+        }
+        Err(failure) => return Err(failure),
+    };
+    let (index, input, name) = (row.index, row.digest.clone(), row.name.clone());
+    Ok(Done { index, input, name, line: line(row, values), is_error })
 }
 
 /// Formats an output line: the row's name, the user's own keys, and the keys of `values`.

@@ -54,11 +54,11 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let size = args.batch_size.get();
     let (output, done) = Output::open(target, &run, args.restart)?;
     let mut groups = Groups::new(rows, &done, size, size.saturating_mul(n_groups));
-    let mut batch = Batch { output, done: &done, n_missing: done.len(), bar: progress_bar() };
+    let mut batch = Batch { output, done: &done, n_missing: done.len(), bar: progress_bar(), is_file, has_grammar: grammar.is_some() };
     // Groups that earlier runs answered are skipped. If all are answered, no model is loaded.
     let first = loop {
         match groups.next() {
-            Some(group) if group.is_done() => batch.save(group, &[])?,
+            Some(group) if group.is_done() => batch.finish(group, &[])?,
             group => break group,
         }
     };
@@ -68,18 +68,9 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
         commands::warn(global, &model, &args.generation.options());
         let cancel = signals::cancel();
         let groups = std::iter::once(first).chain(groups);
-        model.prepare_ahead(groups, &args.process(global), |group, prepared| {
-            let answered = answers::answer(global, args, &model, grammar.as_ref(), &group, prepared, &cancel);
-            let kept = answered.and_then(|answered| {
-                batch.save(group, &answered.rows)?;
-                if answered.is_interrupted { Err(Failure::interrupted()) } else { Ok(()) }
-            });
-            kept.inspect_err(|failure| {
-                if !is_file {
-                    failure.exit(); // the thread that reads may be blocked forever
-                }
-            })
-        })?;
+        let controls = || args.generation.controls(global, grammar.as_ref(), &cancel);
+        let settings = || (args.generation.options(), controls());
+        model.answer_batches(groups, &args.process(global), size, settings, &mut batch)?;
     }
     batch.bar.finish_and_clear();
     let summary = batch.output.finish()?;
@@ -103,22 +94,35 @@ struct Batch<'a> {
     /// Number of rows in `done` that have not been found in the input so far.
     n_missing: usize,
     bar: ProgressBar,
+    /// Whether the input is a file, so that reading it ends.
+    is_file: bool,
+    /// Whether the answers follow a grammar.
+    has_grammar: bool,
 }
 
 impl Batch<'_> {
-    /// Saves the rows of a group: those that earlier runs answered, and those that were `answered` now.
-    fn save(&mut self, group: Group, answered: &[Done]) -> Result<(), Failure> {
+    /// Completes a group: takes over the rows that earlier runs answered, and saves those that are `invalid`.
+    fn finish(&mut self, group: Group, invalid: &[Done]) -> Result<(), Failure> {
         for row in &group.rows {
             self.n_missing -= usize::from(self.done.contains_key(&row.row.name));
             if row.is_done {
                 self.output.reuse(row.row.index, &row.row.name);
             }
         }
-        if !answered.is_empty() {
-            self.output.save(answered)?;
+        if !invalid.is_empty() {
+            self.output.save(invalid)?;
         }
         self.bar.inc(group.rows.len() as u64);
         group.failure.map_or(Ok(()), Err)
+    }
+
+    /// Ends the program after a failure if the input is a pipe, because the thread that reads it may be blocked forever.
+    fn exit_if_reading_a_pipe<T>(&self, kept: Result<T, Failure>) -> Result<T, Failure> {
+        kept.inspect_err(|failure| {
+            if !self.is_file {
+                failure.exit();
+            }
+        })
     }
 }
 

@@ -1,0 +1,290 @@
+//! Runs the steps that the scheduler plans. It owns the KV cache and the state of each request.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use burn::tensor::{DType, Device};
+use idefics_nn::{PageStore, PagedRow};
+use idefics_text::NoObserver;
+
+use super::context::{LayerContexts, RowContexts};
+use super::options::EngineOptions;
+use super::prefill::{Prefill, sync};
+use super::row::Answers;
+use super::scheduler::{Answer, Outcome, PageCopy, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
+use crate::feature_cache::FeatureCache;
+use crate::generation::logprobs::read;
+use crate::inputs::upload_ids;
+use crate::pipeline::milliseconds;
+use crate::{Error, LogitsToKeep, Model, Timings};
+
+/// A request: its prompt until it is computed, and its answers.
+struct Work<'m> {
+    answers: Answers<'m>,
+    /// `None` once the prompt is computed.
+    prefill: Option<Prefill<'m>>,
+    /// The images that the tokens of the answers see by cross-attention.
+    context: LayerContexts,
+}
+
+/// The result of a step.
+pub(super) enum Ran {
+    /// What the scheduler is told.
+    Outcome(Outcome),
+    /// The request does not fit the model.
+    Invalid(SeqId, Error),
+}
+
+/// Runs steps; see the [module](self).
+pub(super) struct Executor<'m> {
+    model: &'m dyn Model,
+    features: Option<&'m Mutex<FeatureCache>>,
+    store: PageStore,
+    dtype: DType,
+    /// Whether a panic in a step is a failure of its requests.
+    isolates_panics: bool,
+    /// Whether a single row is computed twice, because one row has other kernels than several.
+    doubles_single_rows: bool,
+    work: HashMap<SeqId, Work<'m>>,
+    contexts: RowContexts,
+    timings: Timings,
+    /// The reason of the last step that failed as a whole.
+    reason: String,
+}
+
+type Verdicts = Vec<(RowId, Verdict)>;
+
+impl<'m> Executor<'m> {
+    /// Allocates the KV cache. `features` caches the vectors of images.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the model has no token.
+    pub(super) fn new(
+        model: &'m dyn Model,
+        options: &EngineOptions,
+        features: Option<&'m Mutex<FeatureCache>>,
+    ) -> Result<Self, Error> {
+        let decoder = model.decoder();
+        let token = upload_ids(&[0], [1, 1], model.shape().vocab_size, &model.device())?;
+        let dtype = decoder.embed(token).dtype();
+        Ok(Self {
+            model,
+            features,
+            isolates_panics: options.isolates_panics,
+            doubles_single_rows: options.reproducible,
+            store: store(model, options.pages, dtype),
+            dtype,
+            work: HashMap::new(),
+            contexts: RowContexts::default(),
+            timings: Timings::default(),
+            reason: String::new(),
+        })
+    }
+
+    /// Adds a request.
+    pub(super) fn add(&mut self, id: SeqId, prefill: Prefill<'m>, answers: Answers<'m>) {
+        self.work.insert(id, Work { answers, prefill: Some(prefill), context: Vec::new() });
+    }
+
+    /// Removes a request that has ended, and returns its answers.
+    pub(super) fn remove(&mut self, id: SeqId) -> Option<Answers<'m>> {
+        self.contexts.clear();
+        self.work.remove(&id).map(|work| work.answers)
+    }
+
+    /// Returns the answers of a request.
+    pub(super) fn answers(&mut self, id: SeqId) -> Option<&mut Answers<'m>> {
+        self.work.get_mut(&id).map(|work| &mut work.answers)
+    }
+
+    /// Returns the time of all steps so far, by stage.
+    pub(super) fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Returns the reason of the last step that failed as a whole.
+    pub(super) fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether the KV cache still has all its pages.
+    pub(super) fn is_intact(&self) -> bool {
+        self.store.is_intact()
+    }
+
+    /// Allocates the KV cache again. All keys and values are lost.
+    pub(super) fn restore(&mut self, pages: usize) {
+        self.store = store(self.model, pages, self.dtype);
+    }
+
+    /// Runs a step. If panics are isolated, a panic is a failure of the step.
+    pub(super) fn run(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Ran {
+        let failed = |fault| Ran::Outcome(Outcome::Failed(fault));
+        match catch_unwind(AssertUnwindSafe(|| self.run_step(step, scheduler))) {
+            Ok(Ok(verdicts)) => Ran::Outcome(Outcome::Rows(verdicts)),
+            Ok(Err(error)) => match (step, error) {
+                (StepPlan::Slice(Slice::Vision { id, .. } | Slice::Chunk { id, .. }), error)
+                    if !matches!(error, Error::Execution { .. }) =>
+                {
+                    Ran::Invalid(*id, error)
+                }
+                (_, Error::Execution { reason }) => {
+                    self.reason = reason;
+                    failed(RowFault::Device)
+                }
+                (_, error) => {
+                    self.reason = error.to_string();
+                    failed(RowFault::Device)
+                }
+            },
+            Err(panic) if !self.isolates_panics => resume_unwind(panic),
+            Err(panic) => {
+                self.reason = format!("a step panicked: {}", message(&*panic));
+                failed(RowFault::Panic)
+            }
+        }
+    }
+
+    fn run_step(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Result<Verdicts, Error> {
+        match step {
+            StepPlan::Idle { .. } => Ok(Vec::new()),
+            StepPlan::Decode(rows) => self.decode(rows, scheduler),
+            StepPlan::Slice(Slice::Vision { id, image, layers }) => {
+                let layers = layers.start as usize..layers.end as usize;
+                let Some(prefill) = self.work.get_mut(id).and_then(|work| work.prefill.as_mut()) else {
+                    return Ok(Vec::new());
+                };
+                let is_known =
+                    prefill.encode(self.model, self.features, *image as usize, &layers, &mut self.timings)?;
+                Ok(vec![(id.answer(0), if is_known { Verdict::ImageReady } else { Verdict::Done })])
+            }
+            StepPlan::Slice(Slice::Chunk { id, tokens, layers }) => {
+                let clock = Instant::now();
+                let tokens = tokens.start as usize..tokens.end as usize;
+                let layers = layers.start as usize..layers.end as usize;
+                let verdicts = self.chunk(*id, tokens, layers, scheduler)?;
+                self.timings.prefill_ms += milliseconds(clock);
+                Ok(verdicts)
+            }
+            StepPlan::Fork { id, copies } => {
+                for PageCopy { from, to, .. } in copies {
+                    self.store.copy_page(from.index() as u32, to.index() as u32);
+                }
+                Ok(vec![(id.answer(0), Verdict::Done)])
+            }
+            // The engine submits no solo jobs.
+            StepPlan::Solo(id) => Ok(vec![(id.answer(0), Verdict::Failed(RowFault::Internal))]),
+        }
+    }
+
+    /// Runs layers of a chunk. After the last layer of the last chunk, chooses the first token of each answer.
+    fn chunk(
+        &mut self,
+        id: SeqId,
+        tokens: std::ops::Range<usize>,
+        layers: std::ops::Range<usize>,
+        scheduler: &Scheduler,
+    ) -> Result<Verdicts, Error> {
+        let pages = scheduler.answer(id.answer(0)).map(pages);
+        let (Some(work), Some(pages)) = (self.work.get_mut(&id), pages) else { return Ok(Vec::new()) };
+        let Some(prefill) = &mut work.prefill else { return Ok(Vec::new()) };
+        let hidden_states = prefill.run_chunk(self.model, &mut self.store, pages, &tokens, &layers)?;
+        let n_tokens = scheduler.sequence(id).map_or(0, |sequence| sequence.prompt().tokens as usize);
+        let Some(hidden_states) = hidden_states.filter(|_| tokens.end == n_tokens) else {
+            sync(self.model)?;
+            return Ok(vec![(id.answer(0), Verdict::Done)]);
+        };
+        let logits = read(self.model.logits(LogitsToKeep::Last(1).select(hidden_states)))?; // [vocab_size]
+        work.context = prefill.answer_context();
+        work.prefill = None;
+        let mut panics = Panics { are_isolated: self.isolates_panics, reason: &mut self.reason };
+        let rows = 0..work.answers.rows().len();
+        Ok(rows
+            .map(|answer| (id.answer(answer as u32), choose(&mut work.answers, answer, &logits, &mut panics)))
+            .collect())
+    }
+
+    /// Runs a decode step, in which each row has one token.
+    fn decode(&mut self, rows: &[RowId], scheduler: &Scheduler) -> Result<Verdicts, Error> {
+        let clock = Instant::now();
+        let decoder = self.model.decoder();
+        let rules = decoder.position_rules();
+        let (mut tokens, mut positions, mut paged) = (Vec::new(), Vec::new(), Vec::new());
+        let mut contexts = Vec::new();
+        for row in rows {
+            let (Some(answer), Some(work)) = (scheduler.answer(*row), self.work.get(&row.id)) else {
+                return Err(Error::Execution { reason: format!("{row:?} has no pages") });
+            };
+            let position = answer.written() as usize;
+            tokens.push(work.answers.rows()[row.answer as usize].last_token());
+            positions.push(position);
+            paged.push(PagedRow { pages: pages(answer), seen: rules.seen(position), attention_mask: None });
+            contexts.push(&work.context);
+        }
+        if self.doubles_single_rows && rows.len() == 1 {
+            tokens.push(tokens[0]);
+            positions.push(positions[0]);
+            paged.push(paged[0].clone()); // the same values are written to the same slot twice
+            contexts.push(contexts[0]);
+        }
+        let vocab_size = self.model.shape().vocab_size;
+        let input_ids = upload_ids(&tokens, [tokens.len(), 1], vocab_size, &self.model.device())?;
+        let inputs_embeds = decoder.embed(input_ids); // [rows, 1, d]
+        let (context, seen) = self.contexts.join(rows, &contexts);
+        let positions = rules.for_rows(&inputs_embeds, &positions, seen);
+        let mut key_values = self.store.decode(paged).with_context(context);
+        let all = 0..decoder.n_layers();
+        let hidden_states = decoder.layers(all, inputs_embeds, &positions, &mut key_values, &mut NoObserver);
+        let logits = read(self.model.logits(hidden_states))?; // [rows, vocab_size]
+        let mut verdicts = Vec::with_capacity(rows.len());
+        let mut panics = Panics { are_isolated: self.isolates_panics, reason: &mut self.reason };
+        for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
+            let verdict = match self.work.get_mut(&row.id) {
+                Some(work) => choose(&mut work.answers, row.answer as usize, logits, &mut panics),
+                None => Verdict::Failed(RowFault::Internal),
+            };
+            verdicts.push((*row, verdict));
+        }
+        self.timings.decode_ms += milliseconds(clock);
+        Ok(verdicts)
+    }
+}
+
+/// How panics in the choice of a token are handled.
+struct Panics<'r> {
+    are_isolated: bool,
+    /// The reason of the last one.
+    reason: &'r mut String,
+}
+
+/// Chooses the next token of an answer. If a custom logits processor panics and panics are isolated, only this answer
+/// fails.
+fn choose(answers: &mut Answers<'_>, answer: usize, logits: &[f32], panics: &mut Panics<'_>) -> Verdict {
+    match catch_unwind(AssertUnwindSafe(|| answers.choose(answer, logits))) {
+        Ok(verdict) => verdict,
+        Err(panic) if !panics.are_isolated => resume_unwind(panic),
+        Err(panic) => {
+            *panics.reason = format!("the choice of a token panicked: {}", message(&*panic));
+            Verdict::Failed(RowFault::Panic)
+        }
+    }
+}
+
+fn pages(answer: &Answer) -> Vec<u32> {
+    answer.table().iter().map(|page| page.index() as u32).collect()
+}
+
+fn store(model: &dyn Model, pages: usize, dtype: DType) -> PageStore {
+    let text = &model.shape().text;
+    let devices: Vec<Device> = vec![model.device(); model.decoder().n_layers()];
+    PageStore::new(pages, text.n_kv_heads(), text.head_dim(), dtype, &devices)
+}
+
+/// Returns the message of a panic.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

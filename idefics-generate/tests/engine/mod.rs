@@ -1,0 +1,5 @@
+//! The engine: each request has the answers that it would have alone.
+
+mod common;
+mod faults;
+mod requests;
