@@ -217,17 +217,7 @@ impl ModelConfig {
     ) -> Result<BenchReport, Error> {
         let finish = || model.device().sync().map_err(|error| Error::Execution { reason: format!("{error:?}") });
         let runs = options.runs.max(1);
-        // The pictures of a row, each with its processor.
-        let images = options.images.iter().map(|&(width, height)| (picture(width, height), 1, &processors.images));
-        let mut row: Vec<(RgbImage, usize, &ImageProcessor)> = images.collect();
-        if !options.videos.is_empty() {
-            let family = self.family().model_type();
-            let error = || ProcessorError::Videos { row: 0, error: VideoError::NotSupported { family } };
-            let processor = processors.frames.as_ref().ok_or_else(error)?;
-            row.extend(
-                options.videos.iter().map(|video| (picture(video.width, video.height), video.frames, processor)),
-            );
-        }
+        let row = self.pictures(processors, options)?;
         let all = std::iter::repeat_n(&row, options.batch).flatten();
         let all = all.flat_map(|(picture, count, processor)| std::iter::repeat_n((picture, *processor), *count));
 
@@ -318,6 +308,28 @@ impl ModelConfig {
             dtype: format!("{:?}", model.embedding_dtype()).to_lowercase(),
             profile,
         })
+    }
+
+    /// Returns the pictures of a row: images and frames of videos, each with the number of times that it occurs, and
+    /// with its processor.
+    ///
+    /// # Errors
+    /// [`Error::Processor`] if there are videos, but the family reads none.
+    fn pictures<'p>(
+        &self,
+        processors: &'p BenchProcessors,
+        options: &BenchOptions<'_>,
+    ) -> Result<Vec<(RgbImage, usize, &'p ImageProcessor)>, Error> {
+        let images = options.images.iter().map(|&(width, height)| (picture(width, height), 1, &processors.images));
+        let mut row: Vec<_> = images.collect();
+        if !options.videos.is_empty() {
+            let family = self.family().model_type();
+            let error = || ProcessorError::Videos { row: 0, error: VideoError::NotSupported { family } };
+            let processor = processors.frames.as_ref().ok_or_else(error)?;
+            let videos = options.videos.iter();
+            row.extend(videos.map(|video| (picture(video.width, video.height), video.frames, processor)));
+        }
+        Ok(row)
     }
 
     /// Returns a batch of equal rows. Each row consists of filler tokens and the tokens of `n_images` images.

@@ -319,14 +319,16 @@ impl Error {
             Self::Generation(_) | Self::NoAllowedToken { .. } | Self::NoLabels | Self::SameLabel { .. } => {
                 ErrorKind::Usage
             }
-                        #[cfg(feature = "grammar")]
+            #[cfg(feature = "grammar")]
             Self::Grammar(error) => match error.is_limit() {
                 true => ErrorKind::Limit,
                 false => ErrorKind::Usage,
             },
             Self::Engine(EngineError::Setting(_) | EngineError::SeveralDevices) => ErrorKind::Usage,
             Self::Engine(EngineError::Stopped) => ErrorKind::Device,
-            Self::Engine(_) | Self::Timeout { .. } | Self::Thread { .. } | Self::GrammarLimit { .. } => ErrorKind::Limit,
+            Self::Engine(_) | Self::Timeout { .. } | Self::Thread { .. } | Self::GrammarLimit { .. } => {
+                ErrorKind::Limit
+            }
             Self::Device(_) | Self::NotPlaceable { .. } | Self::Placement(_) => ErrorKind::Usage,
             Self::Execution { .. } => ErrorKind::Device,
             Self::Cancelled => ErrorKind::Cancelled,

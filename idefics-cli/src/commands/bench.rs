@@ -95,7 +95,7 @@ pub(crate) fn run(global: &Global, args: &BenchArgs) -> Result<(), Failure> {
         }
     })?;
     let clients: Vec<usize> = args.clients.iter().map(|clients| clients.get()).collect();
-    let clients = config.bench_clients(&*model, &processor, &options, &clients, |clients| {
+    let clients = config.bench_clients(&*model, &processors, &options, &clients, |clients| {
         if global.verbose {
             say!("{clients} clients");
         }

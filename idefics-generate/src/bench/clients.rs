@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use idefics_processor::image::{ImageProcessor, ImageTile, RgbImage};
+use idefics_processor::image::ImageTile;
 use serde::Serialize;
 
-use super::{BenchOptions, Spread, picture};
+use super::{BenchOptions, BenchProcessors, Spread};
 use crate::engine::{Engine, EngineOptions, Event, Prompt, Request, Ticket};
 use crate::{AssembledModel, EosTokenId, Error, GenerationConfig, ModelConfig};
 
@@ -50,13 +50,17 @@ impl ModelConfig {
     pub fn bench_clients(
         &self,
         model: &dyn AssembledModel,
-        processor: &ImageProcessor,
+        processors: &BenchProcessors,
         options: &BenchOptions<'_>,
         clients: &[usize],
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<ClientsReport>, Error> {
-        let pictures: Vec<RgbImage> = options.images.iter().map(|&(width, height)| picture(width, height)).collect();
-        let tiles: Vec<ImageTile> = pictures.iter().flat_map(|picture| processor.process(picture)).collect();
+        let tiles: Vec<ImageTile> = self
+            .pictures(processors, options)?
+            .iter()
+            .flat_map(|(picture, count, processor)| std::iter::repeat_n((picture, *processor), *count))
+            .flat_map(|(picture, processor)| processor.process(picture))
+            .collect();
         let placeholder = self.family().image_placeholder();
         let tile_tokens = vec![placeholder.len(); tiles.len()];
         let prompts = self.prompts(tiles.len(), &BenchOptions { batch: 1, ..options.clone() })?;

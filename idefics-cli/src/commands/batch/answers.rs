@@ -16,7 +16,8 @@ impl AnswerSink<Group> for Batch<'_> {
     fn answered(&mut self, group: &Group, sample: usize, answers: Result<Vec<Answer>, Error>) -> Result<(), Failure> {
         let mut asked = group.rows.iter().filter(|row| !row.is_done && row.row.sample.is_ok());
         let Some(row) = asked.nth(sample).map(|row| &row.row) else { return Ok(()) };
-        let kept = done(row, answers.map_err(Failure::sample), self.has_grammar).and_then(|done| self.output.save(&[done]));
+        let kept =
+            done(row, answers.map_err(Failure::sample), self.has_grammar).and_then(|done| self.output.save(&[done]));
         self.exit_if_reading_a_pipe(kept)
     }
 

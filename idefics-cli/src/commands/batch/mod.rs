@@ -54,7 +54,14 @@ pub(crate) fn run(global: &Global, args: &BatchArgs) -> Result<(), Failure> {
     let size = args.batch_size.get();
     let (output, done) = Output::open(target, &run, args.restart)?;
     let mut groups = Groups::new(rows, &done, size, size.saturating_mul(n_groups));
-    let mut batch = Batch { output, done: &done, n_missing: done.len(), bar: progress_bar(), is_file, has_grammar: grammar.is_some() };
+    let mut batch = Batch {
+        output,
+        done: &done,
+        n_missing: done.len(),
+        bar: progress_bar(),
+        is_file,
+        has_grammar: grammar.is_some(),
+    };
     // Groups that earlier runs answered are skipped. If all are answered, no model is loaded.
     let first = loop {
         match groups.next() {
