@@ -6,11 +6,11 @@ use burn::tensor::{DType, Device, Element, Int, Shape, Tensor, TensorData};
 use crate::ops::{PackedShape, Packing};
 use crate::{Quantization, ops};
 use half::bf16;
-use idefics_kernels::{Activations, rounds_activations};
 use idefics_kernels::formats::{
     BLOCK, Blocks, FormatError, FourBit, GgufType, Int4, Int8, NestedAbsmax, PackedFormat, Q4, Q4_BLOCK, Q4_PANEL,
     Q4_TABLE, Weight,
 };
+use idefics_kernels::{Activations, rounds_activations};
 
 /// The weight of a [`crate::Linear`] as codes and scales. Products on the CPU and on GPUs never dequantise it as a
 /// whole.

@@ -161,12 +161,7 @@ fn pack(x: &[f32], values: &mut [f32], sums: &mut [f32]) {
 /// # Safety
 /// The CPU supports the enabled target features, and no other task writes these features.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn thin<F: Format>(
-    weight: &Blocks<'_>,
-    range: Range<usize>,
-    packed: Packed<'_>,
-    product: &Product<'_>,
-) {
+unsafe fn thin<F: Format>(weight: &Blocks<'_>, range: Range<usize>, packed: Packed<'_>, product: &Product<'_>) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         match packed.rows.len().next_power_of_two() {

@@ -40,10 +40,7 @@ unsafe fn fifth_bits(first: *const u8, second: *const u8) -> [__m256i; 2] {
             _mm256_and_si256(_mm256_cmpeq_epi8(bit, only), _mm256_set1_epi8(16))
         };
         let places = |low: i64, high: i64| _mm256_setr_epi64x(low, high, low, high);
-        [
-            set(places(0, 0x0101_0101_0101_0101)),
-            set(places(0x0202_0202_0202_0202, 0x0303_0303_0303_0303)),
-        ]
+        [set(places(0, 0x0101_0101_0101_0101)), set(places(0x0202_0202_0202_0202, 0x0303_0303_0303_0303))]
     }
 }
 

@@ -14,8 +14,8 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::PART;
 use super::super::{Precision, SMALLEST};
+use super::PART;
 use crate::formats::GgufType;
 
 /// How the codes of a type are multiplied, and thus the layout of the activations.
@@ -108,8 +108,7 @@ pub(super) const WORD_DIGIT: f32 = 1024.0;
 /// The CPU supports the enabled target features.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn pack(layout: Layout, precision: Precision, x: &[f32], packed: &mut [f32]) {
-    let (columns, group_len, codes_len) =
-        (layout.columns(), layout.group_len(precision), layout.codes_len(precision));
+    let (columns, group_len, codes_len) = (layout.columns(), layout.group_len(precision), layout.codes_len(precision));
     assert!(x.len().is_multiple_of(PART) && packed.len() == x.len().div_ceil(columns) * group_len);
     for (x, group) in x.chunks(columns).zip(packed.chunks_exact_mut(group_len)) {
         let (codes, rest) = group.split_at_mut(codes_len);
@@ -177,19 +176,11 @@ fn cut(number: i32) -> (i8, i32) {
 
 /// Packs two blocks of 32 columns; the second may be missing.
 #[inline(always)]
-unsafe fn pack_pair(
-    precision: Precision,
-    x: &[f32],
-    offset: i8,
-    has_minima: bool,
-    codes: &mut [i8],
-    rest: &mut [f32],
-) {
+unsafe fn pack_pair(precision: Precision, x: &[f32], offset: i8, has_minima: bool, codes: &mut [i8], rest: &mut [f32]) {
     codes.fill(0);
     let (scales, corrections) = rest.split_at_mut(8);
     scales.fill(0.0);
     corrections.fill(0.0);
-    let corrections: &mut [f32] = corrections;
     for (block, x) in x.chunks_exact(PART).enumerate() {
         // SAFETY: the caller guarantees CPU support.
         let largest = unsafe { largest(x) };
