@@ -26,3 +26,20 @@ pub fn to_parameter_device<const D: usize, const P: usize>(activations: Tensor<D
 pub fn in_thread_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
     if ops::is_cpu(device) { rayon::scope(|_| work()) } else { work() }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_on_the_cpu_runs_in_the_thread_pool() {
+        assert_eq!(rayon::current_thread_index(), None, "the test itself runs outside the pool");
+        let device = Device::flex();
+        let (index, sum) = in_thread_pool(&device, || {
+            let sum = Tensor::<1>::from_data([1.0, 2.0], &device).sum();
+            (rayon::current_thread_index(), sum)
+        });
+        assert!(index.is_some(), "the work ran outside the pool");
+        assert_eq!(sum.into_scalar::<f32>(), 3.0);
+    }
+}

@@ -181,7 +181,6 @@ unsafe fn pack_pair(precision: Precision, x: &[f32], offset: i8, has_minima: boo
     let (scales, corrections) = rest.split_at_mut(8);
     scales.fill(0.0);
     corrections.fill(0.0);
-    let corrections: &mut [f32] = corrections;
     for (block, x) in x.chunks_exact(PART).enumerate() {
         // SAFETY: the caller guarantees CPU support.
         let largest = unsafe { largest(x) };
