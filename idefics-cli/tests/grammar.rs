@@ -42,20 +42,24 @@ fn answers_follow_the_grammar() {
 }
 
 #[test]
-fn batch_follows_the_grammar_and_runs_again_when_it_changes() {
+fn batch_follows_the_grammar_and_belongs_to_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("in.jsonl"), "{\"id\": 1, \"text\": \"one\"}\n{\"id\": 2, \"text\": \"two\"}\n").unwrap();
-    let run = |choices: &str| {
-        answer(&["batch", &path("in.jsonl"), "--output", &path("out.jsonl"), "--choices", choices]);
+    let (input, output) = (path("in.jsonl"), path("out.jsonl"));
+    let run = |choices: &str, more: &[&str]| {
+        answer(&[&["batch", &input, "--output", &output, "--choices", choices], more].concat());
         let lines = fs::read_to_string(path("out.jsonl")).unwrap();
         lines
             .lines()
             .map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().trim().to_owned())
             .collect::<Vec<_>>()
     };
-    assert!(run("a,b").iter().all(|text| ["a", "b"].contains(&text.as_str())));
-    assert!(run("c,d").iter().all(|text| ["c", "d"].contains(&text.as_str())));
+    assert!(run("a,b", &[]).iter().all(|text| ["a", "b"].contains(&text.as_str())));
+    // The output belongs to its grammar.
+    let other = idefics(&checkpoint(), &["batch", &input, "--output", &output, "--choices", "c,d"]);
+    assert!(!other.status.success() && text(&other.stderr).contains("--restart"), "{}", text(&other.stderr));
+    assert!(run("c,d", &["--restart"]).iter().all(|text| ["c", "d"].contains(&text.as_str())));
 }
 
 #[test]

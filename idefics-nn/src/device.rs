@@ -32,6 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test reads the result")]
     fn work_on_the_cpu_runs_in_the_thread_pool() {
         assert_eq!(rayon::current_thread_index(), None, "the test itself runs outside the pool");
         let device = Device::flex();
