@@ -35,11 +35,16 @@ enum Precision {
     Rounded,
 }
 
+/// Largest number of rows for which AVX2 unpacks the codes again for every eight rows. For a prompt of 512 tokens,
+/// panels and gemm take less time.
+const MAX_UNPACKED_ROWS: usize = 64;
+
 /// Whether [`product`] is the fastest way to multiply this number of rows.
 pub(super) fn is_fast(isa: Isa, blocks: &Blocks<'_>, n_rows: usize) -> bool {
-    // On AVX2, unpacking the codes again for every eight rows takes less time than expanding panels of the weight and
-    // packing them for gemm. Machines with wider vectors have a faster gemm.
-    n_rows <= MAX_GEMV_ROWS || (isa == Isa::Avx2 && has_loops(isa, blocks.kind()))
+    // On AVX2, unpacking the codes again takes less time than expanding panels of the weight and packing them for gemm.
+    // Machines with wider vectors have a faster gemm.
+    let is_unpacked = isa == Isa::Avx2 && n_rows <= MAX_UNPACKED_ROWS && has_loops(isa, blocks.kind());
+    n_rows <= MAX_GEMV_ROWS || is_unpacked
 }
 
 /// Whether an instruction set has loops of its own for a type.

@@ -94,7 +94,7 @@ impl Chat<'_> {
                 let image = args::image(name).map_err(|error| Failure::input(format!("{named}: {error}")))?;
                 commands::check_images([&image])?;
                 self.images.push(Media::of(image, self.model, &self.global.image_limits()));
-                say!("{} will be shown with the next question", count(self.images.len(), "image"));
+                say!("will show {} with the next question", count(self.images.len(), "image"));
             }
             (b"undo", _) => {
                 let messages = self.conversation.messages_mut();
