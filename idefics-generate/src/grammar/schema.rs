@@ -1,9 +1,14 @@
 //! Checks of a JSON schema before the grammar library reads it. They bound its work, and reject what it would ignore.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
-use super::GrammarError;
 use super::lark::check_regex;
+use super::{GrammarError, GrammarKind};
+
+/// Maximum number of optional properties of all objects together.
+const MAX_OPTIONAL: usize = 500;
 
 /// Maximum nesting of a schema. The library recurses over it.
 const MAX_DEPTH: usize = 128;
@@ -21,6 +26,7 @@ const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "patternPropert
 /// Returns the schema as the object that the grammar library gets.
 pub(super) fn check(schema: Value) -> Result<Value, GrammarError> {
     check_depth(&schema)?;
+    check_optional_properties(&schema)?;
     let found = match schema {
         Value::Object(_) => return check_keys(&schema).map(|()| schema),
         Value::Bool(true) => return Ok(Value::Object(serde_json::Map::new())),
@@ -56,6 +62,26 @@ fn check_depth(schema: &Value) -> Result<(), GrammarError> {
     visit(schema, |_, _, depth| match depth <= MAX_DEPTH {
         true => Ok(()),
         false => Err(GrammarError::TooDeep { limit: MAX_DEPTH }),
+    })
+}
+
+/// Checks the number of optional properties. The library allows any subset of them, and needs more memory and time than
+/// in proportion to their number: 24 GB for 3000.
+fn check_optional_properties(schema: &Value) -> Result<(), GrammarError> {
+    let mut n_optional = 0;
+    visit(schema, |_, value, _| {
+        if let Some(properties) = value.get("properties").and_then(Value::as_object) {
+            let required = value.get("required").and_then(Value::as_array).into_iter().flatten();
+            let required: HashSet<&str> = required.filter_map(Value::as_str).collect();
+            n_optional += properties.keys().filter(|key| !required.contains(key.as_str())).count();
+        }
+        match n_optional <= MAX_OPTIONAL {
+            true => Ok(()),
+            false => {
+                let reason = format!("it has more than {MAX_OPTIONAL} optional properties");
+                Err(GrammarError::TooComplex { what: GrammarKind::JsonSchema, reason })
+            }
+        }
     })
 }
 
