@@ -32,8 +32,9 @@ const GENERATORS: [Generator; 20] = [
         Grammar::json_schema(nested(13 * size as usize, |inner| json!({"type": "object", "properties": {"a": inner}})))
     }),
     ("nested alternatives", |size| {
+        // Each level doubles the schema.
         Grammar::json_schema(nested(
-            6 * size as usize,
+            2 * size as usize,
             |inner| json!({"anyOf": [inner, {"type": "array", "items": inner}]}),
         ))
     }),
@@ -152,7 +153,6 @@ const GENERATORS: [Generator; 20] = [
 ];
 
 #[test]
-#[ignore = "the memory of the library is not bounded: some of these grammars take more than 20 GB"]
 fn hostile_grammars_are_rejected_or_followed() {
     let mut slowest = (Duration::ZERO, String::new());
     let (mut n_accepted, mut n_rejected) = (0, 0);
