@@ -167,7 +167,7 @@ fn accepts_home_folder_spaces_and_escapes_in_paths() {
     input.extend(b"/image ~/a photo.jpg\nWhat \xff?\nWhat?\n/save ~/talk.json\n");
     let (answers, stderr) = chat(home.path(), &input);
     assert_eq!(answers.lines().count(), 2, "{answers:?}");
-    assert!(stderr.contains("3 images will") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
+    assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
     assert!(!stderr.contains("os error"), "{stderr}");
     // A path that is not UTF-8 cannot be saved as JSON.
     assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");

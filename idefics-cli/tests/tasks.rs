@@ -321,7 +321,7 @@ fn chat_runs_commands_and_answers_questions() {
     assert!(answers[0]["usage"]["image_tokens"].as_u64().unwrap() > 0);
     assert_eq!(answers[3]["usage"]["image_tokens"], 0);
     let stderr = text(&output.stderr);
-    for expected in ["1 image will", "1 question left", "/nothing is not a command", "missing.png", "started a new"] {
+    for expected in ["1 image with", "1 question left", "/nothing is not a command", "missing.png", "started a new"] {
         assert!(stderr.contains(expected), "{expected}: {stderr}");
     }
     let talk: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
