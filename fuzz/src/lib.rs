@@ -7,8 +7,8 @@ use std::path::Path;
 
 use idefics_image::{Alpha, Crop, Filter, Format, ImageError, Limits, ResizeTarget, decode, decode_resized, resize_view};
 
-/// Returns the decoding limits of all targets: 64 MiB per picture. A decoder that uses much more memory than it
-/// declares then exceeds the fuzzer's memory limit.
+/// Returns the decoding limits of all targets: 64 MiB per picture. The fuzzer's memory limit is higher, so it is
+/// exceeded only by a decoder that uses much more memory than it counted against this limit.
 pub fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_decoded_bytes = 64 << 20;

@@ -18,7 +18,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     pub(crate) tensors: BTreeMap<String, TensorEntry>,
     warnings: Vec<CheckpointWarning>,
-    /// How weights of AWQ, GPTQ and compressed-tensors are packed. `None` without such weights.
+    /// How the weights of AWQ, GPTQ or compressed-tensors are packed; `None` if the checkpoint has no such weights.
     pub(crate) int4: Option<Int4Packing>,
 }
 
@@ -91,7 +91,8 @@ impl Checkpoint {
         self.stored_kinds().filter_map(StoredFormat::packed_format)
     }
 
-    /// Returns the storage format of every tensor. Other tensors of a quantised weight, such as scales, count as dense.
+    /// Returns the storage format of every tensor. Tensors that belong to a quantised weight but do not hold its codes,
+    /// such as scales, count as dense.
     pub fn stored_kinds(&self) -> impl Iterator<Item = StoredFormat> {
         let stored = |name: &String| match self.weight_of_codes(name) {
             Some(weight) => self.stored(&weight),

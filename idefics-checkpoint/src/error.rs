@@ -191,7 +191,7 @@ pub enum CheckpointError {
         /// Element type in the file.
         found: Dtype,
     },
-    /// A weight is NaN or infinite, or too large for the requested dtype.
+    /// A weight has values that are NaN, infinite, or too large for the requested dtype.
     #[error("{file}: tensor `{name}` has {count} values that are not finite in {dtype}, the first at index {first}")]
     NonFinite {
         /// Name of the file in the model folder.

@@ -9,8 +9,8 @@ pub(crate) fn describe_io_error(error: &io::Error) -> String {
     words.unwrap_or(text)
 }
 
-/// A file of a different kind, found in place of weights or their index. Its `Display` text says what the file is and
-/// what to do about it.
+/// The kind of a file that was found in place of weights or of their index. The `Display` text says what the file is
+/// and what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnexpectedFile {
@@ -23,13 +23,13 @@ pub enum UnexpectedFile {
          model.safetensors of the original checkpoint"
     )]
     Gguf,
-    /// A zip archive, which is also what `torch.save` writes.
+    /// A zip archive. Files of `torch.save` are also zip archives.
     #[error(
         "is a zip archive (PyTorch's format), not a safetensors file; if it is a pytorch_model.bin, give it that \
          name and allow pickles (--allow-pickle), otherwise unpack it"
     )]
     Zip,
-    /// A bare pickle, which is what `torch.save` wrote before PyTorch 1.6.
+    /// A bare pickle, the format of `torch.save` before PyTorch 1.6.
     #[error(
         "is a Python pickle, not a safetensors file; convert it once with PyTorch: \
          safetensors.torch.save_file(torch.load(FILE, weights_only=True), \"model.safetensors\")"

@@ -48,7 +48,7 @@ impl Int4Layout {
     }
 }
 
-/// The tensors of a weight, after a check of their types and shapes, and the order of its inputs.
+/// The tensors of a weight after a check of their types and shapes, and the order of the weight's inputs.
 struct Parts<'a> {
     codes: &'a TensorEntry,
     zeros: Option<&'a TensorEntry>,
@@ -59,8 +59,8 @@ struct Parts<'a> {
 }
 
 impl Checkpoint {
-    /// Describes the weight `name` if it is packed by AWQ, GPTQ or compressed-tensors. The codes of such a weight are
-    /// in a tensor of another name.
+    /// Describes the weight `name` if it is packed by AWQ, GPTQ or compressed-tensors. The tensor with the codes of
+    /// such a weight has another name.
     pub(crate) fn stored_int4(&self, name: &str) -> Option<StoredWeight<'_>> {
         let packing = self.int4?;
         let layer = name.strip_suffix(".weight")?;
@@ -90,8 +90,8 @@ impl Checkpoint {
         is_packed && self.tensor(name).is_some_and(|bias| bias.bytes().iter().all(|byte| *byte == 0))
     }
 
-    /// Checks the types and shapes of the tensors of a weight, `[d_out, d_in]`, without reading its codes and scales.
-    /// Only weights of AWQ, GPTQ and compressed-tensors are checked.
+    /// Checks the types and shapes of the tensors that store a weight of shape `dims`, `[d_out, d_in]`. The codes and
+    /// scales are not read. Only weights of AWQ, GPTQ and compressed-tensors are checked.
     ///
     /// # Errors
     /// [`CheckpointError::Quantized`] if a tensor is missing, or has the wrong type or shape.

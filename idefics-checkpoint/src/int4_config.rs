@@ -148,7 +148,7 @@ impl Section<'_> {
         Ok(first)
     }
 
-    /// Reads a scheme of compressed-tensors, which has the settings for some of the modules.
+    /// Reads one scheme of compressed-tensors: the settings for some of the modules.
     fn scheme(&self, name: &str, scheme: &Value) -> Result<Int4Packing, CheckpointError> {
         let unsupported = |key: &str, found: &Value, expected| CheckpointError::Packing {
             path: self.path.clone(),

@@ -32,7 +32,7 @@ pub fn q4_tensors(name: &str, weight: Q4<'_>) -> Vec<NamedTensor<'static>> {
 
 /// Converts an int4 weight named `name` (`X.weight`) to tensors in this project's own layout: the codes as `X.weight`,
 /// the scales and zero points as `X.weight.scales`, both in the order of [`Int4`], and the number of columns per group
-/// as `X.weight.group`. `order`, the input of each column, is stored as `X.weight.order`.
+/// as `X.weight.group`. `order` holds the input of each column, and is stored as `X.weight.order`.
 pub fn int4_tensors(name: &str, weight: Int4<'_>, order: Option<&[i32]>) -> Vec<NamedTensor<'static>> {
     let ([d_out, d_in], group) = (weight.dims(), weight.group().get());
     let group = i64::try_from(group.min(d_in.max(1))).expect("group sizes of weights in memory fit into i64");

@@ -18,7 +18,7 @@ use crate::{CheckpointError, TensorEntry, index};
 /// execute, and users should not get used to trusting such files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PicklePolicy {
-    /// A pickle is an error, whose message says how to allow or convert pickles.
+    /// A pickle causes an error. Its message says how to allow or convert pickles.
     #[default]
     Refused,
     /// Pickles are read.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{CheckpointError, NamedTensor, write_atomically};
 
-/// Size in bytes at which a shard is written. The tensors of a shard are held in memory until it is written.
+/// Size in bytes at which a shard is written. The tensors of a shard are held in memory until the shard is written.
 const SHARD_BYTES: usize = 1 << 29;
 
 /// Writes a checkpoint as one file, or as shards of about half a gibibyte with an index.

@@ -16,7 +16,8 @@ use crate::{Checkpoint, CheckpointError, Int4Layout, QuantState, StoredWeightErr
 /// A weight in a checkpoint: its storage format, and the tensors that belong to it.
 #[derive(Debug, Clone)]
 pub struct StoredWeight<'a> {
-    /// The tensor that has the weight's name. For AWQ, GPTQ and compressed-tensors, the tensor with the packed codes.
+    /// The tensor that has the weight's name or, for AWQ, GPTQ and compressed-tensors, the tensor with the packed
+    /// codes.
     pub entry: &'a TensorEntry,
     /// How the bytes of `entry` are to be read.
     pub kind: StoredFormat,

@@ -60,7 +60,7 @@ pub enum StoredWeightError {
         expected: Vec<usize>,
     },
     /// The stored shape of a weight contradicts the configuration.
-    #[error("`{name}` is {found:?}, but the configuration requires {expected:?}")]
+    #[error("`{name}` stores the shape {found:?}, but the configuration requires {expected:?}")]
     DeclaredShape {
         /// Name of the tensor that stores the shape.
         name: String,
@@ -71,7 +71,8 @@ pub enum StoredWeightError {
     },
     /// The dimensions of a weight are not multiples of the word or group size.
     #[error(
-        "a [{d_out}, {d_in}] weight cannot be packed this way: d_out must be a multiple of {out_unit}, d_in of {in_unit}"
+        "a [{d_out}, {d_in}] weight cannot be packed this way: d_out must be a multiple of {out_unit}, and d_in a \
+         multiple of {in_unit}"
     )]
     Indivisible {
         /// Number of output features.

@@ -14,7 +14,7 @@ use crate::gguf::GgufRows;
 /// A tensor in a checkpoint. Its values stay in the memory map until they are used.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
-    /// Element type in the file. For the block types of GGUF, F32, the type that they are converted to.
+    /// Element type in the file. For the block types of GGUF, this is F32, because their values are converted to f32.
     pub dtype: Dtype,
     /// Shape, with the axes in PyTorch's order.
     pub shape: Vec<usize>,
@@ -78,7 +78,8 @@ impl TensorEntry {
         self.rows.map_or(0, |rows| rows.row_len)
     }
 
-    /// Reads some rows of a tensor that is not plain as f32, `[rows.len(), row_len]`. Other rows are not read.
+    /// Reads rows of a tensor that is not plain and converts them to f32, `[rows.len(), row_len]`. Other rows are not
+    /// read.
     ///
     /// # Panics
     /// If the tensor is plain, `rows` is out of range, or `out` has the wrong length.

@@ -44,7 +44,7 @@ pub(crate) fn index(shards: [&str; 3]) -> Vec<u8> {
     serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string().into_bytes()
 }
 
-/// Asserts the variant of an error, and that its message contains all given words.
+/// Asserts that an error has the given variant, and that its message contains all given words.
 macro_rules! assert_error {
     ($error:expr, $variant:pat, $($word:expr),*) => {{
         let error: idefics_checkpoint::CheckpointError = $error;

@@ -314,7 +314,7 @@ fn rejects_dimensions_that_are_not_multiples_of_words_and_groups() {
     let stored = checkpoint.stored("up.weight").unwrap();
     for dims in [[7, 64], [8, 63]] {
         let error = checkpoint.check_packed("up.weight", &stored, dims).unwrap_err().to_string();
-        assert!(error.contains("d_out must be a multiple of 8, d_in of 32"), "{error}");
+        assert!(error.contains("d_out must be a multiple of 8, and d_in a multiple of 32"), "{error}");
     }
 }
 

@@ -81,7 +81,7 @@ impl Failure {
 
     /// Creates a failure for a panic with the given message.
     pub(crate) fn bug(message: &str) -> Self {
-        Self::new(BUG, format!("this is a bug in idefics, please report it: {message}"))
+        Self::new(BUG, format!("this is a bug in idefics; please report it: {message}"))
     }
 
     /// Creates a failure for a program that a signal ends. Nothing is printed.

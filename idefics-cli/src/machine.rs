@@ -47,7 +47,7 @@ pub(crate) fn usable_memory_bytes(choice: DeviceChoice, device: &Device) -> u64 
 pub(crate) fn free_memory_bytes() -> u64 {
     let mut system = System::new();
     system.refresh_memory();
-    // This subtracts `rss`, not the total use of the group, because its page cache can be dropped.
+    // This subtracts `rss`, not the total use of the group, because the group's page cache can be dropped.
     let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     system.available_memory().min(group)
 }

@@ -22,7 +22,7 @@ use crate::{placing, signals};
 
 /// The folder of a model.
 pub(crate) enum ModelFolder {
-    /// A folder or file given by the user, or one in the hub cache.
+    /// A folder or file that the user gave, or a folder or file in the hub cache.
     Kept(PathBuf),
     /// A temporary folder with the files of the built-in model.
     Embedded(Scratch),
@@ -106,7 +106,10 @@ fn embedded() -> Result<ModelFolder, Failure> {
 fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
     let paths = GgufPaths::with_mmproj(model, mmproj).map_err(|error| Error::from(CheckpointError::from(error)))?;
     let Some(paths) = paths else {
-        return Err(Failure::usage(format!("--mmproj needs a GGUF file as --model; {} is not one", model.display())));
+        return Err(Failure::usage(format!(
+            "--mmproj needs a GGUF file as --model; {} is not a GGUF file",
+            model.display()
+        )));
     };
     let linked = Scratch::new("the files of the model cannot be linked from", |folder| {
         for file in paths.files() {
@@ -202,7 +205,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
 /// Rejects `--activations int8` if it has no effect.
 ///
 /// # Errors
-/// A usage failure if the device is not a CPU, or no weight has products with rounded activations.
+/// A usage failure if the device is not a CPU, or if no weight has a format whose products round activations.
 pub(crate) fn check_activations(
     global: &Global,
     choice: DeviceChoice,

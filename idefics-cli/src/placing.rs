@@ -43,8 +43,8 @@ pub(crate) fn main_memory() -> MaxMemory {
     MaxMemory(place(DeviceChoice::Cpu, free_memory_bytes().saturating_sub(kept)).into_iter().collect())
 }
 
-/// Returns a place with nine tenths of a device's free memory. The rest is left for activations and KV caches, of which
-/// there are two during graph capture.
+/// Returns a place with nine tenths of a device's free memory. The rest is left for activations and KV caches. During
+/// graph capture, there are two KV caches.
 fn place(device: DeviceChoice, free: u64) -> Option<DeviceBudget> {
     DeviceBudget::new(&device.to_string(), free / 10 * 9).ok()
 }

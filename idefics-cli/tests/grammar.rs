@@ -56,7 +56,7 @@ fn batch_follows_the_grammar_and_belongs_to_it() {
             .collect::<Vec<_>>()
     };
     assert!(run("a,b", &[]).iter().all(|text| ["a", "b"].contains(&text.as_str())));
-    // The output belongs to its grammar.
+    // The output belongs to the first grammar, so a run with another grammar needs `--restart`.
     let other = idefics(&checkpoint(), &["batch", &input, "--output", &output, "--choices", "c,d"]);
     assert!(!other.status.success() && text(&other.stderr).contains("--restart"), "{}", text(&other.stderr));
     assert!(run("c,d", &["--restart"]).iter().all(|text| ["c", "d"].contains(&text.as_str())));

@@ -55,7 +55,7 @@ fn idefics1_guide_examples_run_with_their_options() {
         if is_conversation {
             replace(&mut args, "32002", "476");
             replace(&mut args, "100", "420");
-            // The images of this example are on the network, so they are replaced by one from the local server.
+            // The images of this example are on the network, so they are replaced by an image from the local server.
             let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
             let url = photo_server();
             for part in json["prompt"].as_array_mut().unwrap() {

@@ -16,8 +16,8 @@ pub(crate) type Pair = (String, String);
 /// The answers for 0 to 3 shapes.
 pub(crate) const NUMBERS: [&str; 4] = ["None.", "One.", "Two.", "Three."];
 
-/// Relative weights of questions whose answer is 0 to 3. Larger counts are rare in scenes, so they get larger
-/// weights.
+/// Relative weights of the questions with the answers 0, 1, 2 and 3. Larger counts are rare in scenes, so they get
+/// larger weights.
 const COUNT_WEIGHTS: [usize; 4] = [1, 1, 6, 12];
 /// Minimum distance of a shape's centre from each centre line of the picture, as a fraction of the side. Answers that
 /// name a quadrant, such as `Top left.`, require this distance.

@@ -29,7 +29,7 @@ pub fn rng(purpose: Purpose, seed: u64, index: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Returns a uniformly random option.
+/// Returns one of `options`, chosen uniformly at random.
 pub(crate) fn pick<T: Copy, const N: usize>(rng: &mut (impl Rng + ?Sized), options: [T; N]) -> T {
     options[rng.random_range(0..N)]
 }

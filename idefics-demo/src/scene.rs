@@ -42,7 +42,7 @@ pub struct Scene {
 pub struct PatchLabel {
     /// The class, less than [`N_PATCH_CLASSES`]. If shapes cover less than a quarter of the patch, it is 0 for the
     /// background. Otherwise, it is the [`Shape::class`] of the shape with the most visible pixels in the patch. If two
-    /// shapes have the same number of pixels, the front one counts.
+    /// shapes have the same number of visible pixels, the front shape counts.
     pub class: u8,
     /// For each pixel in row-major order, whether a shape covers its centre.
     pub covered: Vec<bool>,

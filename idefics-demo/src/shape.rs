@@ -139,8 +139,8 @@ impl Shape {
         self.level(x, y) <= 0.0
     }
 
-    /// Returns the approximate signed distance to the edge in pixels: negative inside, positive outside. The levels of
-    /// two points differ by at most the distance of the points (1-Lipschitz).
+    /// Returns the approximate signed distance to the edge in pixels: negative inside, positive outside. The values at
+    /// two points differ by at most the distance between the points (1-Lipschitz).
     pub(crate) fn level(&self, x: f32, y: f32) -> f32 {
         let [dx, dy] = [x - self.centre[0], y - self.centre[1]];
         let [cos, sin] = self.turn;

@@ -1,5 +1,6 @@
-//! Times of grammars with the 32,000 tokens of Mistral: preparing the vocabulary, compiling a grammar, and the mask of
-//! each token. Prints percentiles, because a mask delays every token: `cargo bench -p idefics-generate --bench grammar`.
+//! Measures grammars with the 32,000 tokens of Mistral: the times to prepare the vocabulary, to compile a grammar, and
+//! to compute the mask of each token. Prints percentiles, because every token waits for its mask. Run it with
+//! `cargo bench -p idefics-generate --bench grammar`.
 
 #![allow(clippy::print_stdout, reason = "the results")]
 #![allow(clippy::unwrap_used, reason = "a benchmark stops at the first error")]

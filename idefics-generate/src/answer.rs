@@ -72,7 +72,8 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// Takes the times of the engine, if the batch runs in one; only the preprocessing is done elsewhere.
+    /// Returns the engine's times if the batch runs in an engine, and otherwise `self`. The preprocessing time is
+    /// always that of `self`, because preprocessing is not done in the engine.
     pub(crate) fn or_of(self, running: &Running<'_>) -> Self {
         running.timings().map_or(self, |timings| Self { preprocess_ms: self.preprocess_ms, ..timings })
     }

@@ -1,5 +1,5 @@
-//! The measurements of `idefics bench`: the time of each stage of an answer. It measures the same code that generates
-//! answers.
+//! The measurements of `idefics bench`: the time of each stage of an answer. The measured code is the code that
+//! generates answers.
 
 mod clients;
 
@@ -88,7 +88,7 @@ impl BenchProcessors {
     }
 
     /// Returns the number of tiles in a row: the tiles of its images and the frames of its videos. Without a processor
-    /// of frames, videos count as 0 tiles.
+    /// for frames, videos count as 0 tiles.
     pub fn n_tiles(&self, options: &BenchOptions<'_>) -> usize {
         let images = options.images.iter().map(|&(width, height)| self.images.layout(width, height).tiles.len());
         let frames = self.frames.iter().flat_map(|processor| {
@@ -129,7 +129,7 @@ impl Spread {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BenchReport {
-    /// Number of tiles of all rows together that the vision tower encodes. Each frame of a video is a tile.
+    /// Number of tiles that the vision tower encodes for all rows together. Each frame of a video is a tile.
     pub tiles: usize,
     /// Preprocessing images into tiles, in milliseconds.
     pub preprocess_ms: Spread,

@@ -285,7 +285,7 @@ pub struct DeviceInfo {
     pub name: String,
     /// Kind of the device.
     pub kind: DeviceKind,
-    /// Language of the kernels (`cuda`, `spirv`, `wgsl`), or on the CPU the instruction set, for example `amx`.
+    /// Language of the kernels (`cuda`, `spirv`, `wgsl`). On the CPU, the instruction set, for example `amx`.
     pub kernels: String,
     /// Total memory in bytes, used or not, including shared memory; `None` if the API does not report it.
     pub memory_bytes: Option<u64>,
@@ -299,7 +299,7 @@ impl DeviceInfo {
     /// Opens and describes every device of the compiled backends: those of CUDA, Vulkan and wgpu, and then the CPU.
     /// Software-emulated devices are the last of their backend.
     pub fn all() -> Vec<Self> {
-        /// A GPU backend: the name of the device with a given index, and the devices that it finds.
+        /// A GPU backend: a function that names the device with a given index, and a function that finds the devices.
         type GpuBackend = (fn(usize) -> DeviceChoice, fn() -> Option<Vec<Device>>);
         let backends: [GpuBackend; 3] = [
             (DeviceChoice::Cuda, found_by_cuda),
@@ -329,8 +329,8 @@ impl DeviceInfo {
     }
 }
 
-/// Returns the total memory of a device in bytes, used or not. `None` if the API does not report it, and for the CPU,
-/// because the operating system reports its memory.
+/// Returns the total memory of a device in bytes, used or not. Returns `None` if the API does not report it, and for
+/// the CPU, because its memory is reported by the operating system.
 pub fn device_memory_bytes(device: &Device) -> Option<u64> {
     properties(device).2
 }

@@ -182,7 +182,7 @@ pub enum Error {
     },
     /// The grammar of the answer reached a limit.
     #[error(
-        "row {row}: the grammar needs more memory or time for the token after {n_tokens} tokens than is allowed; \
+        "row {row}: after {n_tokens} tokens, the grammar needs more memory or time for the next token than is allowed; \
          simplify it"
     )]
     GrammarLimit {
@@ -198,7 +198,7 @@ pub enum Error {
     /// There are no labels to rank, or a label is empty.
     #[error("there are no labels, or a label is empty; give at least one label with text")]
     NoLabels,
-    /// A label is given twice. Each copy would get half of its probability.
+    /// A label is given twice. Each copy would get half of the label's probability.
     #[error("the label {label:?} is given twice")]
     SameLabel {
         /// The label.
@@ -214,7 +214,7 @@ pub enum Error {
         seconds: f64,
     },
     /// The thread that generates an answer panicked.
-    #[error("this is a bug in idefics, please report it: the generating thread panicked")]
+    #[error("this is a bug in idefics; please report it: the generating thread panicked")]
     Panic,
     /// The engine cannot be created, or cannot take a request.
     #[error(transparent)]

@@ -44,7 +44,7 @@ impl ImageBatch<'_> {
     }
 }
 
-/// Returns the distinct images, and for each entry of `images` its index among them.
+/// Returns the distinct images and, for each entry of `images`, the index of the distinct image that equals it.
 pub(crate) fn distinct(images: &[ImageTile]) -> (Vec<&ImageTile>, Vec<usize>) {
     let mut distinct: Vec<&ImageTile> = Vec::new();
     let mut place = Vec::with_capacity(images.len());
@@ -148,7 +148,7 @@ impl ImageVectors {
     }
 }
 
-/// Returns, for each image of the prompt, its index in the results of all batches, one batch after another.
+/// Returns, for each image of the prompt, its index after the results of all batches are joined one after another.
 pub fn rows_of_images(batches: &[ImageBatch<'_>]) -> Vec<usize> {
     let mut rows = vec![0; batches.iter().map(|batch| batch.image_indices.len()).sum()];
     let encoded = batches.iter().flat_map(|batch| &batch.image_indices);

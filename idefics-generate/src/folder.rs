@@ -21,7 +21,8 @@ const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.
 /// adapters.
 ///
 /// # Errors
-/// [`Error::NoFolder`], [`Error::Adapter`], [`Error::Checkpoint`] if a GGUF file is rejected.
+/// [`Error::NoFolder`] if `path` is neither a folder nor a GGUF file, [`Error::Adapter`] if the folder has an adapter
+/// but no model, [`Error::Checkpoint`] if a GGUF file is rejected.
 pub(crate) fn gguf(path: &Path) -> Result<Option<GgufModel>, Error> {
     if path.is_dir() {
         let there = |name: &str| path.join(name).exists();
@@ -70,7 +71,8 @@ pub(crate) fn config_path(path: &Path) -> PathBuf {
 /// Loads the processor of a model folder, or of a GGUF file with the files next to it.
 ///
 /// # Errors
-/// [`Error::Processor`]; [`Error::NoFolder`], [`Error::Adapter`]; [`Error::Checkpoint`] if a GGUF file is rejected.
+/// [`Error::Processor`] if a file of the processor is invalid; [`Error::NoFolder`] or [`Error::Adapter`] if `path` is
+/// not a model; [`Error::Checkpoint`] if a GGUF file is rejected.
 pub fn load_processor(path: &Path) -> Result<Processor, Error> {
     let Some(model) = gguf(path)? else { return Ok(Processor::from_folder(path)?) };
     let mut others = ExtraFiles { source: model.paths().text.clone(), ..ExtraFiles::default() };

@@ -241,8 +241,9 @@ impl Prompts {
         self.attend_to(image_token_id, latest)
     }
 
-    /// Does the same as [`Self::attend_to_latest_images`] for rows that branch. `parents`, `[batch · seq]`, is the slot
-    /// within the row that precedes each slot in its branch.
+    /// Does the same as [`Self::attend_to_latest_images`] for rows that branch. For each slot, `parents`
+    /// (`[batch · seq]`) holds the index within the row of the previous slot in the same branch, or `None` for the
+    /// first slot of a branch.
     #[must_use]
     pub fn attend_to_latest_images_in_branches(
         self,

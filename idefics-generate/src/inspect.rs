@@ -23,7 +23,7 @@ pub struct Inspection {
     pub family: &'static str,
     /// Total number of parameters.
     pub parameters: usize,
-    /// Bytes of weights in the files; 0 if there are none.
+    /// Size of the weights in the files, in bytes; 0 if there are no weight files.
     pub file_bytes: usize,
     /// Files that contain weights; empty if there is only a configuration.
     pub files: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Inspection {
     pub parts: Vec<Part>,
     /// Memory of the model in each weight format.
     pub precisions: Vec<PrecisionMemory>,
-    /// Maximum bytes of scratch buffers that are kept for reuse.
+    /// Maximum size of the scratch buffers that are kept for reuse, in bytes.
     pub kept_bytes: u64,
     /// Number of vectors per image, or per tile if images are split. For Idefics2, this is also the number of image
     /// tokens per image in the prompt.
@@ -53,11 +53,11 @@ pub struct Inspection {
 pub struct Part {
     /// Name of the part.
     pub name: &'static str,
-    /// Number of tensors in the files. Without files, the number that the configuration implies.
+    /// Number of tensors in the files. Without weight files, the number that the configuration implies.
     pub tensors: usize,
     /// Number of parameters, whatever their format.
     pub parameters: usize,
-    /// Bytes in the files.
+    /// Size of the part in the files, in bytes.
     pub file_bytes: usize,
 }
 
@@ -72,7 +72,7 @@ pub struct PrecisionMemory {
     pub options: WeightOptions,
     /// Memory of the weights.
     pub weights: WeightMemory,
-    /// Bytes of KV cache per token and row.
+    /// Size of the KV cache per token and row, in bytes.
     pub cache_bytes_per_token: usize,
     /// Bytes per token and row of the second KV cache, which exists only while a decode step is captured; 0 without
     /// graph capture.
@@ -191,8 +191,8 @@ impl Parts {
         Some(&mut self.parts[part])
     }
 
-    /// Adds the parameters that the configuration implies to each part, except tied ones. If `tensors` is true, also
-    /// adds the number of tensors.
+    /// Adds to each part the number of parameters that the configuration implies, without tied ones. If `tensors` is
+    /// true, also adds the number of tensors.
     fn count_shape(&mut self, model: &dyn AssembledModel, tied: &[(&str, &str)], tensors: bool) {
         model.parameter_shapes(&mut |name, shape| {
             if tied.iter().any(|(tied, _)| *tied == name) {

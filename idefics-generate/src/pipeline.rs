@@ -31,7 +31,7 @@ pub struct Idefics {
     device: Device,
     pub(crate) features: Mutex<FeatureCache>,
     warnings: Vec<ModelWarning>,
-    /// The tokens in the form that grammars need, once a grammar was compiled.
+    /// The tokens in the form that grammars need; empty until the first grammar is compiled.
     #[cfg(feature = "grammar")]
     vocabulary: std::sync::OnceLock<crate::GrammarVocabulary>,
 }
@@ -275,7 +275,7 @@ impl Idefics {
     }
 }
 
-/// Checks that processor and model agree about tokens. No weights are needed for this.
+/// Checks that the processor and the model agree about tokens. No weights are needed for this.
 fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> Result<Option<ModelWarning>, Error> {
     config.family().check_processor(folder, processor)?;
     let tokenizer = processor.tokenizer();
@@ -293,7 +293,7 @@ fn check_tokens(folder: &Path, config: &ModelConfig, processor: &Processor) -> R
     Ok((!tokens.is_empty()).then_some(ModelWarning::TokensWithoutEmbedding { folder, vocab_size, tokens }))
 }
 
-/// Maximum number of tokens without embedding to check, because files can contain arbitrarily large ids.
+/// Maximum number of tokens without an embedding to check, because files can contain arbitrarily large ids.
 const MAX_TOKENS_WITHOUT_EMBEDDING: usize = 1 << 16;
 
 /// Returns the time since `clock` in milliseconds.

@@ -31,12 +31,12 @@ pub enum PlacementError {
     Device(#[from] DeviceError),
 }
 
-/// A place for parts: a device, or a share of it, with a limit on the bytes of weights.
+/// A place for parts of a model: a device, or a share of a device, with a limit on the size of the weights there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeviceBudget {
     /// Name of the place, such as `cuda:0`, `cpu` or `cpu:1`. Several places may be on the same device.
     pub name: String,
-    /// Maximum bytes of weights.
+    /// Maximum size of the weights, in bytes.
     pub bytes: u64,
     #[serde(skip)]
     choice: DeviceChoice,
@@ -102,7 +102,7 @@ pub struct Block {
     pub stored_bytes: u64,
 }
 
-/// Name of the place after all devices: the memory-mapped files.
+/// Name of the last place, for parts that fit on no device: the memory-mapped files.
 pub const FILES: &str = "files";
 
 /// A plan that assigns each part of a model to a place.
@@ -144,7 +144,7 @@ impl Plan {
     ) -> Result<Self, Error> {
         let config = if path.is_dir() { ModelConfig::from_folder(path)? } else { ModelConfig::from_file(path)? };
         let weights = weights.into();
-        // Errors in the weight files are reported when they are loaded.
+        // Errors in the weight files are reported when the weights are loaded.
         let checkpoint = Checkpoint::open_with(path, weights.pickles).ok();
         match config.blocks(checkpoint.as_ref(), device, weights)? {
             blocks if blocks.is_empty() => Err(Error::NotPlaceable { folder: path.to_owned() }),
@@ -152,8 +152,9 @@ impl Plan {
         }
     }
 
-    /// Returns every place with its parts and their total bytes, the files last. The bytes are those on the device, or
-    /// those in the files. Places without parts are included.
+    /// Returns every place with its parts and their total bytes, the files last. For a device, the bytes are those of
+    /// the weights on the device; for the files, they are those of the weights in the files. Places without parts are
+    /// included.
     pub fn by_place(&self) -> Vec<(&str, Vec<&Block>, u64)> {
         let names = self.places.iter().map(|place| place.name.as_str()).chain([FILES]);
         let of = |(index, name)| {

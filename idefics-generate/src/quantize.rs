@@ -19,8 +19,8 @@ use crate::{Error, ModelConfig, WeightOptions, folder, load_model};
 /// `target` appears only when it is complete and has been loaded on `device` as a check. Until then, the data is in a
 /// folder `.NAME.unfinished-…` next to it. Such folders are removed if an earlier run that was killed has left them.
 /// `source` is not changed. Its other files are copied, except folders and files whose names begin with a dot. NF4 and
-/// FP4 use the layout of bitsandbytes, which Transformers can load. `progress` is called after each tensor. If it
-/// returns an error, the work stops.
+/// FP4 use the layout of bitsandbytes, which Transformers can load. `progress` is called after each tensor. If
+/// `progress` returns an error, the work stops.
 ///
 /// # Errors
 /// [`Error::Write`] if `target` already exists or cannot be written, and the errors of [`load_model`] and

@@ -19,13 +19,13 @@ use crate::quantize::{copy_files_beside, copy_other_files, write_folder};
 use crate::{Error, Idefics3Config, ModelConfig, folder, load_model, load_processor};
 
 /// Writes the model of the folder `source`, which must be of the Idefics3 family, to the folder `target`. The text
-/// model becomes `model-MIX.gguf`. Vision tower and connector become `mmproj-model-MIX.gguf`, with at least eight bits
-/// per weight.
+/// model becomes `model-MIX.gguf`. The vision tower and the connector become `mmproj-model-MIX.gguf`, with at least
+/// eight bits per weight.
 ///
-/// `progress` is called after each tensor with the bytes written so far and in total. If it returns an error, the work
-/// stops. `target` appears as described at [`quantize_folder`](crate::quantize_folder). The other files of the model
-/// are copied except for `config.json`. llama.cpp reads only the GGUF files. This crate prefers the copied files to the
-/// metadata of the GGUF files.
+/// `progress` is called after each tensor with the bytes written so far and the total number of bytes. If `progress`
+/// returns an error, the work stops. `target` is created in the same way as by
+/// [`quantize_folder`](crate::quantize_folder). The other files of the model are copied, except for `config.json`.
+/// llama.cpp reads only the GGUF files. This crate prefers the copied files to the metadata of the GGUF files.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] with [`GgufFault::Export`] for a model that GGUF files cannot hold, [`Error::Write`] if
@@ -136,8 +136,8 @@ fn new_text(source: &Path, config: &Idefics3Config) -> Result<NewText, Error> {
     })
 }
 
-/// Returns base and scaling of the rotary frequencies, or as an error the name of a scaling that GGUF files cannot
-/// hold. The configuration has been validated.
+/// Returns the base and the scaling of the rotary frequencies. The error is the name of a scaling that GGUF files
+/// cannot hold. The configuration has been validated.
 fn rope(text: &TextConfig) -> Result<(f64, NewRope), String> {
     let sections = [&text.rope_scaling, &text.rope_parameters];
     let given = sections.into_iter().flatten().find(|section| **section != RopeParameters::default());

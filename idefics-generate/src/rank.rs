@@ -116,7 +116,8 @@ impl Trie {
     }
 }
 
-/// Groups answers that are run together, given by their indices. Answers with common prefixes are adjacent.
+/// Groups the answers that are run together. Each group lists the indices of its answers. Answers with common prefixes
+/// are adjacent.
 fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..answers.len()).collect();
     order.sort_by_key(|&index| &answers[index]);
@@ -135,8 +136,8 @@ fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
 }
 
 impl dyn Model + '_ {
-    /// Computes the log-likelihood of each answer after one prompt, which is run only once. It is 0 for an answer
-    /// without tokens.
+    /// Computes the log-likelihood of each answer after one prompt. The prompt is run only once. The log-likelihood of
+    /// an answer without tokens is 0.
     ///
     /// # Errors
     /// [`Error::Input`] if an id is outside the vocabulary, [`Error::Execution`], [`Error::NonFinite`].
@@ -161,7 +162,7 @@ impl dyn Model + '_ {
         answers: &[Vec<u32>],
         cancel: &CancelToken,
     ) -> Result<Vec<f64>, Error> {
-        assert_eq!(prompt.batch(), 1, "answers can be ranked after exactly one prompt");
+        assert_eq!(prompt.batch(), 1, "ranking needs exactly one prompt");
         let vocab_size = self.shape().vocab_size;
         if let Some(&id) = answers.iter().flatten().find(|&&id| id as usize >= vocab_size) {
             return Err(InputError::TokenId { row: 0, id, vocab_size }.into());

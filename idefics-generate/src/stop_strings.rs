@@ -51,7 +51,7 @@ impl StopStrings {
     /// Finds a stop string that the last piece completes. If several match, returns the one that begins first.
     ///
     /// `pieces` are the bytes that each token adds to the text, in order. They are read from the end, only as far back
-    /// as the longest stop string can reach. If there are no stop strings, none are read.
+    /// as the longest stop string can reach. If there are no stop strings, no pieces are read.
     pub fn find<P: AsRef<[u8]>>(
         &self,
         pieces: impl IntoIterator<Item = P, IntoIter: DoubleEndedIterator>,

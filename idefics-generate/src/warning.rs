@@ -38,7 +38,7 @@ pub enum ModelWarning {
         /// Name of the adapter's base model.
         base: Option<String>,
     },
-    /// `config.json` requests that its unquantised weights are quantised on load.
+    /// `config.json` requests that the unquantised weights of the folder are quantised on load.
     #[error(
         "{}: `quantization_config` requests {format}, so linear layers are quantised while they are loaded; remove the \
          section to load them unquantised",

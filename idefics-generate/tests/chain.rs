@@ -32,7 +32,8 @@ struct Case {
     batch: String,
     scores: usize,
     expected: Vec<Vec<Score>>,
-    /// Whether the reference keeps an unspecified choice of several equal scores. Only their number is then fixed.
+    /// Whether it is unspecified which of several equal scores the reference keeps. The scores are then compared after
+    /// sorting.
     #[serde(default)]
     unordered: bool,
 }

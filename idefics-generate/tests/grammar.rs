@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::common::xtask_folder;
 
-/// A tokenizer without weights: its vocabulary, and answers from random scores.
+/// A tokenizer without a model: its vocabulary, and answers sampled from random scores.
 struct Tokens {
     tokenizer: Tokenizer,
     vocabulary: GrammarVocabulary,
@@ -89,10 +89,10 @@ fn random_score(state: &mut u64) -> f32 {
     (*state >> 40) as f32 / (1_u32 << 24) as f32 * 8.0 - 4.0
 }
 
-/// A vocabulary with byte-fallback tokens, as that of Llama.
+/// A vocabulary with byte-fallback tokens, like that of Llama.
 static LLAMA: LazyLock<Tokens> = LazyLock::new(|| Tokens::of("tiny-idefics2"));
 
-/// A byte-level vocabulary, as that of GPT-2.
+/// A byte-level vocabulary, like that of GPT-2.
 static BYTE_LEVEL: LazyLock<Tokens> = LazyLock::new(|| Tokens::of("tiny-smolvlm"));
 
 fn schema(schema: Value) -> Grammar {

@@ -60,8 +60,8 @@ impl Download<'_> {
         fs::rename(&part, &blob).map_err(|source| file_system("cannot write", &blob, source))
     }
 
-    /// Retries until `part` contains the whole file, and hashes the file. Returns the offset at which the last attempt
-    /// started.
+    /// Repeats the request until `part` contains the whole file, and hashes the file. Returns the offset at which the
+    /// last attempt started.
     fn complete(&mut self, file: &str, remote: &Remote, part: &Path, hash: &mut ContentsHash) -> Result<u64, HubError> {
         let length = || fs::metadata(part).map_or(0, |meta| meta.len());
         let (mut longest, mut fruitless) = (length(), 0);
@@ -160,7 +160,7 @@ impl Download<'_> {
         Ok(start)
     }
 
-    /// Adds to `hash` the bytes of `part` before offset `end` that are not hashed yet.
+    /// Adds the bytes of `part` before offset `end` to `hash`, except those that are already hashed.
     fn hash_existing(
         &mut self,
         file: &str,

@@ -73,7 +73,7 @@ impl RepoCache {
         self.snapshot_with(revision, &needed)
     }
 
-    /// Returns the snapshot folder of a revision, if it contains the files `needed`.
+    /// Returns the snapshot folder of a revision, if the folder contains all files in `needed`.
     pub(crate) fn snapshot_with(&self, revision: &str, needed: &[String]) -> Result<PathBuf, HubError> {
         let commit = self.known_commit(revision)?;
         match needed.iter().find(|file| !has_contents(&self.file(&commit, file))) {
@@ -180,7 +180,8 @@ fn link_or_copy(_blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(relative, link)
 }
 
-/// Creates a hard link, or else a copy. On some systems, only privileged users can create symbolic links.
+/// Creates a hard link or, if that fails, a copy. Symbolic links are not used, because on some systems only privileged
+/// users can create them.
 #[cfg(not(unix))]
 fn link_or_copy(blob: &Path, _relative: &Path, link: &Path) -> io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))

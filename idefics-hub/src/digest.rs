@@ -5,9 +5,9 @@
 //! - files in LFS or Xet storage: 64 hexadecimal digits in `X-Linked-ETag`, the SHA-256 of the contents;
 //! - all other files: 40 digits, the SHA-1 of the git blob, which is `blob {length}\0` followed by the contents.
 //!
-//! Mirrors that store files by SHA-1 (Artifactory, for example) send 40 digits too: the SHA-1 of the contents alone.
-//! A file is accepted if either SHA-1 matches. Other tags are not hashes of the contents, and neither are the tags of
-//! servers that do not speak the hub's protocol. Files with such tags are not verified.
+//! Mirrors that store files by SHA-1 (Artifactory, for example) send 40 digits too: the SHA-1 of the contents alone. A
+//! file is accepted if either SHA-1 matches. Tags of any other form are not hashes of the contents, and neither are the
+//! tags of servers that do not speak the hub's protocol. Files with such tags are not verified.
 
 use std::fmt::{self, Write as _};
 
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `git hash-object`, `sha1sum` and `sha256sum` of `hello\n`.
+    /// The output of `git hash-object`, `sha1sum` and `sha256sum` for the text `hello\n`.
     const GIT_BLOB: &str = "ce013625030ba8dba906f756967f9e9ca394464a";
     const SHA1: &str = "f572d396fae9206628714fb2ce00f72e94f2258f";
     const SHA256: &str = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";

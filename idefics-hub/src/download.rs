@@ -29,7 +29,7 @@ pub(crate) struct Download<'a> {
     pub(crate) progress: &'a mut dyn FnMut(HubProgress),
     /// Number of bytes in the completed files.
     pub(crate) done: u64,
-    /// Number of bytes in all files to download whose size is known so far.
+    /// Total size in bytes of all files to download, as far as the sizes are known.
     pub(crate) total: u64,
 }
 
@@ -123,7 +123,7 @@ impl<'a> Download<'a> {
     }
 
     /// Returns the revision to use in URLs. This is the commit, so that all files belong together even if the branch
-    /// moves during the download. If the commit is unknown, or the server does not accept it in URLs, it is the
+    /// moves during the download. If the commit is unknown, or the server does not accept a commit in URLs, this is the
     /// revision that the caller gave.
     pub(crate) fn revision(&self) -> Result<&str, HubError> {
         let Some(commit) = &self.commit else { return Ok(self.server.revision) };

@@ -37,8 +37,10 @@ pub enum HubError {
         /// The invalid id, `{repo}@{revision}`, cut after 200 characters.
         id: String,
     },
-    /// A name is not that of a GGUF file in the top folder of a repository.
-    #[error("{name:?} of {repo} is not a GGUF file; expected the name of one in the top folder of the repository")]
+    /// The given name is not the name of a GGUF file in the top folder of a repository.
+    #[error(
+        "{name:?} of {repo} is not a GGUF file; expected the name of a GGUF file in the top folder of the repository"
+    )]
     GgufName {
         /// The repository, `org/name`.
         repo: String,
@@ -307,7 +309,8 @@ impl HubError {
     }
 }
 
-/// Returns a hint for error messages, because `org/name` may have been meant as a local folder that does not exist.
+/// Returns a hint for error messages that there is no local folder `repo`, because the caller may have meant a folder.
+/// If the path exists, the hint is empty.
 pub(crate) fn no_folder_hint(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
 }

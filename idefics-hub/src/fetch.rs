@@ -50,7 +50,7 @@ pub fn cached_snapshot(options: &HubOptions, repo: &str, revision: Option<&str>)
 /// read-only cache is sufficient if it has all files.
 ///
 /// The download runs on a separate thread, so that [`HubOptions::cancel`] ends this call even if the server does not
-/// respond. The abandoned thread ends when it next reads from the network or the read times out, after at most a
+/// respond. The abandoned thread ends at its next read from the network, or when that read times out, after at most a
 /// minute.
 ///
 /// # Errors

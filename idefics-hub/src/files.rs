@@ -9,7 +9,7 @@ pub(crate) struct WeightFiles {
     pub(crate) single: &'static str,
     /// Name of the index that lists the shards.
     pub(crate) index: &'static str,
-    /// File name extension of the shards, with its dot.
+    /// File name extension of the shards, including the dot.
     pub(crate) ending: &'static str,
 }
 

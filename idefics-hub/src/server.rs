@@ -163,8 +163,9 @@ impl<'a> Server<'a> {
         Ok(Some(Remote { commit, blob, is_versioned: version.is_some(), size, digest: None }))
     }
 
-    /// Sends a request and follows redirects, including relative redirects and redirects to other hosts. The first
-    /// value of each metadata header is kept, because the hub sends metadata that its storage servers do not have.
+    /// Sends a request and follows redirects, including relative redirects and redirects to other hosts. If several
+    /// responses have the same metadata header, the first value is kept, because the hub sends metadata that its
+    /// storage servers do not have.
     fn request(&self, wanted: Wanted, revision: &str, file: &str) -> Result<Answer, HubError> {
         let mut url = format!("{}/{}/resolve/{}/{file}", self.endpoint, self.repo, percent_encode(revision));
         let (mut commit, mut hash, mut linked_size) = (None, None, None);
@@ -196,8 +197,8 @@ impl<'a> Server<'a> {
             let location = text("location").filter(|_| response.status().is_redirection());
             let has_metadata = commit.is_some() && hash.is_some() && !matches!(wanted, Wanted::From(_));
             let Some(location) = location.filter(|_| !has_metadata) else {
-                // The length in a redirect is that of its own body, not of the file. Some servers send 0 for every
-                // `HEAD`.
+                // The `Content-Length` of a redirect is the length of the redirect's own body, not of the file. Some
+                // servers send 0 in response to every `HEAD`.
                 let length = text("content-length").filter(|_| response.status().is_success());
                 let length = length.and_then(|length| length.parse().ok()).filter(|&length| length > 0);
                 return Ok(Answer { response, url, commit, hash, etag, size: linked_size.or(length) });
@@ -273,7 +274,7 @@ impl<'a> Server<'a> {
 }
 
 impl Answer {
-    /// Returns whether the response has no metadata, as from servers that answer every `HEAD` with 200.
+    /// Returns whether the response has no metadata. Some servers answer every `HEAD` with 200 and send no metadata.
     fn has_no_metadata(&self) -> bool {
         let is_dated = self.etag.is_some() || header(&self.response, "last-modified").is_some();
         !is_dated && self.hash.is_none() && self.size.is_none()
@@ -330,7 +331,7 @@ fn redirected(url: &str, location: &str) -> String {
     }
 }
 
-/// Removes the query from a URL. Storage servers put signatures into the query, which are long and must not be logged.
+/// Removes the query from a URL. Storage servers put signatures into the query. These are long and must not be logged.
 fn without_query(url: &str) -> String {
     url.split('?').next().unwrap_or_default().to_owned()
 }

@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// Capacity of the queue of progress reports.
 const QUEUED: usize = 16;
 
-/// Runs `work` on a new thread, and calls `progress` with its reports on the calling thread.
+/// Runs `work` on a new thread. On the calling thread, calls `progress` with each report of `work`.
 ///
 /// # Errors
 /// The error of `work`. [`HubError::Thread`] if the thread cannot be started. [`HubError::Cancelled`] within [`POLL`]

@@ -199,7 +199,7 @@ fn rejects_ids_that_escape_the_cache() {
     assert!(hub.requests().is_empty());
 }
 
-/// Responses that servers which support only `GET` send to `HEAD`.
+/// Responses to `HEAD` from servers that support only `GET`.
 const NO_HEAD: [&str; 6] = [
     "",
     "HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n",

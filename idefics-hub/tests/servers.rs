@@ -44,7 +44,7 @@ pub(super) struct State {
     pub(super) storage: Option<String>,
 }
 
-/// A server of the hub's file URLs for one repository. It stops when it is dropped.
+/// A server that implements the hub's file URLs for one repository. It stops when it is dropped.
 pub(super) struct Hub {
     pub(super) endpoint: String,
     pub(super) state: Arc<Mutex<State>>,
@@ -244,8 +244,8 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A server that passes the head of each request to a function and sends the result. Unless this function does so, it
-/// does not speak the hub's protocol.
+/// A server that passes the head of each request to a function and sends the function's result. It speaks the hub's
+/// protocol only if the function does.
 pub(super) struct Plain {
     pub(super) endpoint: String,
     pub(super) stopped: Arc<AtomicBool>,
@@ -296,7 +296,8 @@ impl Model {
         Model(Arc::new(Mutex::new(BTreeMap::from(files))))
     }
 
-    /// Returns the response that `found` creates from the contents of the requested file, or a 404.
+    /// Returns the response that `found` creates from the contents of the requested file, or a 404 response if there is
+    /// no such file.
     pub(super) fn answer(&self, request: &str, found: impl FnOnce(&str) -> String) -> String {
         let (folder, name) = request.split(' ').nth(1).unwrap().rsplit_once('/').unwrap();
         let is_served = folder == "/org/tiny/resolve/main" || folder.ends_with("/cdn");

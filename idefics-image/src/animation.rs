@@ -14,7 +14,7 @@ use crate::{gif, png, webp};
 /// Maximum number of frames of a file.
 pub(crate) const MAX_FRAMES: usize = 1 << 20;
 
-/// Limit for the pixels of all decoded frames together, as a multiple of the limit for one picture.
+/// Maximum total number of pixels of all decoded frames, as a multiple of the maximum for one picture.
 pub(crate) const MAX_PICTURES: u64 = 64;
 
 /// An animated GIF, WebP or PNG file, of which no pixel has been decoded.
@@ -192,7 +192,7 @@ impl std::fmt::Debug for Animation<'_> {
     }
 }
 
-/// The picture shown so far, and what is needed to dispose of its last frame.
+/// The picture composed so far, and the data that is needed to dispose of the last frame.
 struct Canvas {
     width: usize,
     height: usize,
@@ -200,7 +200,7 @@ struct Canvas {
     rgba: Pixels,
     /// The frame that was drawn last.
     last: Option<FrameInfo>,
-    /// The pixels that the last frame covers, row by row, if they must be restored after it.
+    /// The pixels that were under the last frame, row by row, if they must be restored after this frame.
     covered: Vec<u8>,
 }
 
@@ -212,7 +212,7 @@ impl Canvas {
         Ok(Self { width, height, rgba: Pixels::Rgba(rgba), last: None, covered: Vec::new() })
     }
 
-    /// Returns the canvas rows of a frame's area, clipped to the canvas, each `[width, 4]`.
+    /// Returns the part of each canvas row that a frame covers, `[width, 4]`. The frame is clipped to the canvas.
     fn rows(&mut self, info: &FrameInfo) -> impl Iterator<Item = &mut [u8]> {
         let clip = |start: u32, length: u32, side: usize| {
             let start = (start as usize).min(side);

@@ -28,7 +28,7 @@ pub struct Avi<'a> {
 /// The header fields that describe the first video stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct Header {
-    /// Microseconds per frame, from the header of the file; 0 if unknown.
+    /// Duration of a frame in microseconds, from the header of the file; 0 if unknown.
     frame_time: u32,
     /// Number of stream lists that have been read completely.
     n_streams: usize,
@@ -159,14 +159,15 @@ impl<'a> Avi<'a> {
         Ok(())
     }
 
-    /// Returns the frame that is shown at `index`: this frame, or the one that an empty chunk repeats.
+    /// Returns the index of the frame that is shown at `index`. If that frame is empty, it repeats an earlier frame,
+    /// whose index is returned.
     fn full(&self, index: usize) -> Result<usize, ImageError> {
         let full = (0..=index).rev().find(|&index| self.frames[index].len > 0);
         full.ok_or_else(|| self.damaged(self.frames[index].offset(), "the first frame is empty"))
     }
 
-    /// Returns the number of pixels that a frame's header declares. Headers that cannot be read count as 0 pixels;
-    /// decoding them fails later.
+    /// Returns the number of pixels that a frame's header declares. A frame whose header cannot be read counts as 0
+    /// pixels; decoding this frame fails later.
     fn pixels(&self, frame: usize) -> Result<u64, ImageError> {
         let data = self.data(frame);
         match Format::sniff(data) {
@@ -185,7 +186,7 @@ impl<'a> Avi<'a> {
         &self.bytes[start..start + len]
     }
 
-    /// Reads the chunks of a list, which occupies the bytes from `at` to `end`.
+    /// Reads the chunks of the list that occupies the bytes `at..end`.
     fn walk(&mut self, mut at: usize, end: usize, depth: usize) -> Result<(), ImageError> {
         if depth > MAX_DEPTH {
             return Err(self.damaged(at, "the lists are nested too deeply"));
@@ -233,7 +234,7 @@ impl<'a> Avi<'a> {
         Ok(Chunk { kind, start: at + HEAD, len })
     }
 
-    /// Returns four bytes of a chunk's data, which start at the offset `at`.
+    /// Returns the four bytes at offset `at` of a chunk's data.
     fn field(&self, chunk: &Chunk, at: usize) -> Result<[u8; 4], ImageError> {
         let data = &self.bytes[chunk.start..chunk.start + chunk.len];
         let field = data.get(at..).and_then(|rest| rest.first_chunk());
@@ -243,7 +244,7 @@ impl<'a> Avi<'a> {
         })
     }
 
-    /// Reads `strh`, the header of a stream. Streams after the first video are ignored.
+    /// Reads `strh`, the header of a stream. Streams after the first video stream are ignored.
     fn read_stream(&mut self, chunk: &Chunk) -> Result<(), ImageError> {
         if self.header.stream.is_none() && &self.field(chunk, 0)? == b"vids" {
             let codec = self.field(chunk, 4)?;
@@ -255,7 +256,8 @@ impl<'a> Avi<'a> {
         Ok(())
     }
 
-    /// Reads `strf`, which is a `BITMAPINFOHEADER` for videos. Its codec takes precedence over the codec in `strh`.
+    /// Reads `strf`, the format of a stream. For a video stream, this is a `BITMAPINFOHEADER`, whose codec takes
+    /// precedence over the codec in `strh`.
     fn read_format(&mut self, chunk: &Chunk) -> Result<(), ImageError> {
         let codec = match &self.header.stream {
             Some(stream) if stream.index == self.header.n_streams => self.field(chunk, 16)?,
@@ -270,8 +272,8 @@ impl<'a> Avi<'a> {
         Ok(())
     }
 
-    /// Records a frame if it belongs to the video stream. `number` is the stream's index in two decimal digits, with
-    /// which the kind of a frame's chunk begins.
+    /// Records a frame if it belongs to the video stream. `number` is the start of the chunk's kind: the index of the
+    /// stream in two decimal digits.
     fn read_frame(&mut self, chunk: &Chunk, number: [u8; 2]) -> Result<(), ImageError> {
         let [tens, ones] = number.map(|digit| char::from(digit).to_digit(10));
         let (Some(tens), Some(ones), Some(stream)) = (tens, ones, self.header.stream) else { return Ok(()) };

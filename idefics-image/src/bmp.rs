@@ -92,7 +92,7 @@ impl Bitmap {
             BITFIELDS => {
                 let mut masks = [0; 4];
                 let count = if header_size >= 56 { 4 } else { 3 };
-                // If the header is too short to contain the masks, they follow it.
+                // If the header is too short to contain the masks, the masks follow the header.
                 let place = if header_size >= 52 { start + 40 } else { end };
                 for (at, mask) in masks[..count].iter_mut().enumerate() {
                     *mask = u32_at(bytes, place + 4 * at).ok_or_else(early)?;
@@ -132,7 +132,7 @@ impl Bitmap {
         })
     }
 
-    /// Returns the offset of the end of the first `height` rows, provided that they are not compressed.
+    /// Returns the offset at which the first `height` rows end. The rows must not be compressed.
     pub(crate) fn end(&self, height: u32) -> usize {
         self.at + self.stride * height as usize
     }
@@ -181,8 +181,9 @@ fn masked(bits: u32, masks: [u32; 4]) -> Option<Layout> {
     }
 }
 
-/// Reads the palette. Returns no palette if every entry is the grey level of its index, or if the palette is black and
-/// white. Pillow then reads the pixels as 8-bit grey or as 1-bit, whatever depth the header declares.
+/// Reads the palette. Returns no palette if every entry is a grey whose level equals the index of the entry, or if the
+/// palette is black and white. Pillow then reads the pixels as 8-bit grey or as 1-bit, whatever depth the header
+/// declares.
 fn read_palette(
     entries: &[u8],
     padding: usize,

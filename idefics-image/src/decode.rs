@@ -138,7 +138,7 @@ impl Input<'_> {
         let Limits { max_pixels, max_aspect_ratio, .. } = *self.limits;
         let image = || self.name.to_owned();
         if width == 0 || height == 0 {
-            return Err(self.damaged(format!("its size is {width}x{height}")));
+            return Err(self.damaged(format!("its size is {width}x{height}; both sides must be at least 1 pixel")));
         }
         if u64::from(width) * u64::from(height) > max_pixels {
             return Err(ImageError::TooLarge { image: image(), width, height, max_pixels });

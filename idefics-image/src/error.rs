@@ -104,8 +104,8 @@ pub enum ImageError {
     /// Decoding and resizing would need more memory than
     /// [`Limits::max_decoded_bytes`](crate::Limits::max_decoded_bytes).
     #[error(
-        "{image}: decoding needs {needed} bytes of memory; at most {limit} are allowed; scale it down or raise the \
-         limit (--max-image-pixels N, or none)"
+        "{image}: decoding needs {needed} bytes of memory; at most {limit} are allowed; scale the image down or raise \
+         the limit (--max-image-pixels N, or none)"
     )]
     Memory {
         /// Name of the input.
@@ -133,7 +133,8 @@ pub enum ImageError {
     TooManyFramePixels {
         /// Name of the input.
         image: String,
-        /// Total pixels of all frames up to the last requested frame.
+        /// Total number of pixels of the frames to decode. In an animation, these are all frames up to the last
+        /// requested frame.
         pixels: u64,
         /// Maximum number of pixels.
         limit: u64,
@@ -154,7 +155,7 @@ pub enum ImageError {
     },
 
     /// The system could not allocate memory for the file or its pixels.
-    #[error("{image}: out of memory, cannot allocate {needed} bytes; close other programs or scale the image down")]
+    #[error("{image}: out of memory: cannot allocate {needed} bytes; close other programs or scale the image down")]
     OutOfMemory {
         /// Name of the input.
         image: String,

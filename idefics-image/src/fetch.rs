@@ -39,7 +39,7 @@ mod http {
 
     /// Interval at which cancellation is checked.
     const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
-    /// Value of the `User-Agent` header. Some hosts require one.
+    /// Value of the `User-Agent` header. Some hosts reject requests without this header.
     const USER_AGENT: &str = concat!("idefics/", env!("CARGO_PKG_VERSION"));
 
     /// Fetches a URL. Name resolution, connecting and reading can each block up to the time limit. Therefore, if the

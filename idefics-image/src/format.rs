@@ -32,8 +32,8 @@ pub enum Format {
     Avif,
     /// JPEG 2000: a JP2 file or a bare codestream.
     Jpeg2000,
-    /// TIFF, classic or BigTIFF. Of several pages, the first is decoded unless
-    /// [`DecodeOptions::page`](crate::DecodeOptions::page) selects another.
+    /// TIFF, classic or BigTIFF. The first page is decoded unless [`DecodeOptions::page`](crate::DecodeOptions::page)
+    /// selects another page.
     Tiff,
 }
 

@@ -240,7 +240,7 @@ impl Frame<'_> {
             let decoded = decoder.decode_bytes(&packed[read..], &mut indices[written..]);
             read += decoded.consumed_in;
             written += decoded.consumed_out;
-            // Stop at an end code before the last pixel, and if the decoder makes no progress.
+            // The data ends early if an end code comes before the last pixel, or if the decoder makes no progress.
             let goes_on = matches!(decoded.status, Ok(LzwStatus::Ok)) && decoded.consumed_in + decoded.consumed_out > 0;
             if written < indices.len() && !goes_on {
                 return Err(input.damaged("the pixel data ends early"));
@@ -249,8 +249,8 @@ impl Frame<'_> {
         Ok(if self.is_interlaced { deinterlaced(&indices, width, height) } else { indices })
     }
 
-    /// Returns the palette and the colour keys. Without a palette, or if every palette entry is the grey level of its
-    /// index, Pillow treats the image as grey.
+    /// Returns the palette and the colour keys. Without a palette, or if every palette entry is a grey whose level
+    /// equals the index of the entry, Pillow treats the image as grey.
     fn palette(&self) -> (Palette, Keys) {
         let is_needed = |palette: &&[u8]| {
             let mut entries = palette.chunks_exact(3).enumerate();

@@ -53,7 +53,7 @@ fn entries(bytes: &[u8], input: &Input<'_>) -> Result<Vec<Entry>, ImageError> {
     Ok(table.as_chunks().0.iter().map(Entry::read).collect())
 }
 
-/// Decodes the icon with the largest area and, among equals, the lowest depth.
+/// Decodes the icon with the largest area. Of several such icons, the icon with the lowest depth is decoded.
 pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageError> {
     let entries = entries(bytes, input)?;
     let entry = entries
@@ -87,8 +87,8 @@ pub(crate) fn decode(bytes: &[u8], input: &Input<'_>) -> Result<Raster, ImageErr
             .ok_or_else(|| input.damaged("its transparency mask is cut off"))?;
         let rows = Rows { width, height, layout: Layout::BitInverted, stride, is_bottom_up: true };
         let mut mask = rows.unpack(bytes.get(at..).unwrap_or_default(), input)?;
-        // Pillow writes masks without row padding. When it reads such a file, it mistakes part of the colours for the
-        // mask, which `load_image` then drops. Therefore, a mask that overlaps the pixels is ignored here.
+        // Pillow writes masks without row padding. When Pillow reads such a file, it mistakes part of the colours for
+        // the mask, but `load_image` then drops this mask. Therefore, a mask that overlaps the pixels is ignored here.
         if at < bitmap.end(height) {
             mask.fill(255);
         }

@@ -109,7 +109,7 @@ impl<F: FnMut(&[u8])> RowSpace for Bands<F> {
     }
 }
 
-/// Returns `bytes` bytes of the buffer after the first `start`, and grows it if necessary.
+/// Returns the `bytes` bytes of the buffer that begin at offset `start`. Grows the buffer if necessary.
 fn room(buffer: &mut Vec<u8>, start: usize, bytes: usize) -> &mut [u8] {
     if buffer.len() < start + bytes {
         buffer.resize(start + bytes, 0);
@@ -117,7 +117,7 @@ fn room(buffer: &mut Vec<u8>, start: usize, bytes: usize) -> &mut [u8] {
     &mut buffer[start..start + bytes]
 }
 
-/// A receiver of the rows of one image, from the top, which produces the requested images from these rows.
+/// Receives the rows of one image, from the top, and produces the requested images from these rows.
 #[derive(Debug)]
 pub(crate) struct RowSink {
     width: usize,
@@ -131,7 +131,7 @@ pub(crate) struct RowSink {
 }
 
 /// This implementation is for decoders that write RGB without a transparent colour. If the caller wants only the whole
-/// image without resizing, the decoder writes directly to its buffer.
+/// image without resizing, the decoder writes directly to the buffer of the returned image.
 impl RowSpace for RowSink {
     fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.n_written = bytes;

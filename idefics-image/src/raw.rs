@@ -8,13 +8,13 @@ use crate::ImageError;
 use crate::decode::Input;
 use crate::raster::{Palette, Pixels};
 
-/// The layout of a pixel in its row. Each comment below begins with the name of Pillow's raw mode, if there is a single
-/// one. Names such as `BGRX` list the bytes in the order of the file.
+/// The layout of a pixel in its row. Each comment below begins with Pillow's names of the raw modes, unless a variant
+/// covers many raw modes. Names such as `BGRX` list the bytes in the order of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// `1`: one bit, 1 is white, highest bit first.
+    /// `1`: one bit (1 is white), highest bit first.
     Bit,
-    /// `1;I`: one bit, 1 is black, highest bit first.
+    /// `1;I`: one bit (1 is black), highest bit first.
     BitInverted,
     /// `P;1`, `P;4` and `P`: a palette index of 1, 4 or 8 bits, highest bits first.
     Index(u8),

@@ -35,10 +35,10 @@ pub struct Limits {
     pub max_redirects: u32,
 }
 
-/// Maximum bytes per pixel of any decoder: JPEG 2000 has up to four components of 32 bits.
+/// Maximum number of bytes per pixel in any decoder: JPEG 2000 has up to four components of 32 bits.
 pub(crate) const MAX_BYTES_PER_PIXEL: u64 = 16;
 
-/// Maximum bytes per encoded pixel in common formats: RGBA with 16 bits per channel.
+/// Maximum number of bytes per encoded pixel in common formats: RGBA with 16 bits per channel.
 const MAX_ENCODED_BYTES_PER_PIXEL: u64 = 8;
 
 /// Default maximum area, in pixels.
@@ -168,8 +168,9 @@ impl ImageSource {
         Ok(bytes)
     }
 
-    /// Returns the file that the image would be read from if the policy allows it. A path is returned even if it does
-    /// not exist. A text is returned as a path only if a file of this name exists.
+    /// Returns the path of the file that reading this source opens if the policy allows it. The policy is not checked
+    /// here. A path is returned even if it does not exist. A text is returned as a path only if a file of this name
+    /// exists.
     pub fn file(&self) -> Option<Cow<'_, Path>> {
         match self {
             Self::Path(path) => Some(Cow::Borrowed(path)),

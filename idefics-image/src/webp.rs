@@ -140,7 +140,7 @@ struct File<'a> {
     xmp: Option<&'a [u8]>,
 }
 
-/// The chunks of one frame, and the position of the left and top edge of the frame on the canvas, in pixels.
+/// The chunks of one frame, and the position of its left and top edges on the canvas, in pixels.
 #[derive(Default)]
 struct Frame<'a> {
     place: (u32, u32),

@@ -46,7 +46,7 @@ fn jpeg(level: u8) -> Vec<u8> {
     bytes
 }
 
-/// Returns a file with three frames at 15 frames per second, in its second stream.
+/// Returns a file whose second stream has three frames at 15 frames per second.
 fn clip() -> Vec<u8> {
     let frames = [10, 90, 200].map(|level| chunk(b"01dc", &jpeg(level)));
     let sound = chunk(b"00wb", &[0; 9]);

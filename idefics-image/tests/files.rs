@@ -301,7 +301,7 @@ fn png_of_rows(rows: usize, filter: u8) -> Vec<u8> {
     png_of_chunks(&[&rows_of_png(rows, filter)])
 }
 
-/// Like in Pillow, rows after the end of valid data are black, and an unknown filter is an error.
+/// As in Pillow, rows after the end of valid data are black, and an unknown filter is an error.
 #[test]
 fn missing_png_rows_are_black() {
     let whole = decode_bytes(&png_of_rows(12, 0)).unwrap();
@@ -314,7 +314,7 @@ fn missing_png_rows_are_black() {
     assert!(matches!(decode_bytes(&png_of_rows(0, 0)), Err(ImageError::Decode { .. })));
 }
 
-/// Like in Pillow, the Adler-32 checksum is only verified if it is in the same chunk as the end of the last row.
+/// As in Pillow, the Adler-32 checksum is only verified if it is in the same chunk as the end of the last row.
 #[test]
 fn png_checksum_is_verified_only_in_the_chunk_of_the_last_row() {
     let whole = decode_bytes(&png_of_rows(12, 0)).unwrap();
@@ -331,7 +331,7 @@ fn png_checksum_is_verified_only_in_the_chunk_of_the_last_row() {
     assert!(decode_bytes(&png_of_chunks(&[&data[..10], &data[10..]])).is_err());
 }
 
-/// Like in Pillow, a wrong checksum in a separate chunk is tolerated in an interlaced image too. The image has 2x2
+/// As in Pillow, a wrong checksum in a separate chunk is tolerated in an interlaced image too. The image has 2x2
 /// pixels.
 #[test]
 fn interlaced_png_tolerates_wrong_checksum_but_not_damage() {

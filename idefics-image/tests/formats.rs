@@ -77,8 +77,8 @@ fn without_meta(file: &mut [u8]) {
     file[place.start - 4..place.start].copy_from_slice(b"free");
 }
 
-/// Turns the main image of an AVIF file written by libavif into the only cell of a grid. The alpha stays with the
-/// cell.
+/// Turns the main image of an AVIF file written by libavif into the only cell of a grid. The alpha image still belongs
+/// to the cell, not to the grid.
 fn in_grid(file: &[u8], size: [u16; 2]) -> Vec<u8> {
     let (_, place) = boxes(file).into_iter().find(|(kind, _)| kind == b"meta").unwrap();
     let meta = &file[place.start + 4..place.end];

@@ -19,7 +19,7 @@ use idefics_kernels::{
 };
 use rayon::prelude::*;
 
-/// Size of a buffer that is larger than the caches, in bytes.
+/// Size in bytes of a buffer that is larger than the caches.
 const BEYOND_CACHES: usize = 1 << 30;
 
 /// Measures the memory bandwidth of all cores together, in GB/s.
@@ -33,7 +33,7 @@ fn limit() -> f64 {
     (0..10).map(|_| pass()).fold(0.0, f64::max)
 }
 
-/// Creates a weight with arbitrary content, on which speed does not depend.
+/// Creates a weight with arbitrary content. The speed does not depend on the content.
 fn weight(format: &str, d_out: usize, d_in: usize) -> Weight<'static> {
     let n = d_out * d_in;
     let codes = |n: usize| -> Vec<u8> { (0..n).into_par_iter().map(|i| ((i * 0x9E37) >> 7) as u8).collect() };
@@ -124,8 +124,8 @@ fn small_products(c: &mut Criterion) {
     group.finish();
 }
 
-/// Measures all products of a decode step of a decoder with 30 layers of width 576, and of its output head. A step of
-/// `idefics bench` with this shape takes longer; the difference is not spent on weights.
+/// Measures all matrix products in one decode step of a decoder with 30 layers of width 576, including its output head.
+/// A step of `idefics bench` with this shape takes longer; the additional time is not spent on reading weights.
 fn products_of_a_small_step(c: &mut Criterion) {
     let layer = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)];
     let shapes: Vec<_> = layer.into_iter().cycle().take(30 * layer.len()).chain([(49280, 576)]).collect();

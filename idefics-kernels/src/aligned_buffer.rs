@@ -16,7 +16,7 @@ struct Line {
     values: [f32; LINE],
 }
 
-/// f32 values per cache line.
+/// Number of f32 values in a cache line.
 const LINE: usize = 16;
 
 /// A buffer of f32 values, zeroed at first and aligned to a cache line (64 bytes).

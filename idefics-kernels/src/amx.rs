@@ -20,13 +20,13 @@ mod tiles;
 pub(crate) use pack::{load, mask, pack_columns, pair_parts, parts, store_transposed, transposed};
 pub(crate) use tiles::Tiles;
 
-/// Rows per tile.
+/// Number of rows in a tile.
 pub(crate) const ROWS: usize = 16;
 
-/// bf16 values per tile row: the length of one step along the summed dimension.
+/// Number of bf16 values in a tile row: the length of one step along the summed dimension.
 pub(crate) const STEP: usize = 32;
 
-/// Bytes per tile.
+/// Number of bytes in a tile.
 pub(crate) const TILE: usize = 1024;
 
 /// Number of bf16 parts that an f32 activation is split into.

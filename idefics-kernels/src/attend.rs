@@ -20,7 +20,7 @@ use crate::shared::{SharedOut, with_scratch};
 use crate::vector::{Vector, Work};
 use crate::{ComputeUnit, Isa};
 
-/// Queries per task.
+/// Number of queries per task.
 const BLOCK: usize = 48;
 
 /// Maximum number of queries that are processed together.
@@ -29,7 +29,7 @@ const MAX_ROWS: usize = 8;
 /// Number of vectors of keys that are processed together: the width of a panel.
 const PANEL: usize = 3;
 
-/// Approximate size, in bytes, of the values of a block of keys. Chosen for the L1 cache.
+/// Approximate size in bytes of the values that belong to a block of keys. Chosen to fit the L1 cache.
 const VALUES_BYTES: usize = 32 << 10;
 
 /// Maximum number of keys in a block.
@@ -85,8 +85,8 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
 }
 
 impl Attention<'_> {
-    /// Returns the arithmetic unit that [`attend`] uses on the best instruction set, and the number of its operations
-    /// that one f32 operation takes, averaged over the products for scores and outputs.
+    /// Returns the arithmetic unit that [`attend`] uses on the best instruction set, and the number of operations of
+    /// this unit that replace one f32 operation, averaged over the products for scores and outputs.
     pub fn compute_unit(&self) -> (ComputeUnit, f64) {
         match Isa::best() {
             #[cfg(target_arch = "x86_64")]
@@ -144,11 +144,11 @@ impl Attention<'_> {
 #[derive(Clone, Copy)]
 struct Sizes {
     head_dim: usize,
-    /// Keys per panel.
+    /// Number of keys in a panel.
     panel: usize,
     /// `head_dim`, rounded up to whole vectors.
     width: usize,
-    /// Keys per block, a multiple of `panel`.
+    /// Number of keys in a block, a multiple of `panel`.
     n_keys: usize,
 }
 
@@ -160,12 +160,12 @@ impl Sizes {
         Self { head_dim, panel, width, n_keys }
     }
 
-    /// Number of scratch values for the queries, scores and sums of a block of `n_queries`.
+    /// Numbers of scratch values for the queries, the scores and the sums of a block of `n_queries` queries.
     fn scratch_sizes(&self, n_queries: usize) -> [usize; 3] {
         [self.head_dim, self.n_keys, self.width].map(|values| n_queries.next_multiple_of(MAX_ROWS) * values)
     }
 
-    /// Total number of scratch values for a block of `n_queries`.
+    /// Total number of scratch values for a block of `n_queries` queries.
     fn scratch(&self, n_queries: usize) -> usize {
         self.scratch_sizes(n_queries).iter().sum()
     }

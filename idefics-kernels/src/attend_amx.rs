@@ -25,7 +25,7 @@ mod task;
 
 use task::Task;
 
-/// Queries per pair of tiles. The two tiles of a pair are processed together.
+/// Number of queries in a pair of tiles. The two tiles of a pair are processed together.
 const PAIR: usize = 2 * ROWS;
 
 /// Maximum number of pairs of query tiles in a task. A task reads the keys and values once, and its working set fits
@@ -147,11 +147,11 @@ struct Shape {
     key_parts: Vec<usize>,
     /// Part index of each section of a query row.
     query_parts: Vec<usize>,
-    /// Steps per row.
+    /// Number of steps in a row.
     steps: usize,
-    /// Steps `[key, query]` to multiply with each other.
+    /// Pairs `[key step, query step]` of steps that are multiplied with each other.
     walk: Vec<[usize; 2]>,
-    /// Tiles that cover the `head_dim` columns of a value.
+    /// Number of tiles that cover the `head_dim` columns of a value.
     tiles: usize,
     /// Number of parts of a value.
     value_parts: usize,
@@ -180,12 +180,12 @@ impl Shape {
         Self { head_dim, key_parts, query_parts, steps, walk: (0..steps).map(|s| [s, s]).collect(), tiles, value_parts }
     }
 
-    /// Bytes per row.
+    /// Number of bytes in a row.
     fn row_bytes(&self) -> usize {
         self.steps * STEP * 2
     }
 
-    /// Bytes of the packed keys in one step.
+    /// Number of bytes of the packed keys in one step.
     fn keys_bytes(&self) -> usize {
         STEP * self.row_bytes()
     }
@@ -195,9 +195,9 @@ impl Shape {
         self.keys_bytes() / size_of::<f32>() + self.tiles * self.value_parts * TILE_VALUES
     }
 
-    /// Returns the number of f32 values of each scratch buffer of a task with `n_pairs` pairs of query tiles. The first
-    /// three buffers are for all pairs: queries, sums, and largest scores with totals. The last two are for one pair:
-    /// scores (also used to pack queries) and weights.
+    /// Returns the number of f32 values in each scratch buffer that a task with `n_pairs` pairs of query tiles needs.
+    /// The first three buffers are for all pairs: queries, sums, and largest scores with totals. The last two are for
+    /// one pair: scores (also used to pack queries) and weights.
     fn scratch(&self, n_pairs: usize) -> [usize; 5] {
         [
             n_pairs * 2 * self.steps * TILE_VALUES,
@@ -209,8 +209,8 @@ impl Shape {
     }
 
     /// Packs one step of keys and values. Keys become rows of parts, which are stored as `[steps, 32]` pieces of 64
-    /// bytes. Values become `[tiles, V]` tiles, each with one part of sixteen columns of the step's slots. Missing
-    /// slots and columns are zero.
+    /// bytes. Values become `[tiles, V]` tiles, each of which holds one part of sixteen columns, for all slots of the
+    /// step. Missing slots and columns are zero.
     ///
     /// # Safety
     /// The CPU supports the enabled target features.
@@ -263,8 +263,8 @@ impl Shape {
         }
     }
 
-    /// Writes one row of parts: `values` times `scale`, split into parts, in the order of the part indices `which`.
-    /// Writes zeros if `values` is `None`.
+    /// Writes one row of parts: `values` times `scale`, split into parts. The part indices `which` give the order of
+    /// the parts. Writes zeros if `values` is `None`.
     ///
     /// # Safety
     /// The CPU supports the enabled target features.

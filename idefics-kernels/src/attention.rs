@@ -1,4 +1,4 @@
-//! Decode attention: one new token against the KV cache.
+//! Decode attention: one new token per row attends to the KV cache.
 //!
 //! Query heads that share a key/value head are computed together, so that keys and values are read once. The cache is
 //! split into pieces of a fixed number of slots. Each piece is a task with its own softmax, and the pieces are merged
@@ -16,10 +16,10 @@ use crate::attention_inputs::{DecodeAttention, PagedAttention};
 use crate::attention_piece::{Piece, Run, Slots, plain};
 use crate::shared::{count, with_scratch};
 
-/// Slots per task.
+/// Number of slots per task.
 pub(crate) const PIECE: usize = 512;
 
-/// With fewer cached values than this, one thread does everything.
+/// With fewer cached values than this, one thread does all the work.
 const SINGLE_THREAD_VALUES: usize = 1 << 15;
 
 /// Maximum number of runs of adjacent slots in a piece: one run for each page, if pages have the minimum length.
@@ -85,14 +85,14 @@ trait RowCache: Sync {
     /// Keys and values of all slots.
     fn slots(&self) -> [Slots<'_>; 2];
 
-    /// The slots of a row that its token may see.
+    /// The slots of a row that the new token of the row may see.
     fn seen(&self, row: usize) -> Range<usize>;
 
-    /// Which of the given slots the token of a row sees; `None` if it sees all of them.
+    /// For each of the given slots, true if the token of the row sees the slot; `None` if it sees all of them.
     fn attention_mask(&self, row: usize, slots: Range<usize>) -> Option<&[bool]>;
 
-    /// Writes the runs that form the slots `slots` into `runs`, and returns their number. `at` is the row and the
-    /// key/value head.
+    /// Splits the range `slots` into runs, writes them into `runs`, and returns the number of runs. `at` is the row and
+    /// the key/value head.
     fn runs(&self, at: [usize; 2], slots: Range<usize>, runs: &mut [Run; MAX_RUNS]) -> usize;
 }
 
@@ -185,7 +185,7 @@ fn attend_rows(isa: Isa, cache: &impl RowCache, out: &mut [f32]) {
         let seen = cache.seen(row);
         seen.start / PIECE..if seen.is_empty() { seen.start / PIECE } else { seen.end.div_ceil(PIECE) }
     };
-    // `firsts` holds the index of the first task of each row, then the number of all tasks.
+    // `firsts` holds, for each row, the index of its first task, and at the end the total number of tasks.
     let mut firsts = Vec::with_capacity(cache.n_rows() + 1);
     let (mut n_tasks, mut n_slots) = (0, 0);
     for row in 0..cache.n_rows() {
@@ -244,7 +244,7 @@ fn attend_rows(isa: Isa, cache: &impl RowCache, out: &mut [f32]) {
     });
 }
 
-/// Returns the slots of a piece of a row, without the slots at its start that the row does not see.
+/// Returns the slots of a piece of a row. Leaves out the slots at the start of the piece that the row does not see.
 fn visible_slots(cache: &impl RowCache, row: usize, piece: usize) -> Range<usize> {
     let seen = cache.seen(row);
     let slots = seen.start.max(piece * PIECE)..seen.end.min((piece + 1) * PIECE);

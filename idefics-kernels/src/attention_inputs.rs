@@ -11,7 +11,7 @@ use crate::shared::count;
 pub struct StridedView<'a> {
     /// The buffer, starting at the first value of the view.
     pub values: &'a [f32],
-    /// Distances from one batch row, one head and one slot to the next, in values.
+    /// Distances, in values, from one batch row to the next, from one head to the next, and from one slot to the next.
     pub strides: [usize; 3],
 }
 
@@ -108,7 +108,7 @@ pub struct PagedAttention<'a> {
     pub heads: usize,
     /// Number of key/value heads.
     pub kv_heads: usize,
-    /// Slots per page: a divisor of 512, at least [`Self::MIN_PAGE_LEN`].
+    /// Number of slots in a page: a divisor of 512, at least [`Self::MIN_PAGE_LEN`].
     pub page_len: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -116,7 +116,7 @@ pub struct PagedAttention<'a> {
     pub scale: f32,
 }
 
-/// The cached tokens of one row, and which of them its new token sees.
+/// The cached tokens of one row, and which of them the new token of this row sees.
 #[derive(Debug, Clone)]
 pub struct PagedRow<'a> {
     /// Pages of the row: slot `i` is in page `pages[i / page_len]`. Rows may share pages.

@@ -167,7 +167,7 @@ impl Work for Piece<'_> {
     }
 }
 
-/// Computes the scores of `G` query heads from head `index`. Returns `G`.
+/// Computes the scores of `G` query heads, starting with head `index`. Returns `G`.
 #[inline(always)]
 unsafe fn score<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
     let Piece { keys: Slots { values: keys, stride }, runs, head_dim, scale, .. } = *piece;
@@ -230,7 +230,7 @@ unsafe fn exponentials<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
     }
 }
 
-/// Adds up the weighted values for `G` query heads from head `index`. Returns `G`.
+/// Adds up the weighted values for `G` query heads, starting with head `index`. Returns `G`.
 #[inline(always)]
 unsafe fn sum_values<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: usize) -> usize {
     let head_dim = piece.head_dim;
@@ -250,7 +250,8 @@ unsafe fn sum_values<V: Vector, const G: usize>(piece: &mut Piece<'_>, index: us
     G
 }
 
-/// Adds up the weighted values of `C` vectors of columns, from column `start`, for `G` query heads from head `index`.
+/// Adds up the weighted values of `C` vectors of columns, starting with column `start`, for `G` query heads, starting
+/// with head `index`.
 #[inline(always)]
 unsafe fn sum_columns<V: Vector, const G: usize, const C: usize>(piece: &mut Piece<'_>, index: usize, start: usize) {
     let Piece { values: Slots { values, stride }, runs, head_dim, .. } = *piece;

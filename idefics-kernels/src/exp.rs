@@ -8,7 +8,8 @@ use crate::vector::{Vector, Work};
 
 /// Computes `eˣ` to within 2 units in the last place, also for subnormal results. The results for ±∞ and NaN are exact.
 ///
-/// Splits `x = n ln 2 + r` and evaluates `eʳ` as a polynomial. Coefficients: `expf` of the Cephes library.
+/// Splits `x = n ln 2 + r` and evaluates `eʳ` as a polynomial. The coefficients are those of `expf` in the Cephes
+/// library.
 ///
 /// # Safety
 /// The CPU supports the instruction set of `V`, and the caller is compiled for it.

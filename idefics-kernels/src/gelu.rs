@@ -11,7 +11,7 @@ use crate::exp::exp;
 use crate::shared::SharedOut;
 use crate::vector::{Vector, Work};
 
-/// Values per task.
+/// Number of values per task.
 const TASK: usize = 1 << 14;
 
 /// Applies GELU in place, with the tanh approximation: `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::Isa;
 use crate::vector::{Vector, Work};
 
-/// Number of values per task, which take 1 MiB.
+/// Number of values per task. They take 1 MiB.
 const TASK: usize = 1 << 18;
 
 /// Number of streams that a task reads in turn. Products read several weight rows in the same way.

@@ -8,7 +8,7 @@ use crate::Isa;
 use crate::exp::exp;
 use crate::vector::{Vector, Work};
 
-/// Values per task.
+/// Number of values per task.
 const TASK: usize = 1 << 14;
 
 /// Writes `silu(gate) · up` to `gate`, with `silu(g) = g / (1 + e⁻ᵍ)`.

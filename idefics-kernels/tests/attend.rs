@@ -145,7 +145,8 @@ fn a_larger_score_in_a_later_block_rescales_earlier_sums() {
         scale: 1.0 / head_dim as f32,
         activations: Activations::F32,
     };
-    // The weights form a geometric series whose last term is the largest. This is the weighted mean of the indices.
+    // The weights form a geometric series whose last term is the largest. The expected output is the weighted mean of
+    // the indices.
     let ratio = (-0.1f64).exp();
     let expected = (len - 1) as f64 - ratio / (1.0 - ratio);
     for isa in isas() {

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::common::{assert_close, isas, normal, size};
 
-/// Codes, zero points and scales of a weight, one array element for each.
+/// Codes, zero points and scales of a weight, unpacked: each of them is one array element.
 #[derive(Debug, Clone)]
 struct Parts {
     dims: [usize; 2],

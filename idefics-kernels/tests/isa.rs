@@ -15,7 +15,8 @@ fn choice_of_this_process() {
     isas();
 }
 
-/// Runs [`choice_of_this_process`] with a variable set. Returns its output, and whether it passed.
+/// Runs [`choice_of_this_process`] in a child process with a variable set. Returns the output of the child process, and
+/// whether it succeeded.
 fn choice(variable: &str, value: &str) -> (String, bool) {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", "isa::choice_of_this_process", "--nocapture"]);

@@ -1,5 +1,5 @@
-//! Attention over a cache in pages is bitwise equal to attention over a contiguous cache, for any pages and any other
-//! rows.
+//! Attention over a cache in pages is bitwise equal to attention over a contiguous cache, whichever pages a row has and
+//! whatever the other rows are.
 
 use std::ops::Range;
 

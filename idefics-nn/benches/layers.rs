@@ -77,8 +77,8 @@ fn attend(c: &mut Criterion) {
         let [key, value] = [(); 2].map(|()| random([1, 8, keys, 128], &device));
         let causal = (queries > 1)
             .then(|| Tensor::<2, Bool>::tril_mask([queries, keys], 0, &device).reshape([1, 1, queries, keys]));
-        // The time of a decode step depends on the keys and values that are read, and that of prefill on the number of
-        // scores.
+        // The time of a decode step depends on the size of the keys and values that it reads. The time of a prefill
+        // depends on the number of scores.
         let throughput = match queries {
             1 => Throughput::Bytes((2 * 8 * keys * 128 * F32) as u64),
             _ => Throughput::Elements((32 * queries * keys) as u64),

@@ -52,7 +52,7 @@ pub fn attention(
     context.reshape([batch, heads, queries, head_dim])
 }
 
-/// Computes the attention weights of [`attention`], which Transformers returns as `attentions`.
+/// Computes the attention weights of [`attention`]. Transformers returns them as `attentions`.
 ///
 /// # Shapes
 /// The inputs have the same shapes as for [`attention`]. Returns `[batch, heads, queries, keys]`. Each row sums to 1,

@@ -18,7 +18,7 @@ pub fn supports_graph_capture(device: &Device) -> bool {
     ops::shares_memory(device)
 }
 
-/// A promise that this thread has exclusive use of its devices, which graph capture needs.
+/// A promise that this thread has exclusive use of its devices. Graph capture needs exclusive use.
 ///
 /// Burn's safe operations can use a device from any thread, and this crate has no lock that could prevent it. Whoever
 /// creates a lease must therefore know what all threads of the program do, and is responsible for them until the lease
@@ -109,8 +109,8 @@ impl fmt::Debug for Step<'_> {
     }
 }
 
-/// A captured step with `N` inputs. A replay reads the inputs and writes the output at the memory addresses of the
-/// capture.
+/// A captured step with `N` inputs. A replay reads the inputs and writes the output at the memory addresses that were
+/// used in the capture.
 pub struct CapturedGraph<'a, const N: usize> {
     graph: BackendGraph<Dispatch>,
     inputs: [Tensor<1, Int>; N],
@@ -160,7 +160,7 @@ impl<'a, const N: usize> CapturedGraph<'a, N> {
     /// [`ExecutionError`] if the device reports a failure.
     ///
     /// # Panics
-    /// If an input has another length than at the capture.
+    /// If the length of an input differs from its length at the capture.
     #[allow(unsafe_code, reason = "nothing tracks the memory that a replay uses")]
     pub fn run(&mut self, inputs: [&[i32]; N]) -> Result<Tensor<2>, ExecutionError> {
         for (known, values) in self.inputs.iter_mut().zip(inputs) {

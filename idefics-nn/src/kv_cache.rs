@@ -67,9 +67,9 @@ impl KvCache {
         &self.left_padding
     }
 
-    /// Returns the positions of the next `n_new` slots, row by row. In a row with `p` padded slots, slot `i` has position
-    /// `i - p`, so that the row gives the same result with padding and without. Padded slots, which are masked, have
-    /// position 0.
+    /// Returns the positions of the next `n_new` slots, row by row. In a row with `p` padded slots, slot `i` has
+    /// position `i - p`, so that the row gives the same result with padding and without. Padded slots, which are
+    /// masked, have position 0.
     pub fn next_positions(&self, n_new: usize) -> Vec<usize> {
         let slots = self.len..self.len + n_new;
         self.left_padding
@@ -86,7 +86,7 @@ impl KvCache {
         }
     }
 
-    /// Returns a copy whose keys and values are in memory of their own.
+    /// Returns a copy of the cache. The copy has its own memory for keys and values.
     #[must_use]
     pub fn copied(&self) -> Self {
         self.with(self.layers.iter().map(LayerCache::copied).collect())
@@ -127,9 +127,9 @@ impl KvCache {
     }
 
     /// Returns a view of this cache for graph capture, that is, for a step that is recorded once and replayed. Each
-    /// call of [`LayerCache::append`] on the view writes one token per row into the slot whose number is in device
-    /// memory, in `slot`. The call returns all slots of the capacity, filled or not. The view shares the memory of this
-    /// cache. After each replay, call [`KvCache::mark_slot_written`] on this cache.
+    /// call of [`LayerCache::append`] on the view writes one token per row into a slot. The number of the slot is in
+    /// device memory, in `slot`. The call returns all `capacity` slots, filled or not. The view shares the memory of
+    /// this cache. After each replay, call [`KvCache::mark_slot_written`] on this cache.
     ///
     /// # Shapes
     /// - `slot`: `[1]`, I32

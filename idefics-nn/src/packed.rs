@@ -106,7 +106,7 @@ impl PackedWeight {
         Self::new(blocks, flat(Vec::<f32>::new()), PackedFormat::Blocks(kind), dims, device)
     }
 
-    /// Dequantises rows of the weight by number: takes `[n]` and returns `[n, d_in]` in f32.
+    /// Dequantises the rows of the weight that have the given numbers: takes `[n]` and returns `[n, d_in]` in f32.
     pub(crate) fn rows(&self, numbers: Tensor<1, Int>) -> Tensor<2> {
         let (codes, scales) = self.parts();
         let shape = PackedShape { format: self.format, d_out: self.d_out, d_in: self.d_in };

@@ -11,7 +11,7 @@ use burn::tensor::{Bool, DType, Device, Tensor, s};
 
 use crate::{Activations, KeyValues, QueryKeyValue, attention, attention_weights, ops};
 
-/// Tokens per page.
+/// Number of tokens in a page.
 pub const PAGE_LEN: usize = 64;
 
 /// Pages for the keys and values of all layers, allocated once.

@@ -17,11 +17,11 @@ pub struct Operation {
     pub name: &'static str,
     /// Number of calls.
     pub calls: usize,
-    /// Total seconds of all calls.
+    /// Total time of all calls, in seconds.
     pub seconds: f64,
     /// Number of additions and multiplications.
     pub operations: f64,
-    /// Bytes of all inputs and outputs.
+    /// Number of bytes of all inputs and outputs.
     pub bytes: f64,
     /// Execution unit that does the arithmetic; `None` if it is not known, or if there is almost no arithmetic.
     #[serde(serialize_with = "unit_name")]
@@ -52,7 +52,7 @@ impl Operation {
 pub(crate) struct Cost {
     pub(crate) operations: f64,
     pub(crate) bytes: f64,
-    /// Execution unit, and the number of operations that it executes for each one in `operations`.
+    /// Execution unit, and the number of operations that this unit executes for each operation counted in `operations`.
     pub(crate) arithmetic: Option<(ComputeUnit, f64)>,
 }
 

@@ -94,7 +94,7 @@ impl RotaryAngles {
         Self { cos: self.cos.to_device(device).cast(dtype), sin: self.sin.to_device(device).cast(dtype) }
     }
 
-    /// Returns the device of the angles, and their dtype, which is that of the activations that they rotate.
+    /// Returns the device and the dtype of the angles. The dtype is that of the activations that the angles rotate.
     pub fn location(&self) -> (Device, DType) {
         (self.cos.device(), self.cos.dtype())
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Reads a section of `config.json`, for example `vision_config`. Keys that the section omits have their values from
+/// Reads a section of `config.json`, for example `vision_config`. Keys that the section omits get their values from
 /// `defaults`.
 ///
 /// Which defaults are right depends on the model family: the same omitted key can have different values in two

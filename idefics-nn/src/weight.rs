@@ -10,7 +10,7 @@ use crate::{Activations, PackedWeight, ops};
 ///
 /// Loading can turn a dense weight into a packed one, and a packed one into a dense one. [`Module`] is implemented by
 /// hand, because a derived implementation cannot change the variant. Mappers see a packed weight as a parameter to
-/// which it is attached.
+/// which the packed weight is attached.
 #[expect(clippy::large_enum_variant, reason = "models have few weights, and Burn does not support boxed modules")]
 #[derive(Debug, Clone)]
 pub enum Weight {

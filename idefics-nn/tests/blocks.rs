@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::common::{assert_close, values};
 use crate::memory::measure;
 
-/// The parts of a text model with one layer that the GGUF file of these tests contains.
+/// The parts of a one-layer text model that are in the GGUF file of these tests.
 #[derive(Module, Debug)]
 struct Text {
     embed_tokens: Embedding,
@@ -106,7 +106,7 @@ fn rows(n: usize, device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, [n, WIDTH]), device)
 }
 
-/// Returns the values of a matrix of the file, with the rows in the order of the checkpoint.
+/// Returns the values of a matrix in the file. The rows have the order of the checkpoint.
 fn dense(folder: &Path, name: &str, device: &Device) -> Tensor<2> {
     let checkpoint = Checkpoint::open(folder).unwrap();
     let entry = checkpoint.tensor(&format!("model.text_model.{name}.weight")).unwrap();

@@ -53,7 +53,7 @@ fn numbers(linear: &Linear) -> Vec<f32> {
     })
 }
 
-/// Returns the output, and the gradient of the sum of its squares with respect to the input.
+/// Returns the output, and the gradient of the sum of the squared outputs with respect to the input.
 fn forward_and_back(linear: &Linear, input: &Tensor<2>) -> (Vec<f32>, Vec<f32>) {
     let input = Tensor::from_inner(input.clone()).require_grad();
     let output = linear.forward(input.clone());

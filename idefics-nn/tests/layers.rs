@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use crate::EXACT;
 use crate::common::{assert_close, assert_values_close, numbers, part, random, values};
 
-/// Collects a module's parameters, or their gradients, in the order of its fields.
+/// Collects a module's parameters, or their gradients, in the order of the module's fields.
 struct Parameters<'a> {
     gradients: Option<&'a Gradients>,
     values: Vec<Vec<f32>>,

@@ -45,7 +45,7 @@ impl PerceiverConfig {
         }
     }
 
-    /// Reads the section `perceiver_config`. Keys that the section omits have their values from `defaults`.
+    /// Reads the section `perceiver_config`. Keys that the section omits get their values from `defaults`.
     ///
     /// # Errors
     /// The error of `serde_json` if a value has the wrong type.
@@ -117,9 +117,10 @@ impl ConnectorConfig {
     }
 
     /// Reads the sections `text_config`, `vision_config` and `perceiver_config` of a whole `config.json`. Keys and
-    /// sections that the file omits have their values from `defaults`.
+    /// sections that the file omits get their values from `defaults`.
     ///
-    /// As in Transformers, the resampler takes width and epsilon from the decoder if their widths differ.
+    /// As in Transformers, the resampler takes its width and epsilon from the decoder if the resampler and the decoder
+    /// have different widths.
     ///
     /// # Errors
     /// The error of `serde_json` if a value has the wrong type.

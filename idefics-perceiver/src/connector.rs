@@ -2,7 +2,7 @@
 //!
 //! Paper: <https://arxiv.org/abs/2405.02246>. Reference: `Idefics2Connector` and `Idefics2MLP`, Transformers 5.23.0.
 //!
-//! Axes: `n_images`, `patches`, `n_latents` vectors per image.
+//! Axes: `n_images` images, with `patches` patches and `n_latents` image vectors each.
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};

@@ -3,7 +3,7 @@
 //! Paper: <https://arxiv.org/abs/2408.12637>. Reference: `Idefics3Connector` and `SmolVLMConnector`, Transformers
 //! 5.23.0.
 //!
-//! Axes: `n_images`, `rows` × `cols` patches per image. A square of `scale` × `scale` patches becomes one vector.
+//! Axes: `n_images` images of `rows` × `cols` patches each. A square of `scale` × `scale` patches becomes one vector.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};

@@ -162,8 +162,8 @@ impl Checkpoint {
         Ok(ProcessorFiles { images, images_path, image_seq_len, video, chat_template, warnings })
     }
 
-    /// Reads the settings of videos from the first source that exists: `video_processor` in `processor_config.json`,
-    /// the file `video_preprocessor_config.json`, or the settings of pictures.
+    /// Reads the settings for videos from the first source that exists: `video_processor` in `processor_config.json`,
+    /// the file `video_preprocessor_config.json`, or the settings for pictures.
     ///
     /// Source: `BaseVideoProcessor.get_video_processor_dict`.
     fn video(

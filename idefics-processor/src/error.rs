@@ -272,7 +272,7 @@ pub enum ProcessorError {
         kind: String,
     },
 
-    /// The number of separate images differs from the number of image parts without an image of their own.
+    /// The number of entries in `images` differs from the number of image parts that have no image of their own.
     #[error(
         "row {row}: `images` has {images}, but `messages` has {parts} without an image; give one \
          {{\"type\": \"image\"}} part per image (an <image> inside a text counts only if special tokens in texts are \

@@ -1,4 +1,4 @@
-//! The image that each token attends to in IDEFICS v1: the latest one before it.
+//! In IDEFICS v1, each token attends to a single image: the latest image before the token.
 
 use crate::inputs::TokenBatch;
 

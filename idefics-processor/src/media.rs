@@ -9,8 +9,8 @@ use crate::processor::{MAX_TILES, ProcessOptions};
 use crate::prompt::ChatTemplate;
 use crate::video::{Medium, SampledVideo, VIDEO_TOKEN, VideoReader, VideoSampling, VideoSource, split_media};
 
-/// The images or the videos of a row. Each entry has what the prompt needs to know, a grid or the sampled frames, and
-/// its tiles.
+/// The images or the videos of a row. Each entry has two parts: what the prompt needs to know (the grid of an image, or
+/// the sampled frames of a video), and the tiles.
 pub(crate) type Loaded<T> = Vec<(T, Vec<ImageTile>)>;
 
 /// The additional parts of a processor whose family reads videos.

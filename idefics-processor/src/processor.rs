@@ -92,7 +92,8 @@ pub struct Processor {
     warnings: Vec<ProcessorWarning>,
 }
 
-/// One tokenizer per release of the reference. Both fields share one tokenizer if the releases build the same.
+/// One tokenizer per release of the reference. Both fields share one tokenizer if both releases build the same
+/// tokenizer.
 #[derive(Debug, Clone)]
 struct Tokenizers {
     transformers5: Arc<Tokenizer>,

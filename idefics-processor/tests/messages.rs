@@ -64,7 +64,7 @@ fn start_token_of_template_is_not_duplicated() {
     assert_eq!(starts(Sample::chat(vec![Message::new("user", "Hi")]), &options), 1);
     // The tokenizer always adds its start token to `text`.
     assert_eq!(starts(Sample::Text { text: "<s>Hi".to_owned(), images: vec![], videos: Vec::new() }, &options), 2);
-    // If a user types the start token, the ids still have only one.
+    // If a user types the start token, the ids still have only one start token.
     let plain = Folder::copy_of("tiny-idefics2").template("{{ messages[0].content }}").load().unwrap();
     for (special_tokens_in_text, expected) in [(SpecialTokensInText::Literal, 1), (SpecialTokensInText::Parse, 1)] {
         let options = ProcessOptions { special_tokens_in_text, ..Default::default() };

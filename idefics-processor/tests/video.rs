@@ -286,7 +286,7 @@ fn options_change_the_sampling() {
     options.video.max_frames = NonZeroUsize::new(8);
     let error = smolvlm2().process(&[ask(video())], &options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Limit);
-    assert!(error.to_string().contains("9 frames would be shown to the model, at most 8"), "{error}");
+    assert!(error.to_string().contains("9 frames would be shown to the model; at most 8"), "{error}");
 }
 
 #[test]

@@ -76,8 +76,8 @@ pub(crate) enum ExprKind {
     Item(Box<(Expr, Expr)>),
     Slice(Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Box<Args>),
-    /// The value, the name of the filter, and its other arguments. `{% filter %}` and `{% set %}` blocks have no
-    /// value.
+    /// The filtered value, the name of the filter, and the filter's other arguments. The value is `None` in the first
+    /// filter of a `{% filter %}` or `{% set %}` block, which filters the text of the block's body.
     Filter(Option<Box<Expr>>, Name, Box<Args>),
     Test(Box<Expr>, Name, Box<Args>),
 }
@@ -125,8 +125,8 @@ pub(crate) enum StmtKind {
     Filter(Expr, Body),
     Block(Arc<Block>, bool),
     Autoescape(Expr, Body),
-    /// The body, and the special names that it reads. The reference compiles the body to a macro, and
-    /// macros define these names.
+    /// The body, and the special names (`caller`, `kwargs` and `varargs`) that it reads. The reference compiles the
+    /// body to a macro, and macros define these names.
     Generation(Body, SpecialNames),
     /// Names that the enclosing body sets before it reads them. They are undefined until then, even if an outer scope
     /// defines them.
@@ -232,12 +232,13 @@ impl ExprKind {
             Self::Dict(pairs) => pairs.iter().all(|(key, value)| key.is_constant && value.is_constant),
             Self::Unary(_, value) | Self::Attr(value, _) => value.is_constant,
             Self::Binary(_, pair) | Self::Item(pair) => pair.0.is_constant && pair.1.is_constant,
-            // Later operands may never be evaluated, so only the first ones must be constant.
+            // Later operands may never be evaluated, so only the operands that are always evaluated must be constant.
             Self::And(pair) | Self::Or(pair) => pair.0.is_constant,
             Self::Cond(parts) => parts.0.is_constant,
             Self::Compare(first, rest) => first.is_constant && rest.iter().take(1).all(|(_, value)| value.is_constant),
             Self::Slice(parts) => parts.iter().flatten().all(|value| value.is_constant),
-            // These filters take the context, so the reference does not evaluate them at compile time.
+            // The reference passes the rendering context to these filters, so it does not evaluate them at compile
+            // time.
             Self::Filter(_, name, _)
                 if matches!(&**name, "map" | "select" | "reject" | "selectattr" | "rejectattr" | "random") =>
             {

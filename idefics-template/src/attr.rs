@@ -356,7 +356,8 @@ impl Vm<'_> {
         self.look_ahead_if(object, true)
     }
 
-    /// Reads one item ahead, unless one was read ahead already. Records the end of the iterator only if `keep_end`.
+    /// Reads one item ahead, unless an item was read ahead already. Records the end of the iterator only if `keep_end`
+    /// is set.
     fn look_ahead_if(&mut self, object: &Rc<Object>, keep_end: bool) -> Result<()> {
         let Object::Loop(state) = &**object else { return Ok(()) };
         let busy = |_| Error::value("the loop cannot be used while it computes its next item");

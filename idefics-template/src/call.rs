@@ -193,7 +193,7 @@ impl Vm<'_> {
             && length == 0
             && (is_big(first) || rest.first().is_some_and(is_big))
         {
-            // `index` clamps integers to `i64`, so two different ends may have become the same number.
+            // `index` clamps integers to `i64`, so a start and a stop that differ may have become equal.
             let (start, stop) = rest.first().map_or((&Value::Int(0), first), |stop| (first, stop));
             let forward = order(start, stop, "<")?;
             if forward == Some(if step > 0 { Ordering::Less } else { Ordering::Greater }) {

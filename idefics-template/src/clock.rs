@@ -153,7 +153,7 @@ impl Now {
         let hour12 = (hour + 11) % 12 + 1;
         let month = MONTHS.get(date.month as usize - 1).copied().unwrap_or_default();
         let weekday = DAYS.get(date.weekday as usize).copied().unwrap_or_default();
-        // Week of the year, with weeks starting on Sunday and on Monday.
+        // Week numbers in the year, for weeks that start on Sunday and for weeks that start on Monday.
         let sunday_week = (date.day_of_year + 6 - (date.weekday + 1) % 7) / 7;
         let monday_week = (date.day_of_year + 6 - date.weekday) / 7;
         let (iso_year, iso_week) = iso_week(&date);

@@ -20,7 +20,8 @@ pub(crate) fn non_finite(number: f64) -> Option<&'static str> {
     }
 }
 
-/// Returns the shortest digits of a number that is not negative, and the decimal exponent of the first digit.
+/// Returns the digits of the shortest decimal that parses to the same number, and the decimal exponent of the first
+/// digit. The number must not be negative.
 fn shortest(number: f64) -> (String, i32) {
     let (digits, exponent) = split(&format!("{number:e}"));
     // If two shortest decimals are equally close, Python chooses the one with an even last digit.
@@ -63,7 +64,7 @@ fn exponent_text(exponent: i32) -> String {
 /// Maximum number of computed digits after the decimal point. An `f64` has at most 1074; further digits are zeros.
 const MAX_DIGITS: usize = 1100;
 
-/// Formats a number that is not negative with code `f`. `alternate` (`#`) keeps the decimal point at precision 0.
+/// Formats a non-negative number with code `f`. `alternate` (`#`) keeps the decimal point at precision 0.
 pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
     let mut text = format!("{number:.*}", precision.min(MAX_DIGITS));
     text.extend(std::iter::repeat_n('0', precision.saturating_sub(MAX_DIGITS)));
@@ -73,7 +74,7 @@ pub(crate) fn fixed(number: f64, precision: usize, alternate: bool) -> String {
     text
 }
 
-/// Formats a number that is not negative with code `e`. `alternate` (`#`) keeps the decimal point at precision 0.
+/// Formats a non-negative number with code `e`. `alternate` (`#`) keeps the decimal point at precision 0.
 pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String {
     let text = format!("{number:.*e}", precision.min(MAX_DIGITS));
     let (mantissa, power) = text.split_once('e').unwrap_or((&text, "0"));
@@ -82,7 +83,7 @@ pub(crate) fn exponent(number: f64, precision: usize, alternate: bool) -> String
     format!("{mantissa}{zeros}{point}e{}", exponent_text(power.parse().unwrap_or(0)))
 }
 
-/// Formats a number that is not negative with code `g`. `alternate` (`#`) keeps trailing zeros.
+/// Formats a non-negative number with code `g`. `alternate` (`#`) keeps trailing zeros.
 pub(crate) fn general(number: f64, precision: usize, alternate: bool) -> String {
     let precision = precision.max(1);
     let (digits, power) = rounded(number, precision);

@@ -42,7 +42,7 @@ pub(crate) fn strip_tags(text: &str) -> String {
 /// The characters of the numeric entities 128 to 159, as in windows-1252.
 const WINDOWS: &str = "€\u{81}‚ƒ„…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}‘’“”•–—˜™š›œ\u{9d}žŸ";
 
-/// Supported named entities: those of XML and the common ones of HTML.
+/// Supported named entities: the entities of XML, and the most common entities of HTML.
 const ENTITIES: [(&str, &str); 40] = [
     ("amp", "&"),
     ("lt", "<"),
@@ -107,7 +107,8 @@ pub(crate) fn unescape(text: &str) -> String {
     plain + rest
 }
 
-/// Decodes an entity. `text` starts after its `&`. Returns the characters, and the length of the entity in bytes.
+/// Decodes an entity. `text` starts after the entity's `&`. Returns the characters, and the length of the entity in
+/// bytes.
 fn entity(text: &str) -> Option<(String, usize)> {
     if let Some(number) = text.strip_prefix('#') {
         let (digits, radix, skip) = match number.strip_prefix(['x', 'X']) {

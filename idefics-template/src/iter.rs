@@ -1,4 +1,4 @@
-//! Iterators of values, including the lazy ones of `map` and `select`.
+//! Iterators of values, including the lazy iterators of `map` and `select`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::vm::Vm;
 #[derive(Debug)]
 pub(crate) enum Iter {
     Empty,
-    /// The items of `seq` in the range `next..end`, from the end if `reversed`.
+    /// The items of `seq` in the range `next..end`, read from the end if `reversed` is set.
     Items {
         seq: Rc<Seq>,
         next: usize,

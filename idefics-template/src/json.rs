@@ -1,5 +1,5 @@
-//! The filter `tojson`. As in Transformers, it calls `json.dumps` and does not escape HTML characters, which Jinja2's
-//! own filter does.
+//! The filter `tojson`. As in Transformers, it calls `json.dumps`. Unlike Jinja2's own filter, it does not escape HTML
+//! characters.
 
 use crate::args::Args;
 use crate::budget::Budget;

@@ -142,7 +142,7 @@ pub(crate) fn is_same(left: &Value, right: &Value) -> bool {
     }
 }
 
-/// Returns the order of two numbers: `Some(None)` if one is NaN, `None` if one is not a number.
+/// Returns the order of two numbers: `Some(None)` if either is NaN, `None` if either is not a number.
 fn compare_numbers(left: &Value, right: &Value) -> Option<Option<Ordering>> {
     let whole = |value: &Value| match value {
         Value::Bool(value) => Some(i64::from(*value)),

@@ -45,7 +45,7 @@ struct Lexer<'a> {
     line_starts: bool,
 }
 
-/// The operators, the longer ones first: the lexer takes the first that matches.
+/// The operators, longer operators first: the lexer takes the first operator that matches.
 const OPERATORS: [&str; 26] = [
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
     ":", "|", ",", ";",
@@ -130,7 +130,8 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Skips white space after a block or comment. `sign` is the last character before its closing delimiter.
+    /// Skips white space after a block or comment. `sign` is the character before the closing delimiter of that block
+    /// or comment.
     fn after_block(&mut self, sign: Option<char>) {
         let rest = self.rest();
         match sign {

@@ -156,7 +156,7 @@ impl Parser {
         Ok(name)
     }
 
-    /// Parses the body of a macro, and before it the parameters, if there are any.
+    /// Parses the parameters of a macro, if there are any, and then the body of the macro.
     fn macro_body(&mut self, name: Option<Name>, end: &str) -> Result<Macro> {
         let line = self.line();
         let params = match name.is_some() || self.is_operator("(") {

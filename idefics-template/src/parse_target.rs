@@ -8,7 +8,8 @@ use crate::lexer::Token;
 use crate::parser::Parser;
 
 impl Parser {
-    /// Parses the target of an assignment: a name, a tuple of targets or, if `namespaces`, a namespace attribute.
+    /// Parses the target of an assignment: a name, a tuple of targets or, if `namespaces` is set, a namespace
+    /// attribute.
     pub(crate) fn target(&mut self, namespaces: bool) -> Result<Target> {
         let line = self.line();
         let value = self.target_tuple(namespaces)?;

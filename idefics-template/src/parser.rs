@@ -19,7 +19,7 @@ pub(crate) struct Parser {
     pub(crate) position: usize,
     pub(crate) nested_statements: u32,
     pub(crate) nested_exprs: u32,
-    /// The special names that each enclosing macro uses, the innermost macro last.
+    /// The special names (`caller`, `kwargs` and `varargs`) that each enclosing macro uses, the innermost macro last.
     pub(crate) uses: Vec<Uses>,
     pub(crate) blocks: Vec<Arc<Block>>,
     /// For each enclosing loop or macro body, whether it is a loop; the innermost last. `break` is allowed only
@@ -213,7 +213,7 @@ impl Parser {
         }
     }
 
-    /// Parses the end of a tag and the statements up to one of `ends`.
+    /// Parses the end of a tag, and the statements up to a tag named in `ends`.
     pub(crate) fn statements(&mut self, ends: &[&str]) -> Result<Body> {
         self.skip_operator(":");
         self.block_end()?;

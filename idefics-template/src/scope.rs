@@ -9,7 +9,8 @@ use crate::value::Value;
 /// The variables set by one body, and the enclosing scope.
 #[derive(Debug)]
 pub(crate) struct Scope {
-    /// Variables and their values. The value is `None` if the body sets the variable later. It is undefined until then.
+    /// Variables and their values. The value is `None` if the body sets the variable later; the variable is undefined
+    /// until then.
     variables: RefCell<Vec<(Name, Option<Value>)>>,
     parent: Option<Rc<Scope>>,
     /// Whether this is the scope of a block. A block skips variables of outer scopes that have not been set yet.

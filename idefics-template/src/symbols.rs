@@ -116,7 +116,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Resolves the inner bodies, then inserts the unset names of this body.
+    /// Resolves the inner bodies, then inserts a [`StmtKind::Unset`] statement into this body if it has unset names.
     fn finish(mut self, body: &mut Body) -> Result<()> {
         let unset = std::mem::take(&mut self.unset);
         self.inner(body)?;

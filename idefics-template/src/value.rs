@@ -277,7 +277,7 @@ impl Value {
         })
     }
 
-    /// Returns a flag that Python parses as a C `int`.
+    /// Returns the truth value of an argument that Python parses as a C `int`.
     pub(crate) fn flag(&self) -> Result<bool> {
         match i32::try_from(self.index()?) {
             Ok(flag) => Ok(flag != 0),

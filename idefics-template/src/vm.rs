@@ -115,7 +115,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Determines the length of a loop object, which is printed as part of the object.
+    /// Determines the length of a loop object, because the length is printed as part of the object.
     pub(crate) fn measure(&mut self, value: &Value) -> Result<()> {
         match value {
             Value::Object(object) if matches!(**object, Object::Loop(_)) => self.measure_loop(object),

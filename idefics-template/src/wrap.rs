@@ -19,12 +19,13 @@ pub(crate) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// Wraps text to lines of at most `width` characters. Breaks words longer than a line only if `break_long_words`.
+/// Wraps text to lines of at most `width` characters. Breaks words longer than a line only if `break_long_words` is
+/// set.
 pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hyphens: bool) -> Vec<String> {
     let characters: Vec<char> = text.chars().collect();
     let mut chunks = chunks(&characters, break_on_hyphens).into_iter().peekable();
     let mut lines: Vec<String> = Vec::new();
-    // The first chunk of the next line: one that did not fit, or the rest of a broken word.
+    // The first chunk of the next line: a chunk that did not fit on the current line, or the rest of a broken word.
     let mut pending: Option<&[char]> = None;
     let is_blank = |chunk: &[char]| chunk.iter().all(|character| is_space(*character));
     loop {
@@ -110,7 +111,7 @@ fn chunk_end(text: &[char], start: usize, break_on_hyphens: bool) -> usize {
     let is_letter = |index: Option<usize>| is(index, is_alpha);
     let is_hyphen = |index: Option<usize>| is(index, |character| character == '-');
     let punctuates: fn(char) -> bool = |character| is_word(character) || "!\"'&.,?".contains(character);
-    // Returns the end of the dash at `at`, which is two or more hyphens between words.
+    // Returns the end of the dash that starts at `at`. A dash is two or more hyphens between words.
     let dash_end = |at: usize| {
         let end = run(at, |character| character == '-');
         (end >= at + 2 && is(at.checked_sub(1), punctuates) && is(Some(end), is_word)).then_some(end)

@@ -1,5 +1,5 @@
-//! Benchmarks one of the 32 layers of Mistral-7B, and four of the 32 layers of idefics-9b with the gated layer before
-//! them: `cargo bench -p idefics-text`.
+//! Benchmarks one of the 32 layers of Mistral-7B, and four of the 32 layers of idefics-9b together with the gated layer
+//! before them: `cargo bench -p idefics-text`.
 
 #![allow(clippy::disallowed_methods)] // a benchmark may wait for the device
 

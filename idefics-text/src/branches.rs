@@ -47,7 +47,8 @@ impl Branches {
     }
 
     /// Appends the same number of tokens to every row. `parents` has one entry per new token, `[batch · n_new]` row by
-    /// row: the index of the token that it follows, counted after the prompt, or `None` if it follows the prompt.
+    /// row. An entry is the index of the token that the new token follows, counted after the prompt, or `None` if the
+    /// new token follows the prompt.
     ///
     /// # Panics
     /// If the number of tokens is not a multiple of the number of rows, or a parent does not exist yet.
@@ -75,8 +76,8 @@ impl Branches {
     /// Returns the attention mask of the last `n_new` tokens of each row, `[batch, n_new, n_slots]`, true where a slot
     /// is hidden.
     ///
-    /// The sliding window counts the slots that the branch of a token would have if it were the only branch, padding
-    /// included.
+    /// The sliding window counts the slots that the branch of a token would have if this branch were the only one,
+    /// padding included.
     pub(crate) fn mask(&self, n_new: usize, sliding_window: Option<usize>) -> Vec<bool> {
         let n_slots = self.n_slots();
         let mut mask = vec![true; self.batch() * n_new * n_slots];

@@ -80,7 +80,7 @@ impl TextConfig {
         }
     }
 
-    /// Reads the section `text_config`. Keys that the section omits have their values from `defaults`.
+    /// Reads the section `text_config`. Keys that the section omits get their values from `defaults`.
     ///
     /// # Errors
     /// The error of `serde_json` if a value has the wrong type.
@@ -101,7 +101,7 @@ impl TextConfig {
     /// Checks all values that determine memory sizes or are used as divisors.
     ///
     /// # Errors
-    /// [`ConfigError`], which names the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::check_range("text_config.vocab_size", self.vocab_size, 1..=1 << 20)?;
         ConfigError::check_range("text_config.hidden_size", self.hidden_size, 1..=32_768)?;

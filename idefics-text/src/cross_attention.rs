@@ -59,7 +59,7 @@ impl GatedCrossAttentionLayer {
     /// every context vector is hidden from every token. Cross-attention is then skipped.
     ///
     /// # Shapes
-    /// `[batch, n_new, d]` in and out.
+    /// Takes and returns `[batch, n_new, d]`.
     pub fn forward(&self, mut hidden_states: Tensor<3>, context: Option<Context>) -> Tensor<3> {
         if let Some(context) = context {
             let normed = self.input_layernorm.forward(hidden_states.clone());
@@ -124,7 +124,7 @@ impl CrossAttention {
     /// [`attention`] returns 0 for it, and the output projection has no bias.
     ///
     /// # Shapes
-    /// `[batch, n_new, d]` in and out.
+    /// Takes and returns `[batch, n_new, d]`.
     pub fn forward(&self, hidden_states: Tensor<3>, context: Context) -> Tensor<3> {
         let [batch, n_new, _] = hidden_states.dims();
         let query = self.split_heads(self.q_proj.forward(hidden_states)); // [batch, heads, n_new, head_dim]
@@ -163,7 +163,7 @@ impl Gate {
         }
     }
 
-    /// Multiplies the output of a block by its gate. `[batch, n_new, d]` in and out.
+    /// Multiplies the output of a block by its gate. Takes and returns `[batch, n_new, d]`.
     fn scale(&self, states: Tensor<3>) -> Tensor<3> {
         let alpha = match self {
             Self::Float(alpha) => alpha.val().reshape([1, 1, 1]),

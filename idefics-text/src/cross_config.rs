@@ -40,7 +40,7 @@ impl CrossAttentionConfig {
         self.text.num_hidden_layers.checked_div(self.cross_layer_interval).unwrap_or(0)
     }
 
-    /// Returns the total number of tokens, with the added ones.
+    /// Returns the total number of tokens in the vocabulary, including the added ones.
     pub fn total_vocab_size(&self) -> usize {
         self.text.vocab_size + self.additional_vocab_size
     }
@@ -53,7 +53,7 @@ impl CrossAttentionConfig {
     /// Checks all values that determine memory sizes or are used as divisors.
     ///
     /// # Errors
-    /// [`ConfigError`], which names the key.
+    /// A [`ConfigError`] that names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.text.validate()?;
         ConfigError::check_range("vision_config.embed_dim", self.context_size, 1..=32_768)?;
@@ -72,8 +72,8 @@ impl CrossAttentionConfig {
         self.init_on(&|_| device.clone())
     }
 
-    /// Like [`Self::init`]. `device_of` returns the device of each module by name, such as `embed_tokens`, `layers.3`,
-    /// `gated_cross_attn_layers.0` or `norm`.
+    /// Creates a decoder like [`Self::init`]. `device_of` takes the name of a module, such as `embed_tokens`,
+    /// `layers.3`, `gated_cross_attn_layers.0` or `norm`, and returns its device.
     ///
     /// # Errors
     /// As [`Self::validate`].

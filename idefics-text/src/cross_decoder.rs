@@ -76,7 +76,7 @@ impl CrossAttentionDecoder {
     }
 }
 
-/// The cache supplies the context, and the mask that says which parts of it each token sees.
+/// The cache supplies the context, and the mask that says which parts of the context each token sees.
 ///
 /// An observer gets the hidden states that Transformers 5 returns. The first is the input of decoder layer 0, after the
 /// gated layer that precedes it. The others are the outputs of the decoder layers; the last one is the output of the

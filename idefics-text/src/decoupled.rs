@@ -68,7 +68,7 @@ impl DecoupledLinear {
     /// Computes the logits of the vocabulary and of the added tokens.
     ///
     /// # Shapes
-    /// `[batch, seq, hidden_size]` in, `[batch, seq, vocab_size + additional_vocab_size]` out.
+    /// Takes `[batch, seq, hidden_size]` and returns `[batch, seq, vocab_size + additional_vocab_size]`.
     pub fn forward(&self, hidden_states: Tensor<3>) -> Tensor<3> {
         match &self.additional_fc {
             None => self.linear.forward(hidden_states),

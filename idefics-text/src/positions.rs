@@ -13,8 +13,8 @@ use crate::{Branches, TextConfig};
 pub struct Positions {
     /// Rotary angles of the new tokens.
     pub rotary: RotaryAngles,
-    /// Self-attention mask, `[batch, 1, n_new, len + n_new]` after `len` cached slots. True hides the key; `None` if
-    /// nothing is hidden. [`SlotPositions::at`] gives `[batch, 1, 1, capacity]` instead.
+    /// Self-attention mask, `[batch, 1, n_new, len + n_new]`, where `len` is the number of cached slots. True hides the
+    /// key; `None` if nothing is hidden. [`SlotPositions::at`] gives `[batch, 1, 1, capacity]` instead.
     pub mask: Option<Tensor<4, Bool>>,
     /// Cross-attention mask. `None` if the cache has no context, or if every token sees nothing of the context.
     pub context: Option<SeenContext>,
@@ -101,8 +101,9 @@ impl PositionRules {
         Positions { rotary, mask: None, context }
     }
 
-    /// Returns the positions and masks of the tokens of `inputs_embeds`, `[1, n_new, d]`, at `positions` of a single
-    /// unpadded sequence of `seq_len` tokens. Some rotary scalings depend on the length of the sequence.
+    /// Returns the positions and masks of the tokens of `inputs_embeds`, `[1, n_new, d]`. These tokens are at
+    /// `positions` of a single unpadded sequence, which has `seq_len` tokens in total. Some rotary scalings depend on
+    /// this length.
     pub fn for_chunk(
         &self,
         inputs_embeds: &Tensor<3>,
@@ -141,7 +142,7 @@ impl PositionRules {
     /// to `branches`.
     ///
     /// # Panics
-    /// If the number of rows or slots of `branches` differs from that of the cache with the new tokens.
+    /// If the number of rows or slots of `branches` differs from that of the cache after the new tokens are appended.
     pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
@@ -156,8 +157,8 @@ impl PositionRules {
     }
 }
 
-/// Data from which the [`Positions`] of one new token per row are computed on the device. It is uploaded once. The slot
-/// of the token is a tensor, so that a captured graph can be replayed for any slot.
+/// Data from which the [`Positions`] of one new token per row are computed on the device. The data is uploaded once.
+/// The slot of the token is a tensor, so that a captured graph can be replayed for any slot.
 #[derive(Debug, Clone)]
 pub struct SlotPositions {
     /// Angles of all positions up to the capacity of the cache.

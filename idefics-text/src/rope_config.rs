@@ -52,7 +52,8 @@ pub struct RopeParameters {
     /// See [`LongRopeScaling::long_factor`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub long_factor: Option<Vec<f64>>,
-    /// Fraction of a head that is rotated. Only 1 is supported, except for the type `default`, which ignores it.
+    /// Fraction of a head that is rotated. Only 1 is supported, except for the type `default`, which ignores this
+    /// fraction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partial_rotary_factor: Option<f64>,
 }
@@ -116,8 +117,8 @@ impl RopeParameters {
         }
     }
 
-    /// Returns the context length of the original training: from `config`, else from this section, else the current
-    /// context length.
+    /// Returns the context length of the original training: the value in `config`, or else the value in this section.
+    /// If both are missing, returns the current context length.
     fn original_context(&self, config: &TextConfig) -> Result<usize, ConfigError> {
         let original = config.original_max_position_embeddings.or(self.original_max_position_embeddings);
         let original = original.unwrap_or(config.max_position_embeddings);

@@ -9,7 +9,7 @@ use idefics_nn::{KeyValues, KvCache};
 use crate::positions::PositionRules;
 use crate::{Branches, Positions, SlotPositions};
 
-/// Default number of tokens of a chunk, over all rows. It is large enough to keep all cores busy.
+/// Default number of tokens in a chunk, summed over all rows. It is large enough to keep all cores busy.
 pub const CHUNK_TOKENS: usize = 1024;
 
 /// A stack of decoder layers that maps token embeddings to hidden states. The language-model head belongs to the model.
@@ -21,10 +21,11 @@ pub trait DecoderStack: Debug + Send + Sync {
     /// Returns the number of layers.
     fn n_layers(&self) -> usize;
 
-    /// Looks up the embeddings of tokens: `[batch, n_new]` in, `[batch, n_new, d]` out.
+    /// Looks up the embeddings of tokens: takes `[batch, n_new]` and returns `[batch, n_new, d]`.
     fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3>;
 
-    /// Runs a range of layers, and the final norm if the range includes the last layer. `[batch, n_new, d]` in and out.
+    /// Runs a range of layers, and the final norm if the range includes the last layer. Takes and returns
+    /// `[batch, n_new, d]`.
     ///
     /// Every layer appends the keys and values of the tokens to `key_values`. `positions` has the positions and masks
     /// of the tokens. `observer` gets the input of every layer and the output of the norm.
@@ -51,13 +52,14 @@ pub trait DecoderStack: Debug + Send + Sync {
     /// - returns `[batch, n_new, d]`; the values of padding tokens are meaningless
     ///
     /// # Panics
-    /// If the rows of the cache do not match `inputs_embeds`, its layers do not match the decoder, or it has no space
-    /// for `n_new` tokens.
+    /// If the rows of the cache do not match `inputs_embeds`, the layers of the cache do not match the decoder, or the
+    /// cache has no space for `n_new` tokens.
     fn forward(&self, inputs_embeds: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
         self.forward_in_chunks(inputs_embeds, CHUNK_TOKENS, cache)
     }
 
-    /// Like [`Self::forward`], but in chunks of about `n_tokens` tokens over all rows, with at least one token per row.
+    /// Runs all layers like [`Self::forward`], but in chunks of about `n_tokens` tokens, summed over all rows, with at
+    /// least one token per row.
     fn forward_in_chunks(&self, inputs_embeds: Tensor<3>, n_tokens: usize, cache: &mut KvCache) -> Tensor<3> {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_slots = cache.len() + n_new;
@@ -74,7 +76,8 @@ pub trait DecoderStack: Debug + Send + Sync {
         Tensor::cat((0..n_new).step_by(chunk_len).map(chunk).collect(), 1)
     }
 
-    /// Like [`Self::forward`], but with all tokens at once. `observer` gets the hidden states and attention weights.
+    /// Runs all layers like [`Self::forward`], but on all tokens at once. `observer` gets the hidden states and
+    /// attention weights.
     fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,
@@ -85,8 +88,8 @@ pub trait DecoderStack: Debug + Send + Sync {
         self.forward_at(inputs_embeds, &positions, cache, observer)
     }
 
-    /// Like [`Self::forward`], but for rows that branch. The tokens are those just appended to `branches`. They may
-    /// belong to different branches, which do not see each other.
+    /// Runs all layers like [`Self::forward`], but for rows that branch. The tokens are those just appended to
+    /// `branches`. They may belong to different branches, which do not see each other.
     ///
     /// # Panics
     /// As [`Self::forward`], or if the number of rows or slots of `branches` does not fit the cache and the tokens.
@@ -116,7 +119,8 @@ pub trait DecoderStack: Debug + Send + Sync {
         self.position_rules().for_next_tokens(inputs_embeds, cache, cache.len() + inputs_embeds.dims()[1])
     }
 
-    /// Like [`Self::positions`], but for rows that branch. The tokens are those just appended to `branches`.
+    /// Returns positions and masks like [`Self::positions`], but for rows that branch. The tokens are those just
+    /// appended to `branches`.
     ///
     /// # Panics
     /// If the number of rows or slots of `branches` does not fit the cache and the tokens.

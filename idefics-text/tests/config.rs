@@ -3,7 +3,7 @@ use idefics_text::{AlphaType, ConfigError, CrossAttentionConfig, TextConfig};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Reads a section that omits keys. They have the values of Mistral-7B.
+/// Reads a section of the configuration. Keys that it omits get the values of Mistral-7B.
 fn config(section: Value) -> TextConfig {
     TextConfig::from_section(section, &TextConfig::mistral_7b()).unwrap()
 }

@@ -60,7 +60,7 @@ impl Paged {
 }
 
 /// Prefills each row in chunks. Then decodes the remaining tokens of all rows together; each row starts from its own
-/// length. Compares the outputs with each row alone in a contiguous cache.
+/// length. Compares the outputs with those of each row alone in a contiguous cache.
 fn compare(config: TextConfig, decoder: Decoder, rows: &[(usize, usize)], chunk_len: usize, seed: u64) {
     let mut paged = Paged::new(config, decoder, 16);
     let d = paged.config.hidden_size;
@@ -136,7 +136,7 @@ fn copied_page_belongs_to_its_new_owner() {
     paged.prefill(&part(&tokens, 1, 0, 20), &[2], 64);
     paged.store.copy_page(2, 0);
     let [first, second] = [part(&tokens, 1, 20, 21), part(&tokens, 1, 25, 26)];
-    // Each row continues its own copy.
+    // Each row continues from its own copy of the page.
     let together = paged.decode(Tensor::cat(vec![first.clone(), second.clone()], 0), &[&[2], &[0]], &[20, 20]);
     for (row, token) in [first, second].into_iter().enumerate() {
         let mut cache = paged.config.cache(vec![0], 21);

@@ -20,9 +20,9 @@ pub struct TrainingBatch {
     pub labels: Vec<i64>,
     /// Which labels are ignored besides −100.
     pub recipe: LabelRecipe,
-    /// For rows that branch, the parent of each slot, `[batch · seq]`: the slot of the same row that it follows. The
-    /// inner option is `None` for slots without a parent. The label of slot `t` is then predicted by its parent instead
-    /// of slot `t − 1`. Rows that branch are padded on the right. `None` if no row branches.
+    /// For rows that branch, the parent of each slot, `[batch · seq]`: the slot of the same row that this slot follows.
+    /// The inner option is `None` for slots without a parent. The label of slot `t` is then predicted by the parent of
+    /// `t` instead of slot `t − 1`. Rows that branch are padded on the right. `None` if no row branches.
     pub parents: Option<Vec<Option<usize>>>,
 }
 
@@ -93,8 +93,8 @@ impl TrainingBatch {
         })
     }
 
-    /// Lets each token see the latest image before it in its text, and no image after an end token. Models with
-    /// cross-attention to images need this. See [`Prompts::attend_to_latest_images`].
+    /// Lets each token see the latest image that precedes it in its text, unless an end token lies between them. Models
+    /// with cross-attention to images need this. See [`Prompts::attend_to_latest_images`].
     ///
     /// # Errors
     /// [`BatchError::ParentCount`], [`BatchError::Parent`] and [`BatchError::LeftPadding`].
@@ -166,8 +166,8 @@ impl TrainingBatch {
         }
     }
 
-    /// Returns the token trees of the rows, or `None` if no row branches. They start after an empty prompt, so `cache`
-    /// must be empty.
+    /// Returns the token trees of the rows, or `None` if no row branches. The trees start after an empty prompt, so
+    /// `cache` must be empty.
     pub(crate) fn branches(&self, cache: &KvCache) -> Option<Branches> {
         let parents = self.parents.as_ref()?;
         let mut branches = Branches::new(cache);

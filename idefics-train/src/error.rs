@@ -12,17 +12,23 @@ pub enum BatchError {
     #[error(transparent)]
     Input(#[from] InputError),
     /// A text does not have one label per token.
-    #[error("text {text} has {tokens} tokens and {labels} labels; give every token a label, -100 if it is only input")]
+    #[error(
+        "text {text} has {tokens} tokens and {labels} labels; give every token a label; use -100 for tokens that are \
+         only input"
+    )]
     TextLabels {
         /// Index of the text among all texts of the batch, from 0.
         text: usize,
-        /// Number of its tokens.
+        /// Number of tokens in the text.
         tokens: usize,
-        /// Number of its labels.
+        /// Number of labels of the text.
         labels: usize,
     },
     /// The batch does not have one label per slot.
-    #[error("the batch has {slots} slots and {labels} labels; give every slot a label, -100 for padding and input")]
+    #[error(
+        "the batch has {slots} slots and {labels} labels; give every slot a label; padding and input have the label \
+         -100"
+    )]
     LabelCount {
         /// Number of rows times number of slots in a row.
         slots: usize,
@@ -31,7 +37,8 @@ pub enum BatchError {
     },
     /// The batch does not have one parent per slot.
     #[error(
-        "the batch has {slots} slots and {parents} parents; give every slot a parent, `None` for the first of a text"
+        "the batch has {slots} slots and {parents} parents; give every slot a parent; the first slot of \
+         a text has the parent `None`"
     )]
     ParentCount {
         /// Number of rows times number of slots in a row.
@@ -46,7 +53,7 @@ pub enum BatchError {
         row: usize,
         /// Slot in the row, from 0.
         slot: usize,
-        /// Its parent.
+        /// Parent of the slot.
         parent: usize,
     },
     /// A row is padded on the left in a batch of rows that branch (whose texts share a prefix).

@@ -95,7 +95,7 @@ pub fn training_gradients_checkpointed<M: Segments>(
     Ok(LossGradients { loss, n_labels, gradients })
 }
 
-/// For each segment, whether it or a segment before it has a trained parameter.
+/// Returns, for each segment, whether the segment itself or a segment before it has a trained parameter.
 fn segments_with_gradients<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
     let mut reached: Vec<bool> = Vec::with_capacity(segments.len());
     for segment in segments {

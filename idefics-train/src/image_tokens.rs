@@ -23,7 +23,8 @@ pub(crate) trait ImageTokenModel: Trainable {
     fn lm_head(&self) -> &Linear;
     /// Whether the connector is trained.
     fn trains_connector(&self) -> bool;
-    /// Returns the number of rows and columns of patches of the images of a batch. Fails if the connector rejects them.
+    /// Returns the numbers of patch rows and patch columns of a batch's images. Fails if the connector rejects these
+    /// numbers.
     fn grid(&self, images: &ImageBatch<'_>) -> Result<[usize; 2], InputError>;
     /// Applies the connector to patch features of images that share a grid, `[n_images, patches, d_vision]`. Returns
     /// image features, `[n_images, n_vectors, d]`.

@@ -72,7 +72,7 @@ impl NextTokens {
         self.slots.is_empty()
     }
 
-    /// Selects the slots that predict a token: `[batch · seq, n]` in, `[n_targets, n]` out.
+    /// Selects the slots that predict a token: takes `[batch · seq, n]` and returns `[n_targets, n]`.
     pub(crate) fn select_predictors(&self, slots: Tensor<2>) -> Tensor<2> {
         let device = slots.device();
         slots.select(0, Tensor::from_data(TensorData::from(self.slots.as_slice()), (&device, DType::I32)))

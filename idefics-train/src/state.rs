@@ -187,8 +187,8 @@ fn different_field(ours: &TrainingConfig, theirs: &TrainingConfig) -> Option<Str
     fields.find(|(field, value)| theirs.get(field) != Some(value)).map(|(field, _)| field)
 }
 
-/// Removes the checkpoints of steps before `step`, except the last ones, and the remains of interrupted saves of such
-/// steps.
+/// Removes the checkpoints of steps before `step`, except the latest `MAX_CHECKPOINTS - 1` of them, and the remains of
+/// interrupted saves of such steps.
 fn remove_earlier(folder: &Path, step: u64) -> Result<(), TrainError> {
     let mut earlier = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|source| io(folder, source))? {

@@ -13,8 +13,8 @@ pub trait Trainable: Model + Module {
     /// Returns the label that is ignored in addition to −100.
     fn ignored_label(&self, recipe: LabelRecipe) -> i64;
 
-    /// Computes the mean cross-entropy of next-token prediction over all labels that count, `[1]`. NaN if no label
-    /// counts, as in the reference.
+    /// Computes the mean cross-entropy of next-token prediction over all labels that count, `[1]`. The result is NaN if
+    /// no label counts, as in the reference.
     ///
     /// # Shapes
     /// - `logits`: `[batch, seq, vocab_size]`, f32

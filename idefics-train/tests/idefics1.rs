@@ -16,8 +16,8 @@ pub(crate) fn model(name: &str) -> Idefics1 {
     Idefics1::from_folder(&folder, &Device::flex().autodiff(), DType::F32, |_| ()).unwrap()
 }
 
-/// Creates texts about one and two images in two ways: as a batch of two rows with branches (texts that share a
-/// prefix), and as a batch with one row per text.
+/// Creates three texts about one image and two about two images. Returns them twice: as a batch of two rows with
+/// branches (texts that share a prefix), and as a batch with one row per text.
 pub(crate) fn batches(model: &Idefics1) -> [TrainingBatch; 2] {
     let side = model.config().vision_config.image_size;
     let picture = |seed: usize| {
@@ -45,7 +45,7 @@ pub(crate) fn batches(model: &Idefics1) -> [TrainingBatch; 2] {
     [together, apart].map(|batch| batch.attend_to_latest_images(IMAGE, Some(EOS)).unwrap())
 }
 
-/// Creates a batch with one row without images.
+/// Creates a batch of one row that contains no images.
 fn text_only() -> TrainingBatch {
     let text = LabelledText { ids: vec![1, 40, 41, 42], labels: vec![-100, -100, 41, 42] };
     let batch = TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::Transformers5, 0).unwrap();

@@ -18,8 +18,8 @@ fn tile(seed: usize, width: usize, height: usize) -> ImageTile {
     ImageTile::new(width, height, pixels.collect()).unwrap()
 }
 
-/// Creates texts about one and two tiles in two ways: as a batch of two rows with branches (texts that share a prefix),
-/// and as a padded batch with one row per text.
+/// Creates three texts about one tile and two about two tiles. Returns them twice: as a batch of two rows with branches
+/// (texts that share a prefix), and as a padded batch with one row per text.
 pub(crate) fn batches(model: &Idefics3) -> [TrainingBatch; 2] {
     let config = model.config();
     let side = config.vision_config.image_size;
@@ -41,7 +41,7 @@ pub(crate) fn batches(model: &Idefics3) -> [TrainingBatch; 2] {
     [together, TrainingBatch::padded(&rows.concat(), images, recipe, 0).unwrap()]
 }
 
-/// Creates a batch with one row without images.
+/// Creates a batch of one row that contains no images.
 fn text_only() -> TrainingBatch {
     let text = LabelledText { ids: vec![1, 40, 41, 42, 43], labels: vec![-100, -100, 41, 42, 43] };
     TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::default(), 0).unwrap()

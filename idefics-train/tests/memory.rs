@@ -25,7 +25,7 @@ impl Drop for Buffer {
     }
 }
 
-/// A part without parameters. When a mapper passes, it records whether the weight before it has been freed.
+/// A part without parameters. When a mapper visits this part, it records whether the weight before it has been freed.
 #[derive(Debug, Clone)]
 struct Probe {
     is_freed: Arc<AtomicBool>,

@@ -57,13 +57,14 @@ pub(crate) fn batch(config: &Idefics2Config, seed: u32) -> TrainingBatch {
     }
 }
 
-/// Creates a batch with one row without images.
+/// Creates a batch of one row that contains no images.
 pub(crate) fn text_only() -> TrainingBatch {
     let text = LabelledText { ids: vec![1, 40, 41, 42, 43], labels: vec![-100, -100, 41, 42, 43] };
     TrainingBatch::padded(&[text], Vec::new(), LabelRecipe::IgnoreImageTokens, 0).unwrap()
 }
 
-/// Creates three texts each about one and two images: as a batch of two branching rows, and with one row per text.
+/// Creates three texts about one image and three about two images. Returns them twice: as a batch of two branching
+/// rows, and as a batch with one row per text.
 fn branching(config: &Idefics2Config) -> [TrainingBatch; 2] {
     let recipe = LabelRecipe::IgnoreImageTokens;
     let pictures = batch(config, 3).images;

@@ -161,8 +161,8 @@ fn buckets(patches: usize, n: usize) -> Vec<usize> {
 
 /// Splits images into batches without padding: all images of a batch have the same grid.
 ///
-/// `max_images` returns the maximum number of images per batch for a grid, which limits the memory of activations. 0
-/// counts as 1. Returns batches of indices into `grids`; each index occurs once.
+/// `max_images` returns the maximum number of images per batch for a grid. This maximum limits the memory of
+/// activations; a maximum of 0 counts as 1. Returns batches of indices into `grids`; each index occurs once.
 pub fn plan_batches(grids: &[PatchGrid], max_images: impl Fn(PatchGrid) -> usize) -> Vec<Vec<usize>> {
     let mut by_grid: BTreeMap<PatchGrid, Vec<usize>> = BTreeMap::new();
     for (image_idx, &grid) in grids.iter().enumerate() {

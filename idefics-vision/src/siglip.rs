@@ -4,7 +4,7 @@
 //! Papers: SigLIP, <https://arxiv.org/abs/2303.15343>; positions, <https://arxiv.org/abs/2307.06304>. Reference:
 //! `Idefics2VisionTransformer` in `modeling_idefics2.py`, Transformers 5.23.0.
 //!
-//! Axes: `n_images` is the number of real images in the batch; padding images are removed before. `patches` is the
+//! Axes: `n_images` is the number of real images in the batch; padding images are removed beforehand. `patches` is the
 //! number of patches in the grid that the images share. `d` is `hidden_size`.
 //!
 //! Numerics: layer norms accumulate in f32; GELU is the tanh approximation.

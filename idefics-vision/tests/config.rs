@@ -22,7 +22,7 @@ fn presets_are_valid() {
     assert_eq!(VisionConfig::siglip_so400m_980().positions_per_side(), 70);
 }
 
-/// Checks that a missing key is an error, unless there are defaults to read it from.
+/// Checks that a missing key is an error, unless the value can be read from defaults.
 fn keys_are_required<C: Serialize + DeserializeOwned + PartialEq + Debug>(preset: &C) {
     let section = serde_json::to_value(preset).unwrap();
     for key in section.as_object().unwrap().keys() {

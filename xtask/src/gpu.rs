@@ -178,9 +178,10 @@ fn verify(programs: &Path, device: &str, card: &Value, report: &mut Report) -> R
 fn measure(programs: &Path, device: &str, small: bool, report: &mut Report) -> Result<bool> {
     report.add(
         "## Shapes\n\nTimes are minimum / median in milliseconds per run or per decode step. Each shape is run once as \
-         a warm-up, which also chooses kernels. Decode steps are replayed if the device captured one; `launches` is \
-         the fraction of the step time that replay saves. `share` is the fraction of the read bandwidth, which is \
-         measured in the same run.\n\n\
+         a warm-up, which also chooses kernels. If the device can capture a decode step, the captured step is \
+         replayed; `launches` is the fraction of the step time that this saves. `share` is the fraction of the \
+         measured read bandwidth (`read GB/s`) that decoding reaches. `launch µs` is the time of one kernel launch, \
+         `all s` the duration of the whole run.\n\n\
          | shape | vision | connector | prefill | decode | launches | read GB/s | share | launch µs | memory GB | all s |\n\
          |---|---|---|---|---|---|---|---|---|---|---|\n",
     )?;

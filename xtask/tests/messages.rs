@@ -11,7 +11,7 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Expr, ExprMethodCall, ImplItemFn, ItemEnum, ItemFn, ItemImpl, ItemMod, ItemStruct, Lit, Macro};
 use syn::{LitStr, Meta, TraitItemFn, Type, Variant};
 
-/// The crate whose other texts are not listed, because they describe drawings and not the program.
+/// The crate whose texts of the kind [`Kind::Text`] are not listed, because they describe drawings and not the program.
 const WITHOUT_TEXTS: &str = "idefics-demo";
 
 const INTRODUCTION: &str = "# Messages\n\n\

@@ -157,7 +157,8 @@ pub(super) fn preprocessor(vision: &Vision) -> Result<Value, GgufError> {
             Some(values) => Err(metadata.error(key, format!("{} values", values.len()), "3 values")),
         }
     };
-    // Older files do not say to which size pictures are resized. In all public models, it is four tiles per side.
+    // Older files do not say to which size pictures are resized. In all public models, this size is four tiles per
+    // side.
     let longest_edge = metadata.number("clip.vision.preproc_image_size")?.unwrap_or(4 * tile);
     Ok(json!({
         "image_processor_type": "Idefics3ImageProcessor",

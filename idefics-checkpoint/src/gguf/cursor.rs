@@ -42,8 +42,8 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// Reads a number of items of at least `smallest` bytes each, and checks that the rest of the file has room for
-    /// them.
+    /// Reads a count, and checks that the rest of the file has room for that many items of at least `smallest` bytes
+    /// each.
     pub(super) fn count(&mut self, what: &str, smallest: u64) -> Result<u64, GgufFault> {
         let offset = self.at as u64;
         let count = self.u64(what)?;

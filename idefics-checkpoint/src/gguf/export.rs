@@ -22,7 +22,7 @@ pub struct GgufExport<'a> {
     pub text: &'a NewText,
     /// The vision tower and connector; `None` for a text model.
     pub vision: Option<&'a NewVision>,
-    /// Types of the tensors.
+    /// The quantisation, which sets the type of each tensor.
     pub mix: GgufMix,
 }
 
@@ -45,7 +45,7 @@ pub struct NewText {
     pub context: usize,
     /// Number of tokens in the vocabulary.
     pub vocab: usize,
-    /// Whether the head shares the embedding table.
+    /// Whether the head uses the embedding table as its weight.
     pub is_tied: bool,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,

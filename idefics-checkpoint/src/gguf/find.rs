@@ -13,9 +13,9 @@ const OTHER_WEIGHTS: [&str; 4] =
 /// Paths of the GGUF files of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufPaths {
-    /// The text model. If its file was split, the first part.
+    /// The file of the text model, or its first part if it was split.
     pub text: PathBuf,
-    /// The vision tower and connector; `None` for a text model.
+    /// The file of the vision tower and connector; `None` for a text model.
     pub mmproj: Option<PathBuf>,
 }
 

@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use idefics_kernels::formats::GgufType;
 
-/// The quantisation of a GGUF file, with llama.cpp's names. If most matrices have fewer than eight bits, the head has
-/// at least six. The letters S (small) and M (medium) say how many other matrices also get more bits.
+/// The quantisation of a GGUF file, with llama.cpp's names. If most matrices have fewer than eight bits per value, the
+/// head has at least six. The letters S (small) and M (medium) say how many other matrices also get more bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, reason = "the names that GGUF files and programs use")]
 pub enum GgufMix {
@@ -101,8 +101,8 @@ impl GgufMix {
         }
     }
 
-    /// Returns the mix for the vision tower of a model whose text model has this mix. It has at least eight bits,
-    /// because with four bits too many details of pictures are lost.
+    /// Returns the mix for the vision tower that belongs to a text model with this mix. The result has at least eight
+    /// bits per value, because four bits lose too many details of pictures.
     #[must_use]
     pub fn of_vision(self) -> Self {
         match self {
@@ -171,7 +171,7 @@ pub(super) struct Layer {
 
 impl Layer {
     /// Returns whether some matrices of the layer get more bits. This is so in the first and last eighth of the layers,
-    /// and in every third layer between. Source: `use_more_bits` of llama.cpp.
+    /// and in every third layer between them. Source: `use_more_bits` of llama.cpp.
     fn has_more_bits(self) -> bool {
         let Self { number, count } = self;
         number < count / 8 || number >= 7 * count / 8 || (number - count / 8) % 3 == 2

@@ -7,18 +7,19 @@
 //! info   = string name | u32 n_dims | n_dims × u64 | u32 type | u64 offset
 //! ```
 //! All numbers are little-endian. Versions 2 and 3 differ only in that 3 also allows big-endian files, which are not
-//! supported. The contiguous dimension comes first. [`parse`] reads everything before the data of a mapped file. The
-//! values of the metadata stay in the map, where [`Metadata`] reads them.
+//! supported. The contiguous dimension of a tensor comes first. [`parse`] reads everything before the data of a mapped
+//! file. The values of the metadata stay in the map, where [`Metadata`] reads them.
 //!
 //! # Checks
-//! A count is compared with the rest of the file before anything is allocated. Sizes and offsets are computed with
-//! checked arithmetic. A tensor must lie inside the file, start at a multiple of the alignment, and overlap no other
-//! tensor. Names must be unique. The error for an unsupported type names the type.
+//! A count is compared with the size of the rest of the file before anything is allocated. Sizes and offsets are
+//! computed with checked arithmetic. A tensor must lie inside the file, start at a multiple of the alignment, and
+//! overlap no other tensor. Names must be unique. The error for an unsupported type names the type.
 //!
 //! # A model
 //! A [`GgufModel`] consists of a text model of the architecture `llama` and, optionally, the vision tower and connector
-//! of Idefics3 in a second file of the architecture `clip` (`mmproj-*.gguf`). Its tensors have the names and shapes of
-//! the original checkpoint. [`GgufModel::file`] returns the contents of the JSON files of the original checkpoint.
+//! of Idefics3 in a second file of the architecture `clip` (`mmproj-*.gguf`). The model's tensors have the names and
+//! shapes of the original checkpoint. [`GgufModel::file`] returns the contents of the JSON files of the original
+//! checkpoint.
 //!
 //! # Writing
 //! [`GgufExport`] converts a checkpoint of the Idefics3 family to the metadata and tensors of such files. A [`GgufMix`]

@@ -90,7 +90,8 @@ pub(super) struct VisionSizes {
 }
 
 impl GgufModel {
-    /// Opens the model at a path, which is interpreted by [`GgufPaths::find`]. Returns `None` if that finds no model.
+    /// Finds the files of a model with [`GgufPaths::find`] and opens them. Returns `None` if there is no model at
+    /// `path`.
     ///
     /// # Errors
     /// The errors of [`Self::open`] and [`GgufPaths::find`].

@@ -27,7 +27,7 @@ impl From<String> for Place {
     }
 }
 
-/// Adds the tensors of a text model.
+/// Adds the tensors of a text model to `tensors`.
 ///
 /// Source: `gguf/tensor_mapping.py` of gguf-py.
 pub(super) fn add_text(
@@ -73,7 +73,7 @@ fn text_block(name: &str, sizes: &TextSizes) -> Option<Place> {
     Some(Place { name: format!("{TEXT}.layers.{layer}.{part}"), head_dim })
 }
 
-/// Adds the tensors of a vision tower and connector.
+/// Adds the tensors of a vision tower and connector to `tensors`.
 pub(super) fn add_vision(
     file: &GgufFile,
     sizes: &VisionSizes,
@@ -106,7 +106,7 @@ fn vision_block(name: &str, tensor: &GgufTensor, sizes: &VisionSizes) -> Option<
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",
         "attn_out" => "self_attn.out_proj",
-        // Older converters swapped the two names, so the shape decides if the sizes differ.
+        // Older converters swapped the two names. If the two sizes differ, the shape says which matrix it is.
         "ffn_up" | "ffn_down" if sizes.hidden != sizes.intermediate => {
             let is_first = match kind {
                 "weight" => tensor.dims[0] == sizes.hidden,
@@ -129,8 +129,8 @@ fn block<'a>(name: &'a str, prefix: &str, layers: usize) -> Option<(usize, &'a s
     (layer < layers && layer.to_string() == number).then_some((layer, part))
 }
 
-/// Adds each tensor under the name that `place` returns. `place` returns `None` for a tensor that is not a weight, and
-/// an error with the reason if a tensor is invalid.
+/// Adds each tensor of the file to `tensors` under the name that `place` returns. `place` returns `None` for a tensor
+/// that is not a weight, and an error with the reason if a tensor is invalid.
 fn add(
     file: &GgufFile,
     tensors: &mut BTreeMap<String, TensorEntry>,

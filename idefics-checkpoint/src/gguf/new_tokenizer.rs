@@ -106,7 +106,7 @@ impl TokenizerFiles<'_> {
         }
     }
 
-    /// Returns the tokens and their types, in the order of ids. An id without a token gets the name `[PAD{id}]`.
+    /// Returns the tokens and their types, ordered by id. An id without a token gets the name `[PAD{id}]`.
     fn tokens(&self, vocab: usize) -> Result<(Vec<String>, Vec<i32>), GgufError> {
         let mut tokens: Vec<String> = (0..vocab).map(|id| format!("[PAD{id}]")).collect();
         let mut types = vec![UNUSED; vocab];

@@ -26,7 +26,8 @@ impl GgufRows {
         }
     }
 
-    /// Reads rows from the tensor's `bytes` as f32, `[rows.len(), row_len]`. `rows` are indices in the checkpoint.
+    /// Reads rows from the tensor's `bytes` as f32, `[rows.len(), row_len]`. `rows` are indices in the order of the
+    /// checkpoint.
     ///
     /// # Panics
     /// If `rows` is out of range, or `out` has the wrong length.
@@ -50,9 +51,9 @@ impl GgufRows {
         Cow::Owned(rows.flat_map(|row| &bytes[self.stored_row(row) * row_bytes..][..row_bytes]).copied().collect())
     }
 
-    /// Returns the index in the file of a row of the checkpoint. In files of llama.cpp, the two rows of a rotary pair
-    /// are adjacent. In the checkpoint, the first row is in the first half of the head, and the second in the other
-    /// half.
+    /// Returns at which index the file stores the checkpoint's row `row`. In files of llama.cpp, the two rows of a
+    /// rotary pair are adjacent. In the checkpoint, the first row of a pair is in the first half of the head, and the
+    /// second row is in the other half.
     ///
     /// Source: `LlamaModel.permute` of `convert_hf_to_gguf.py`.
     fn stored_row(&self, row: usize) -> usize {

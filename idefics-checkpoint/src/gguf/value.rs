@@ -94,7 +94,8 @@ pub(super) struct Field {
     kind: ValueType,
     /// Type and number of the items, if the value is an array.
     items: Option<(ValueType, u64)>,
-    /// Byte range in the file: a string without its length, or the items of an array.
+    /// Byte range of the value in the file. It leaves out the length of a string, and the item type and count of an
+    /// array.
     range: Range<usize>,
 }
 
@@ -160,7 +161,7 @@ fn check_bools(kind: ValueType, cursor: &mut Cursor<'_>, n: u64, what: &str) -> 
     }
 }
 
-/// A value of the metadata. A variant does not distinguish the widths of numbers.
+/// A value of the metadata. Numbers of the same kind but of different widths share a variant.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum GgufValue<'a> {

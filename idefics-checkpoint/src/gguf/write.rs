@@ -71,8 +71,8 @@ impl NewTensor<'_> {
     }
 }
 
-/// Writes a file atomically. After each tensor, `done` is called with the number of its bytes. If `done` returns an
-/// error, no file is created.
+/// Writes a file atomically. After each tensor, `done` is called with the size of that tensor in bytes. If `done`
+/// returns an error, no file is created.
 ///
 /// # Errors
 /// [`CheckpointError::Write`], and the errors of [`NewTensor::blocks`] and `done`.

@@ -14,7 +14,8 @@ use super::value::{Dict, Heap, Value};
 const MAX_STACK: usize = 1 << 16;
 /// Maximum number of values in the memo. A tensor takes about eight of them.
 const MAX_MEMO: usize = 1 << 20;
-/// Maximum number of dictionaries, plus all values in tuples and dictionaries. A tensor takes about thirty of them.
+/// Maximum number of dictionaries, plus the number of all values in tuples and dictionaries. A tensor adds about
+/// thirty.
 const MAX_VALUES: usize = 40 * MAX_TENSORS;
 /// Maximum length of a string, in bytes.
 const MAX_STRING_BYTES: usize = 64 << 10;
@@ -31,7 +32,7 @@ pub(super) struct Machine<'a> {
     /// Stack heights at which the items of a tuple or dictionary start.
     marks: Vec<usize>,
     memo: Vec<Value<'a>>,
-    /// Number of dictionaries so far, plus all values in tuples and dictionaries. At most [`MAX_VALUES`].
+    /// Number of dictionaries so far, plus the number of all values in tuples and dictionaries. At most [`MAX_VALUES`].
     values: usize,
     /// For each storage key, the index of the storage in [`Heap::storages`].
     pub(super) storages: HashMap<&'a str, usize>,

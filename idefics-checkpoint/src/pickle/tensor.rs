@@ -55,7 +55,8 @@ impl PickleTensor {
     }
 
     /// Returns the elements in row-major order, as little-endian bytes. They are borrowed from `file` if the tensor is
-    /// contiguous, and copied otherwise. `file` must be the content that was parsed. Returns `None` if it is too short.
+    /// contiguous, and copied otherwise. `file` must be the content that was parsed. Returns `None` if `file` is too
+    /// short.
     pub fn bytes<'a>(&self, file: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let view = file.get(self.range.clone())?;
         let Some(strides) = &self.strides else {

@@ -39,7 +39,7 @@ impl Value<'_> {
     }
 }
 
-/// The range of a tuple's values in the heap.
+/// A tuple: the range of its values in the heap.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tuple {
     start: usize,

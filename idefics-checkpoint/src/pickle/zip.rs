@@ -24,9 +24,9 @@ const LOCATOR_64_BYTES: usize = 20;
 /// The magic number of the format before PyTorch 1.6, `0x1950a86a20f9469cfc6c`, as a pickled integer.
 const LEGACY_MAGIC: [u8; 12] = [0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/// Flag bits that are accepted: bit 3, the sizes follow the data; bit 11, the name is UTF-8.
+/// Flag bits that are accepted: bit 3 (the sizes follow the data) and bit 11 (the name is UTF-8).
 const ACCEPTED_FLAGS: u16 = 1 << 3 | 1 << 11;
-/// Flag bits for encryption: traditional (bit 0), strong (bit 6), and of the directory (bit 13).
+/// Flag bits for encryption: traditional (bit 0), strong (bit 6), and encryption of the directory (bit 13).
 const ENCRYPTION_FLAGS: u16 = 1 | 1 << 6 | 1 << 13;
 
 /// Byte range of an entry's data in the file, and its checksum.
@@ -37,7 +37,7 @@ pub(super) struct Entry {
     crc: u32,
 }
 
-/// The entries of a zip archive, by name within its single top-level folder.
+/// The entries of a zip archive. Their names are relative to the single top-level folder of the archive.
 #[derive(Debug)]
 pub(super) struct Archive<'a> {
     file: &'a [u8],
@@ -115,7 +115,7 @@ impl<'a> Archive<'a> {
 
     /// Returns the bytes of an entry that describes the file, such as `data.pkl`, after checking its size and checksum.
     ///
-    /// A checksum of 0 is not checked. PyTorch writes it after `torch.serialization.set_crc32_options(False)`.
+    /// A checksum of 0 is not checked, because PyTorch writes 0 after `torch.serialization.set_crc32_options(False)`.
     pub(super) fn checked(&self, name: &str) -> Result<&'a [u8], PickleFault> {
         let entry = self.entry(name).ok_or_else(|| PickleFault::EntryMissing { entry: name.to_owned() })?;
         let bytes = &self.file[entry.start..entry.end];
@@ -188,8 +188,8 @@ fn find_directory(file: &[u8]) -> Result<(usize, usize, u64), PickleFault> {
     Ok((directory_end - size as usize, directory_end, count))
 }
 
-/// Reads entry count, size and offset of the directory from its 64-bit end record. Returns `None` if the record has
-/// extensions or the archive has several disks.
+/// Reads the number of entries, the size and the offset of the directory from its 64-bit end record. Returns `None` if
+/// the record has extensions or the archive has several disks.
 fn end_64(file: &[u8], at: usize) -> Option<[u64; 3]> {
     let mut cursor = Cursor::new(file, at);
     let (signature, size, _versions) = (cursor.u32()?, cursor.u64()?, cursor.u32()?);
@@ -225,7 +225,7 @@ fn central_entry<'a>(cursor: &mut Cursor<'a>) -> Result<Central<'a>, PickleFault
 }
 
 /// Replaces each number whose bits are all ones by its 64-bit value. The extra field lists these values in the order of
-/// the numbers. Returns `None` if it lacks a value.
+/// the numbers. Returns `None` if the extra field lacks a value.
 fn widen<const N: usize>(extra: &[u8], narrow: [u32; N]) -> Option<[u64; N]> {
     let mut wide = narrow.map(u64::from);
     if !narrow.contains(&u32::MAX) {
@@ -265,7 +265,8 @@ fn split_name(name: &[u8]) -> Result<(&str, &str), PickleFault> {
 
 /// Finds the byte range of an entry's data. `file` is the part of the file before the directory.
 ///
-/// The local header may omit checksum and sizes (flag bit 3). All its other fields must agree with the directory.
+/// The local header may omit the checksum and the sizes (flag bit 3). All its other fields must agree with the
+/// directory.
 fn locate(file: &[u8], central: &Central<'_>) -> Result<Entry, PickleFault> {
     let at = usize::try_from(central.local_at).unwrap_or(usize::MAX);
     let entry = || String::from_utf8_lossy(central.name);

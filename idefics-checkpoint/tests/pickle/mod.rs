@@ -1,4 +1,4 @@
-//! Tests of PyTorch files: files of `torch.save` are read bit for bit, and all others are a typed error.
+//! Tests of PyTorch files: files of `torch.save` are read bit for bit, and every other file gives a typed error.
 
 mod bombs;
 mod good;
@@ -53,7 +53,7 @@ fn fault_of(file: &[u8]) -> PickleFault {
     read(file).expect_err("the file should be rejected")
 }
 
-/// Asserts the variant of a fault, and that its message contains all given words.
+/// Asserts that a fault has the given variant, and that its message contains all given words.
 macro_rules! assert_fault {
     ($fault:expr, $variant:pat $(, $word:expr)*) => {{
         let fault: idefics_checkpoint::pickle::PickleFault = $fault;

@@ -18,7 +18,7 @@ pub(crate) struct Entry {
     pub(crate) local_at: Option<u64>,
     /// Whether to write sizes and offset in their 64-bit form.
     pub(crate) wide: bool,
-    /// Length of a hole after the data. The bytes of the hole are not written, but count in offsets.
+    /// Length of a hole after the data. The bytes of the hole are not written, but later offsets include them.
     pub(crate) hole: u64,
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn zip_with_hole(entries: &[Entry], wide: bool, change: impl FnOnce(&
     for entry in entries {
         let at = file.len() as u64 + hole;
         append(&mut file, &[0x0403_4b50, 0], 4);
-        file.truncate(file.len() - 2); // a local header has one version field, the directory two
+        file.truncate(file.len() - 2); // a local header has one version field, and a directory entry has two
         append(&mut file, &[entry.flags.into(), entry.method.into(), 0, 0], 2);
         append(&mut file, &[entry.crc.into()], 4);
         let extra = append_sizes(&mut file, &[entry.local_size; 2], &[], entry.wide);

@@ -48,7 +48,7 @@ pub(crate) struct BenchArgs {
     pub(crate) profile: bool,
 }
 
-/// Width and height of an image in pixels, written `630x476`. Each is from 1 to 16384.
+/// Width and height of an image in pixels, each from 1 to 16384, written `630x476`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageSize {
     pub(crate) width: u32,
@@ -71,7 +71,8 @@ impl FromStr for ImageSize {
     }
 }
 
-/// Size of the frames of a video and their number, written `640x360x16`. There are 1 to [`MAX_FRAMES`] frames.
+/// Size of the frames of a video in pixels, and the number of frames, written `640x360x16`. There are 1 to
+/// [`MAX_FRAMES`] frames.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VideoSize {
     pub(crate) frame: ImageSize,

@@ -61,7 +61,8 @@ pub(crate) struct GenerationArgs {
     /// Token id that pads finished rows of a batch.
     #[arg(long, value_name = "ID", help_heading = "Tokens")]
     pad_token_id: Option<u32>,
-    /// Biases, as JSON: each is added to the score of the token that would complete its sequence.
+    /// Token sequences with biases, as JSON: the bias is added to the score of the token that would complete the
+    /// sequence.
     #[arg(long, value_name = "[[[ID,…],BIAS],…]", help_heading = "Tokens", value_parser = json::<Biases>)]
     sequence_bias: Option<Biases>,
     /// Factor in favour of tokens of the prompt (more than 1 makes them more likely).
@@ -82,7 +83,7 @@ pub(crate) struct GenerationArgs {
     /// Token id to force as the first generated token if the prompt has only one token.
     #[arg(long, value_name = "ID", help_heading = "Tokens")]
     forced_bos_token_id: Option<u32>,
-    /// Token ids of which one is forced as the last token when the length limit is reached.
+    /// Token ids, one of which is forced as the last token when the length limit is reached.
     #[arg(long, value_name = "ID,…", help_heading = "Tokens", value_delimiter = ',')]
     forced_eos_token_id: Option<Vec<u32>>,
     /// Replace NaN and infinite scores by finite ones.

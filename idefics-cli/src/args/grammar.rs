@@ -10,7 +10,7 @@ use idefics_generate::{Error, GenerationConfig, Grammar};
 use crate::failure::Failure;
 use crate::input::strip_byte_order_mark;
 
-/// Maximum number of bytes that are read of a schema: more than a schema may have.
+/// Maximum number of bytes to read from a schema file. A valid schema is smaller, so a longer file is rejected.
 const MAX_SCHEMA: u64 = 1 << 20;
 
 /// The form that answers must have. At most one kind can be given.
@@ -24,7 +24,7 @@ pub(crate) struct GrammarArgs {
     /// Regular expression that the whole answer matches, in the syntax of Rust's crate `regex`.
     #[arg(long, value_name = "REGEX", help_heading = "Form of the answer", conflicts_with_all = ["choices", "choice"])]
     regex: Option<String>,
-    /// Texts of which the answer is one, separated by commas.
+    /// Texts separated by commas; the answer is one of them.
     #[arg(long, value_name = "TEXT,…", help_heading = "Form of the answer", value_delimiter = ',')]
     choices: Vec<String>,
     /// A single text, which may contain commas. Repeat the option for several texts.

@@ -67,8 +67,8 @@ pub(crate) struct Global {
     /// which was trained only on drawings of coloured shapes].
     #[arg(long, global = true, value_name = "FOLDER|FILE|ID", env = "IDEFICS_MODEL")]
     pub(crate) model: Option<OsString>,
-    /// Vision tower of a GGUF model: a file, or the name of one in the same hub repository [default: the `mmproj*.gguf`
-    /// in the same folder; without one, the model reads text only].
+    /// Vision tower of a GGUF model: a file, or the name of a file in the same hub repository [default: the
+    /// `mmproj*.gguf` in the same folder; without such a file, the model reads text only].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) mmproj: Option<PathBuf>,
     /// Device to compute on: `auto`, `cpu`, `cuda[:N]`, `vulkan[:N]` or `wgpu[:N]`; auto picks the best device with
@@ -91,9 +91,10 @@ pub(crate) struct Global {
     /// Whether --quantize includes the language model head.
     #[arg(long, global = true, value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     pub(crate) quantize_head: bool,
-    /// On the CPU: precision of activations when many rows are multiplied by int8 or q4 weights, or any rows by GGUF
-    /// blocks of four to eight bits, as llama.cpp does. int8 is faster and less exact than f32. On machines with AMX, int8 also makes attention over many queries use bf16: queries and
-    /// keys are then sums of two bf16 numbers, attention weights and values a single bf16 number.
+    /// On the CPU: precision of activations when many rows are multiplied by int8 or q4 weights, or when any number of
+    /// rows is multiplied by GGUF blocks of four to eight bits, as in llama.cpp. int8 is faster and less exact than
+    /// f32. On machines with AMX, int8 also makes attention over many queries use bf16: queries and keys are then sums
+    /// of two bf16 numbers, and attention weights and values are single bf16 numbers.
     #[arg(long, global = true, value_name = "f32|int8", default_value = "f32", value_parser = activations)]
     pub(crate) activations: Activations,
     /// Maximum number of images to encode together [default: as many as fit in 256 MiB of activations, or in a quarter

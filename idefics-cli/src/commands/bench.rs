@@ -172,7 +172,7 @@ fn print_table(stdout: &mut impl Write, report: &BenchReport, all: &Value) -> Re
     let number = |key: &str| all[key].as_f64().unwrap_or(f64::NAN);
     writeln!(
         stdout,
-        "a decode step reads {:.2} GB; the fastest one reaches {:.0} % of the memory bandwidth of {:.1} GB/s",
+        "a decode step reads {:.2} GB; the fastest step reaches {:.0} % of the memory bandwidth of {:.1} GB/s",
         number("decode_bytes_per_token") / 1e9,
         100.0 * number("decode_bandwidth_fraction"),
         number("memory_bandwidth_gb_s"),
@@ -234,7 +234,7 @@ impl Limits {
     }
 }
 
-/// Prints a line for each operation of each stage, and one for the rest of the stage's time.
+/// Prints a line for each operation of each stage, and a line for the rest of the stage's time.
 fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Limits) -> Result<(), Failure> {
     for StageProfile { stage, seconds, operations, .. } in profile {
         writeln!(
@@ -280,7 +280,7 @@ fn shape_of(name: &OsStr) -> Result<ModelConfig, Failure> {
     Ok(ModelConfig::from_file(path)?)
 }
 
-/// Returns the processors of the folder. Without a folder, returns those of the family's public checkpoints.
+/// Returns the processors of the folder. Without a folder, returns the processors of the family's public checkpoints.
 fn processors(folder: Option<&Path>, config: &ModelConfig) -> Result<BenchProcessors, Failure> {
     match folder {
         Some(folder) => {

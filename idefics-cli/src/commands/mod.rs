@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::media::{self, Media};
 
 /// Prints warnings about generation options. Options of the command line get all warnings. Options of the model folder
-/// get only those about unknown keys, or all with `-v`.
+/// get only warnings about unknown keys, or all warnings with `-v`.
 fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
     let together = options.over(model.generation_config());
     let folder_warnings = model.generation_config().warnings();

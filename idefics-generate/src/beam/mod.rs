@@ -61,13 +61,13 @@ pub struct BeamStep {
     pub is_done: bool,
 }
 
-/// The error of one sample of a search, for which no token can be chosen. No sample has advanced.
+/// The error of a step in which no token can be chosen for one of the samples. No sample has advanced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("sample {sample}: {error}")]
 pub struct SampleError {
     /// Index of the sample, from 0.
     pub sample: usize,
-    /// What is wrong with its scores.
+    /// What is wrong with the scores of the sample.
     pub error: RowError,
 }
 
@@ -133,9 +133,9 @@ impl BeamSearch {
     /// than an end token or the maximum length, for example because of a stop string.
     ///
     /// # Errors
-    /// [`SampleError`] with the first sample that cannot advance, and [`RowError::NonFinite`] if one of its scores is
-    /// NaN or positive infinity, or [`RowError::NothingAllowed`] if the sample is unfinished and every token is
-    /// forbidden. [`BeamSearch::give_up`] lets the other samples advance.
+    /// [`SampleError`], which names the first sample that cannot advance. Its `error` is [`RowError::NonFinite`] if one
+    /// of the sample's scores is NaN or positive infinity, and [`RowError::NothingAllowed`] if the sample is unfinished
+    /// and every token is forbidden. [`BeamSearch::give_up`] lets the other samples advance.
     ///
     /// # Panics
     /// If there are no samples, or `log_probs` does not consist of [`BeamSearch::n_rows`] rows of equal width.
@@ -149,8 +149,8 @@ impl BeamSearch {
         Ok(self.advance(&candidates, is_stopped))
     }
 
-    /// Like [`BeamSearch::step`], but draws the candidates with `sampler`. `keys`, `[samples]`, has the key of each
-    /// sample for its random numbers.
+    /// Like [`BeamSearch::step`], but draws the candidates with `sampler`. `keys`, `[samples]`, holds the key from
+    /// which the random numbers of each sample are derived.
     ///
     /// # Errors
     /// The errors of [`BeamSearch::step`].
@@ -171,8 +171,8 @@ impl BeamSearch {
         Ok(self.advance(&candidates, is_stopped))
     }
 
-    /// Ends the search of a sample for which no token can be chosen. Later steps still need log-probabilities for its
-    /// rows. They must be finite, and have no effect.
+    /// Ends the search of a sample for which no token can be chosen. Later steps still need log-probabilities for the
+    /// rows of this sample. They must be finite, and have no effect.
     pub fn give_up(&mut self, sample: usize) {
         self.samples[sample].can_improve = false;
     }
@@ -194,7 +194,7 @@ impl BeamSearch {
     }
 
     /// Returns the candidates of each sample. `choose` takes a sample and the scores of all its continuations,
-    /// `[num_beams * vocab_size]`, and returns the indices of the chosen ones.
+    /// `[num_beams * vocab_size]`, and returns the indices of the chosen continuations.
     fn candidates(
         &self,
         log_probs: &[f32],

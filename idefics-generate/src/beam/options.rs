@@ -40,7 +40,7 @@ impl BeamOptions {
     }
 
     /// Returns the number of candidates per sample and step. It is so large that at least `num_beams` candidates remain
-    /// without those that have an end token.
+    /// after those with an end token are removed.
     pub fn beams_to_keep(&self) -> usize {
         (1 + self.eos_token_ids.len()).max(2) * self.num_beams
     }

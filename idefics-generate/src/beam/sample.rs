@@ -15,8 +15,8 @@ pub(super) struct Sample {
     pub(super) can_improve: bool,
 }
 
-/// Returns the `num_beams` best candidates and the beams that they become. A candidate that ended (`hits`) is chosen
-/// only if there are too few others. Source: `_get_running_beams_for_next_iteration`.
+/// Returns the `num_beams` best candidates, and the beams that result from them. A candidate that has ended (see
+/// `hits`) is chosen only if there are too few others. Source: `_get_running_beams_for_next_iteration`.
 pub(super) fn next_running(
     sample: &Sample,
     candidates: &[Candidate],

@@ -15,7 +15,7 @@ use crate::{AssembledModel, EosTokenId, Error, GenerationConfig, ModelConfig};
 pub struct ClientsReport {
     /// Number of clients.
     pub clients: usize,
-    /// Generated tokens of all clients per second, prompts included in the time.
+    /// Generated tokens per second of all clients together. The time includes running the prompts.
     pub tokens_per_s: Spread,
     /// Time from the question to the first token, in milliseconds.
     pub first_token_ms: Percentiles,
@@ -42,8 +42,8 @@ impl Percentiles {
 
 impl ModelConfig {
     /// Measures the engine with each number of clients. Each client asks [`BenchOptions::runs`] questions with the
-    /// images and lengths of `options`, after one warm-up. Nothing is shared between prompts. Before each number, calls
-    /// `progress` with it.
+    /// images and lengths of `options`, after one warm-up. Nothing is shared between prompts. Calls `progress` with
+    /// each number of clients before measuring it.
     ///
     /// # Errors
     /// [`Error`] if the prompts do not fit the model, or the device fails.
@@ -98,7 +98,7 @@ impl ModelConfig {
     }
 }
 
-/// The measurements while each client asks one question.
+/// The measurements of one round, in which each client asks one question.
 struct Round {
     tokens_per_s: f64,
     /// Time to the first token of each client, in milliseconds.

@@ -26,7 +26,7 @@ const MODEL_TYPE: &str = "idefics";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Idefics1Config {
-    /// Rows of the language model's original embedding table and head.
+    /// Number of rows of the language model's original embedding table, and of its original head.
     pub vocab_size: usize,
     /// Number of added tokens, whose embeddings and head rows are in separate matrices.
     pub additional_vocab_size: usize,

@@ -99,7 +99,7 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// The tokens that represent an image, or a tile of a split image, in a prompt.
     fn image_placeholder(&self) -> Vec<u32>;
 
-    /// Bytes of cross-attention keys and values for `n_images` images in one row.
+    /// Number of bytes that the cross-attention keys and values of `n_images` images in one row take.
     fn context_bytes(&self, _n_images: usize, _dtype: DType) -> usize {
         0
     }
@@ -131,8 +131,8 @@ pub trait FamilyConfig: Any + Debug + Send + Sync {
     /// [`ImageConfigError`] if the image size is invalid.
     fn image_processor(&self) -> Result<ImageProcessor, ImageConfigError>;
 
-    /// Like [`Self::image_processor`], for the frames of videos, which are not split. The default is `None`, for
-    /// families without videos.
+    /// Like [`Self::image_processor`], but for the frames of videos, which are not split into tiles. The default is
+    /// `None`, for families without videos.
     ///
     /// # Errors
     /// [`ImageConfigError`] if the image size is invalid.

@@ -44,8 +44,8 @@ struct StepLogprobs {
 }
 
 impl BeamLogprobs {
-    /// Stores the log-probabilities that hypotheses with a token from this step need. `logits` are the scores from
-    /// which these tokens were chosen.
+    /// Stores the log-probability of the newest token of each hypothesis that continued or ended in this step, and the
+    /// most likely tokens of each row. `logits` are the scores from which the tokens were chosen.
     fn keep(&mut self, search: &BeamSearch, logits: &[f32], rows: &Rows) {
         let (width, num_beams) = (rows.width(logits), search.options().num_beams);
         let mut step = StepLogprobs::default();
@@ -121,7 +121,7 @@ impl Beams {
         }
         let num_beams = self.search.options().num_beams;
         let is_late = stops.is_late();
-        // Every repetition fails one more sample.
+        // Each further iteration marks one more sample as failed.
         let step = loop {
             for row in (0..rows.len()).filter(|&row| rows.has_failed(row)) {
                 log_probs[row * width..(row + 1) * width].fill(-(width as f32).ln());
@@ -156,8 +156,8 @@ impl Beams {
         Ok(step.next_tokens)
     }
 
-    /// Ends the search and replaces the rows by the answers. `reason` is the finish reason of answers that did not end
-    /// with an end token or a stop string, or at their maximum length.
+    /// Ends the search and replaces the rows by the answers. `reason` is the finish reason of answers that ended
+    /// neither with an end token or a stop string, nor at their maximum length.
     pub(super) fn end(&mut self, rows: &mut Rows, stops: &Stops<'_>, reason: FinishReason) {
         self.search.end();
         let options = self.search.options();

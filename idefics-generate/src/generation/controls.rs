@@ -35,9 +35,9 @@ impl CancelToken {
     }
 }
 
-/// When to use graph capture. The GPU then records one decode step and replays it in all later steps. The captured
-/// graph is used only if its logits match those of an eager step. Beam search and several answers per sample always run
-/// eagerly.
+/// When to use graph capture. With graph capture, the GPU records one decode step and replays it in all later steps.
+/// The captured graph is used only if its logits match those of an eager step. Beam search and several answers per
+/// sample always run eagerly.
 ///
 /// Graph capture needs a [`DeviceLease`], by which the caller guarantees that no other thread uses the device. The
 /// lease is borrowed while steps are replayed. It cannot leave its thread, and neither can anything that borrows it.

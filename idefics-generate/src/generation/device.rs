@@ -33,7 +33,7 @@ impl OnDevice {
     /// Rows for which no token can be chosen are marked as failed.
     ///
     /// # Errors
-    /// [`Error::Execution`]; the error of the first row, once every row has failed.
+    /// [`Error::Execution`] if the device fails; the error of the first row once every row has failed.
     #[expect(clippy::disallowed_methods, reason = "the only read back of a step")]
     pub(super) fn choose(&self, logits: Tensor<2>, rows: &mut Rows) -> Result<Vec<u32>, Error> {
         // `-inf` is a valid score: such a token is never chosen. The sum is not finite if any logit is NaN or +inf. The

@@ -108,8 +108,8 @@ impl<'a> Generation<'a> {
     }
 
     /// Starts a generation like [`Generation::start`], for a single prompt whose beginning is already cached. Only the
-    /// remaining tokens are computed, and `image_hidden_states` contains only their images. [`Generation::into_cache`]
-    /// returns the cache afterwards.
+    /// remaining tokens are computed, and `image_hidden_states` contains only the images of these tokens.
+    /// [`Generation::into_cache`] returns the cache afterwards.
     ///
     /// # Errors
     /// See [`Generation::start`].
@@ -199,8 +199,8 @@ impl<'a> Generation<'a> {
     /// If no token can be chosen for a row, that row ends with [`FinishReason::Failed`], and the others continue.
     ///
     /// # Errors
-    /// [`Error::Execution`]; if every row has failed, the [`Error::NonFinite`] or [`Error::NoAllowedToken`] of the
-    /// first row.
+    /// [`Error::Execution`] if the device fails. If every row has failed, the [`Error::NonFinite`] or
+    /// [`Error::NoAllowedToken`] of the first row.
     pub fn step(&mut self) -> Result<Option<Vec<u32>>, Error> {
         if self.cancel.is_cancelled() && !self.rows.all_finished() {
             match &mut self.strategy {

@@ -101,8 +101,9 @@ impl Rows {
         self.sequences.iter().map(|row| row[row.len() - 1]).collect()
     }
 
-    /// Returns the parent of each row's last token: the token before it, as an index after the prompt in the shared
-    /// cache, or `None` for the prompt. Row `i` continues row `continued[i]`.
+    /// Returns the parent of each row's last token, which is the token before it in the same answer. A parent is given
+    /// as an index in the shared cache, counted from the end of the prompt, or `None` if the prompt itself precedes the
+    /// token. Row `i` continues row `continued[i]`.
     pub(super) fn parents(&self, continued: &[usize]) -> Vec<Option<usize>> {
         let step = self.n_generated() - 1;
         let place = |row: &usize| step.checked_sub(1).map(|before| before * self.per_sample + row % self.per_sample);

@@ -71,8 +71,8 @@ impl<'a> CapturedStep<'a> {
         Ok(Self { model, graph: graph.ok_or("the model or its device does not support graph capture")? })
     }
 
-    /// Replays the step for the next tokens, with the result of [`Model::decode`]. The logits are valid until the next
-    /// call.
+    /// Replays the step for the next tokens. The result is the same as that of [`Model::decode`]. The logits are valid
+    /// until the next call.
     pub(crate) fn run(&mut self, next_tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, Error> {
         check_ids(next_tokens, 1, self.model.shape().vocab_size)?;
         let slot = cache.len();

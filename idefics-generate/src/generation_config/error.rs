@@ -24,7 +24,7 @@ pub enum GenerationError {
         option: &'static str,
         /// Its value, in tokens.
         value: usize,
-        /// Tokens of the longest prompt.
+        /// Number of tokens in the longest prompt.
         prompt_tokens: usize,
     },
     /// Too many beams, answers or tokens for the memory limit of a sample.
@@ -137,7 +137,7 @@ pub enum GenerationWarning {
          (`max_position_embeddings`); quality may drop beyond that"
     )]
     BeyondContext {
-        /// Tokens of prompt and answer together.
+        /// Number of tokens in the prompt and the answer together.
         n_tokens: usize,
         /// `max_position_embeddings`.
         context: usize,

@@ -23,7 +23,7 @@ pub use values::{EarlyStopping, EosTokenId, OneOrMany};
 /// Number of new tokens if no length option is set, as in the reference.
 const DEFAULT_NEW_TOKENS: usize = 20;
 
-/// Declares each option as a field of [`GenerationConfig`], and merges them in [`GenerationConfig::over`].
+/// Declares each option as a field of [`GenerationConfig`], and merges the options in [`GenerationConfig::over`].
 macro_rules! generation_config {
     ($($(#[$doc:meta])* $field:ident: $type:ty,)*) => {
         /// Generation options, named as in the reference. An option that is `None` is taken from the model folder. If
@@ -82,7 +82,7 @@ generation_config! {
     eos_token_id: EosTokenId,
     /// Token that fills up finished rows.
     pad_token_id: u32,
-    /// Biases per token sequence, added to the scores.
+    /// Token sequences, each with a bias that is added to the scores.
     sequence_bias: Vec<(Vec<u32>, f32)>,
     /// Factor above 0 that favours tokens of the prompt; 1 has no effect.
     encoder_repetition_penalty: f64,

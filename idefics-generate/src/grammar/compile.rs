@@ -14,8 +14,8 @@ use super::{GrammarError, GrammarKind};
 /// Stack of the thread. The library recurses over schemas and regular expressions.
 const STACK: usize = 128 << 20;
 
-/// Time limit; longer in development builds, which are slower. A thread that exceeds it runs on until a limit of the
-/// library stops it, but nobody waits for it.
+/// Time limit in seconds. It is longer in development builds, because they are slower. A thread that exceeds it runs on
+/// until a limit of the library stops it, but nobody waits for it.
 const SECONDS: u64 = if cfg!(debug_assertions) { 20 } else { 2 };
 
 /// Maximum length of a message of the library, in bytes.

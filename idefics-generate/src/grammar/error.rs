@@ -44,13 +44,13 @@ pub enum GrammarError {
         /// The reference.
         reference: String,
     },
-    /// A `multipleOf` that is out of range.
+    /// A value of `multipleOf` that is out of range.
     #[error("`multipleOf` is {value}; expected more than 0 and at most 10000, with at most 4 decimals and 4 digits")]
     MultipleOf {
         /// The value in the schema.
         value: f64,
     },
-    /// Several `multipleOf` that would need a large automaton together.
+    /// Several values of `multipleOf` that together would need a large automaton.
     #[error("the values of `multipleOf` have a common multiple above {limit}; use fewer or simpler values")]
     MultiplesTogether {
         /// The limit.
@@ -107,9 +107,9 @@ pub enum GrammarError {
     /// A vocabulary that is too large for the grammar library.
     #[error("the vocabulary has {found} {what}; grammars support at most {limit}")]
     Vocabulary {
-        /// What there are too many of.
+        /// What exceeds the limit: `tokens` or `bytes`.
         what: &'static str,
-        /// Their number.
+        /// Number of these tokens or bytes.
         found: usize,
         /// The limit.
         limit: usize,

@@ -1,7 +1,7 @@
 //! Grammars in the language of the library: an optional space, then the value.
 //!
 //! Models put a space before an answer, and the decoders of some tokenizers drop the first space of a text. So a space
-//! may precede every answer. Where the value itself can begin with a space, that space is written twice.
+//! may precede every answer. If the value itself begins with a space, the answer begins with two spaces.
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::regex_to_lark;
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::GrammarError;
 
-/// White space between the tokens of a JSON value: at most one of these. Without a limit, models can fill an answer
-/// with it.
+/// White space between two tokens of a JSON value: at most one of these characters. Without a limit, models could fill
+/// an answer with white space.
 const JSON_SPACE: &str = "[ \\n]";
 
 /// An answer that consists of a space and a value, or of a value that does not begin with a space.
@@ -49,7 +49,7 @@ fn quoted(text: &str) -> String {
     quoted + "\""
 }
 
-/// Rejects regular expressions that the library would read as others.
+/// Rejects regular expressions to which the library would give another meaning.
 pub(super) fn check_regex(pattern: &str) -> Result<(), GrammarError> {
     let backslashes = pattern.bytes().rev().take_while(|&byte| byte == b'\\').count();
     if backslashes % 2 == 1 {

@@ -12,10 +12,10 @@ use crate::logits::{LogitsProcessor, Row, RowEnd, RowError};
 /// Forbids the tokens that the grammar does not allow. Each row has its own parser.
 pub(super) struct GrammarMask {
     start: Arc<TokenParser>,
-    /// Number of tokens of the vocabulary. In masks, this id stands for the end of the answer.
+    /// Number of tokens in the vocabulary. In masks, the id equal to this number stands for the end of the answer.
     width: usize,
     eos_token_ids: Vec<u32>,
-    /// The parsers of rows by sample and index within the sample.
+    /// The parser of each row. The key is the sample and the index of the row within the sample.
     rows: HashMap<(usize, usize), RowState>,
 }
 

@@ -4,8 +4,8 @@
 //! for a model, and [`Controls::grammar`](crate::Controls::grammar) applies it: in each step, tokens after which the
 //! answer could not follow the grammar are forbidden. Where the answer is complete, end tokens are allowed.
 //!
-//! An answer may begin with one space, as models write it; what follows is the value. An answer that reaches its
-//! maximum length ends with [`FinishReason::Length`](crate::FinishReason::Length) and is incomplete.
+//! An answer may begin with one space, because models often write one; the rest of the answer is the value. An answer
+//! that reaches its maximum length ends with [`FinishReason::Length`](crate::FinishReason::Length) and is incomplete.
 //!
 //! Parser and lexer: the crate `llguidance`, <https://github.com/guidance-ai/llguidance>.
 
@@ -46,7 +46,7 @@ impl Grammar {
     /// Creates the grammar of the JSON values that satisfy a schema. Properties come in the order of the schema. There
     /// is at most one space or line break between two tokens of the JSON.
     ///
-    /// Supported are the keywords that `llguidance` lists in its documentation, among them `type`, `properties`,
+    /// The keywords that `llguidance` lists in its documentation are supported, among them `type`, `properties`,
     /// `required`, `additionalProperties`, `items`, `enum`, `const`, `anyOf`, `allOf`, `$ref` within the schema,
     /// `pattern`, `format` and limits of numbers and lengths. Other keywords of JSON Schema are rejected by name.
     ///
@@ -81,7 +81,7 @@ impl Grammar {
         Self::checked(Source::Regex(regex.into()))
     }
 
-    /// Creates the grammar of a list of texts, of which the answer is one.
+    /// Creates the grammar of a list of texts. An answer is one of these texts.
     ///
     /// # Errors
     /// [`GrammarError::NoChoices`] if there are none, or if one is empty; [`GrammarError::TooLong`].
@@ -155,8 +155,8 @@ impl std::fmt::Debug for CompiledGrammar {
 }
 
 impl CompiledGrammar {
-    /// Creates the logits processor of an answer or a batch. `eos_token_ids` are the tokens that end an answer; they
-    /// are allowed only where the grammar may end, all of them.
+    /// Creates the logits processor of an answer or a batch. `eos_token_ids` are the tokens that end an answer. All of
+    /// them are allowed where the grammar may end, and nowhere else.
     ///
     /// If no token is left, [`LogitsProcessor::ending`] says whether the answer is complete.
     pub fn mask(&self, eos_token_ids: &[u32]) -> Box<dyn LogitsProcessor> {

@@ -1,4 +1,5 @@
-//! Checks of a JSON schema before the grammar library reads it. They bound its work, and reject what it would ignore.
+//! Checks a JSON schema before the grammar library reads it. The checks limit the library's work, and reject what the
+//! library would ignore.
 
 use std::collections::HashSet;
 
@@ -13,8 +14,8 @@ const MAX_OPTIONAL: usize = 500;
 /// Maximum nesting of a schema. The library recurses over it.
 const MAX_DEPTH: usize = 128;
 
-/// Largest common multiple of `multipleOf` values in units of their last decimal. The library builds an automaton with
-/// that many states, and no limit stops it.
+/// Largest allowed common multiple of the values of `multipleOf`, in units of their last decimal. The library builds an
+/// automaton with that many states, and no limit stops it.
 const MAX_MULTIPLE: u64 = 10_000;
 
 /// Maximum number of decimals of `multipleOf`.
@@ -23,7 +24,7 @@ const MAX_DECIMALS: u32 = 4;
 /// Keys that combine several schemas for the same value, so that their `multipleOf` values are combined too.
 const COMBINING: [&str; 5] = ["allOf", "anyOf", "oneOf", "$ref", "patternProperties"];
 
-/// Returns the schema as the object that the grammar library gets.
+/// Checks a schema, and returns it as the object that is passed to the grammar library.
 pub(super) fn check(schema: Value) -> Result<Value, GrammarError> {
     check_depth(&schema)?;
     check_optional_properties(&schema)?;
@@ -65,8 +66,8 @@ fn check_depth(schema: &Value) -> Result<(), GrammarError> {
     })
 }
 
-/// Checks the number of optional properties. The library allows any subset of them. From about 1000 on, it reaches a
-/// limit of its own, after seconds of work.
+/// Checks the number of optional properties. The library allows any subset of them. With about 1000 optional properties
+/// or more, the library reaches a limit of its own after seconds of work.
 fn check_optional_properties(schema: &Value) -> Result<(), GrammarError> {
     let mut n_optional = 0;
     visit(schema, |_, value, _| {
@@ -85,8 +86,8 @@ fn check_optional_properties(schema: &Value) -> Result<(), GrammarError> {
     })
 }
 
-/// Checks the keys of all objects, also of those that are data, such as the values of `enum`: a `$ref` may point to
-/// them.
+/// Checks the keys of all objects. This includes objects that are data, such as the values of `enum`, because a `$ref`
+/// may point to them.
 fn check_keys(schema: &Value) -> Result<(), GrammarError> {
     if schema.get("x-guidance").is_some() {
         return Err(GrammarError::Guidance);

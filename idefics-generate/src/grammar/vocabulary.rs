@@ -46,7 +46,8 @@ impl GrammarVocabulary {
         limited("tokens", width, MAX_TOKENS)?;
         let mut words: Vec<Vec<u8>> = (0..width as u32).map(|id| word(tokenizer, id)).collect();
         limited("bytes", words.iter().map(Vec::len).sum(), MAX_BYTES)?;
-        // A model may have several end tokens, or none. In the library, the id after the last token stands for them.
+        // A model may have several end tokens, or none. In the library, the id after the last token stands for all of
+        // them.
         words.push(Vec::new());
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, width as u32), &words);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));

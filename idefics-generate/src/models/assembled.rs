@@ -1,4 +1,5 @@
-//! Loads, measures and writes the weights of models of any family, which are Burn modules.
+//! Loads the weights of models of any family, computes their size in memory, and writes them. Every model is a Burn
+//! module.
 
 use std::path::Path;
 

@@ -1,7 +1,8 @@
 //! The assembled models, one file per family, and the trait [`Model`] that they share.
 //!
-//! A family implements five functions: its shape, encoding images into vectors, embedding prompts, its decoder, and its
-//! head. Prefill, decode steps, branches and captured steps are implemented here with these functions.
+//! A family implements five functions, which return its shape, encode images into vectors, embed prompts, return its
+//! decoder, and apply its head. Prefill, decode steps, branches and captured steps are implemented here with these
+//! functions.
 
 mod assembled;
 pub mod idefics1;
@@ -39,7 +40,7 @@ pub enum LogitsToKeep {
 }
 
 impl LogitsToKeep {
-    /// Selects the positions that get logits from `[batch, seq, d]`. Returns `[batch, kept, d]`.
+    /// Selects from `[batch, seq, d]` the positions for which logits are computed. Returns `[batch, kept, d]`.
     pub fn select(self, hidden_states: Tensor<3>) -> Tensor<3> {
         let seq = hidden_states.dims()[1];
         match self {
@@ -287,8 +288,8 @@ pub trait Model: Debug + Send + Sync {
         Some(unsafe { Step::new(step) })
     }
 
-    /// Runs new tokens of rows that branch: those last added to `branches`. Returns their last hidden states,
-    /// `[batch, n_new, d]`.
+    /// Runs the newest tokens of rows that branch: those that were last added to `branches`. Returns the last hidden
+    /// states of these tokens, `[batch, n_new, d]`.
     ///
     /// # Errors
     /// [`InputError::TokenId`].
@@ -335,7 +336,8 @@ pub trait Model: Debug + Send + Sync {
 ///
 /// # Safety
 /// A replay uses the memory of the captured step without any check. The step calls the functions `embed`,
-/// `slot_positions` and `forward_at` of [`Model::decoder`], and [`Model::logits`]. The implementor guarantees for them:
+/// `slot_positions` and `forward_at` of [`Model::decoder`], and [`Model::logits`]. The implementor guarantees for these
+/// functions:
 /// - Tensors that they read or write, besides their arguments, belong to the model and stay allocated while the model
 ///   is borrowed.
 /// - Calls with arguments of the same shapes do the same operations on the same tensors of the model.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Answered, BYTE_LEVEL, LLAMA, schema, validate};
 use crate::common::{greedy, load, no_splitting, text_sample};
 
-/// A schema with few long answers.
+/// A schema under which answers are rarely long.
 fn scene() -> Value {
     json!({"type": "object", "additionalProperties": false, "required": ["shapes", "n"], "properties": {
         "shapes": {"type": "array", "maxItems": 3, "items": {"enum": ["circle", "star", "a \"cross\""]}},
@@ -148,7 +148,7 @@ fn row_without_an_allowed_token_fails() {
     let model = load("tiny-idefics2");
     let tokenizer = model.processor().tokenizer();
     let width = model.model().shape().vocab_size as u32;
-    // Without any token that has a digit, no number can begin. A space may still come before it.
+    // All tokens that contain a digit are forbidden, so no number can begin. Only the space before it can be generated.
     let digits: Vec<u32> = (0..width).filter(|&id| tokenizer.piece(id).iter().any(u8::is_ascii_digit)).collect();
     let grammar = model.compile_grammar(&Grammar::regex("[0-9]+").unwrap()).unwrap();
     let controls = || Controls { grammar: Some(grammar.clone()), ..Controls::default() };

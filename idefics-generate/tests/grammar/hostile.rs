@@ -1,4 +1,4 @@
-//! Grammars made to cost much time, memory or stack. Each is rejected with an error, or answers follow it.
+//! Grammars made to cost much time, memory or stack. Each is rejected with an error, or the answers follow it.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::{Answered, LLAMA};
 /// Number of tokens that are sampled under each grammar that is accepted.
 const TOKENS: usize = 24;
 
-/// A generator of grammars of growing size: its name, and the grammar of a size from 0 to 9.
+/// A generator of grammars of growing size: its name, and a function that returns the grammar of a size from 0 to 9.
 type Generator = (&'static str, fn(u32) -> Result<Grammar, GrammarError>);
 
 fn nested(depth: usize, wrap: impl Fn(Value) -> Value) -> Value {
@@ -163,7 +163,7 @@ fn hostile_grammars_are_rejected_or_followed() {
             match &compiled {
                 Ok(grammar) => {
                     n_accepted += 1;
-                    // A failure is an error of the row; what must not happen is a panic or an overflow of the stack.
+                    // The row may fail with an error, but it must not panic or overflow the stack.
                     if let Answered::Failed(error) = LLAMA.answer(grammar, 1, TOKENS) {
                         println!("{name}, size {size}: {error}");
                     }

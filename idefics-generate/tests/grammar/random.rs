@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Answered, BYTE_LEVEL, LLAMA, schema, validate};
 
-/// Number of random schemas. The variable `GRAMMAR_SCHEMAS` sets another one.
+/// Number of random schemas. The environment variable `GRAMMAR_SCHEMAS` sets another number.
 const SCHEMAS: u32 = 64;
 
 /// Maximum number of tokens of an answer.
@@ -37,7 +37,7 @@ fn leaf() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Objects and lists whose parts are `inner`.
+/// Schemas of values whose parts have schemas drawn from `inner`.
 fn nested(inner: impl Strategy<Value = Value> + Clone) -> impl Strategy<Value = Value> {
     let name = "[a-z]{1,3}|[\"\\\\ é]{1,2}";
     let properties = prop::collection::btree_map(name, (inner.clone(), any::<bool>()), 0..5);
@@ -73,7 +73,7 @@ fn any_schema() -> impl Strategy<Value = Value> {
     prop_oneof![1 => leaf(), 5 => nested(parts)]
 }
 
-/// Replaces a recursive schema, which must be the root, by what it refers to.
+/// Replaces a recursive schema, which must be the root, by the tree that it refers to, cut after one level.
 fn without_definitions(mut schema: Value) -> Value {
     match schema.pointer_mut("/$defs/tree") {
         Some(tree) => {

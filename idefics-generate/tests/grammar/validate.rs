@@ -129,7 +129,7 @@ fn equals(expected: &Value, value: &RawValue) -> bool {
     serde_json::from_str::<Value>(value.get()).is_ok_and(|value| value == *expected)
 }
 
-/// Returns whether a decimal number without an exponent is a multiple of another one, of at most 9 digits.
+/// Returns whether a decimal number without an exponent is a multiple of another number, which has at most 9 digits.
 fn is_multiple(value: &str, of: &str) -> bool {
     let parts = |text: &str| {
         let (whole, fraction) =

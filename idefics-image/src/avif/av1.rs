@@ -85,7 +85,7 @@ impl Drop for Decoder {
 }
 
 impl Decoder {
-    /// Opens a decoder with two threads that rejects frames of more than `max_pixels` pixels.
+    /// Opens a decoder that uses two threads and rejects frames of more than `max_pixels` pixels.
     fn open(operating_point: u8, max_pixels: u32) -> Result<Self, String> {
         let mut settings = MaybeUninit::<Dav1dSettings>::uninit();
         // SAFETY: the pointer comes from a live `MaybeUninit`, so it is valid for writes. The call initialises all
@@ -144,7 +144,8 @@ impl Drop for Picture {
     }
 }
 
-/// Decodes the first frame of the data that is meant to be shown, with the layers of the given operating point.
+/// Decodes the first frame that is shown. AV1 data can contain hidden frames too. `operating_point` selects the layers
+/// to decode.
 ///
 /// # Errors
 /// A message that says what is wrong with the data. Frames of more than `max_pixels` pixels are rejected before

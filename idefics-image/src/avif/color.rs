@@ -102,9 +102,9 @@ fn fixed(frame: &Frame, weights: Weights, has_alpha: bool) -> Vec<u8> {
     rgb
 }
 
-/// Computes the chroma samples of luma row `y` and shifts them right by `drop` bits. They are interpolated linearly,
-/// horizontally and vertically, with weights 3:1 for the two nearest samples. At the edges, or if `is_nearest`, only
-/// the nearest sample counts.
+/// Computes a chroma sample for each luma sample of row `y`. The stored samples are shifted right by `drop` bits, and
+/// then interpolated linearly, horizontally and vertically, with weights 3:1 for the two nearest samples. At the edges,
+/// or if `is_nearest`, only the nearest sample counts.
 #[allow(clippy::too_many_arguments)]
 fn upsample(
     plane: &Plane,

@@ -26,7 +26,7 @@ pub(super) struct MainImage<'a> {
     pub(super) is_premultiplied: bool,
     /// Width and height in pixels, before rotation.
     pub(super) size: (u32, u32),
-    /// The colour description of the container. It overrides the one in the frame.
+    /// The colour description of the container. It overrides the colour description of the frame.
     pub(super) colors: Option<ColorCodes>,
     /// Number of counterclockwise quarter turns, 0 to 3.
     pub(super) rotation: Option<u8>,
@@ -88,7 +88,7 @@ fn next_box(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
     Some((kind, data, rest))
 }
 
-/// Iterates over consecutive boxes and stops at the first damaged one.
+/// Iterates over consecutive boxes and stops at the first damaged box.
 pub(super) fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
     std::iter::from_fn(move || {
         let (kind, data, rest) = next_box(bytes)?;

@@ -107,7 +107,7 @@ fn place(whole: &mut Frame, cell: &Frame, row: usize, column: usize) {
 }
 
 /// Returns the orientation that the container declares as rotation and mirroring. If it declares none, the orientation
-/// in EXIF is ignored too, and the one in XMP is used only if EXIF has no orientation tag.
+/// in EXIF is ignored too, and the orientation in XMP is used only if EXIF has no orientation tag.
 ///
 /// Source: `irot_imir_to_exif_orientation` in `_avif.c` and `AvifImagePlugin.py` of Pillow.
 fn container_orientation(main: &MainImage<'_>) -> Orientation {

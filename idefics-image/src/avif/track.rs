@@ -6,7 +6,7 @@
 use super::av1::ColorCodes;
 use super::container::{Cell, CodedImage, MainImage, Reader, boxes, find, is_alpha_kind, read_colors};
 
-/// Length in bytes of the fixed fields of a sample entry, which precede its boxes.
+/// Length in bytes of the fixed fields at the start of a sample entry. Boxes follow these fields.
 const SAMPLE_ENTRY: usize = 78;
 
 #[derive(Debug)]
@@ -14,7 +14,7 @@ struct Track<'a> {
     id: u32,
     size: (u32, u32),
     colors: Option<ColorCodes>,
-    /// Id of the track that this track is auxiliary to.
+    /// Id of the main track; `None` if this track is not auxiliary to another track.
     main: Option<u32>,
     is_alpha: bool,
     /// Id of the alpha track by which the colours of this track are premultiplied.

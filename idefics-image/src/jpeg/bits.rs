@@ -97,7 +97,7 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Finds the next marker from position `at` on, and returns it and the position after it. Other bytes are skipped.
+/// Finds the next marker from position `at` on. Returns the marker and the position after it. Other bytes are skipped.
 pub(super) fn next_marker(file: &[u8], mut at: usize) -> Result<(u8, usize), JpegError> {
     loop {
         let rest = file.get(at..).ok_or(JpegError::ENDS_EARLY)?;

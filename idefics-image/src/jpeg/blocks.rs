@@ -57,7 +57,7 @@ impl ProgressiveBlock<'_> {
     }
 }
 
-/// Reads the difference between a DC coefficient and the previous one.
+/// Reads the difference between a DC coefficient and the previous DC coefficient.
 #[inline(always)]
 fn dc_difference(bits: &mut Bits<'_>, table: &Table) -> i32 {
     bits.refill_if_low();

@@ -59,8 +59,8 @@ impl Color {
         }
     }
 
-    /// Converts one row of the image. `rows` has a row of each component, at least as long as the width of the image
-    /// rounded up to a multiple of 16.
+    /// Converts one row of the image. `rows` contains one row per component. Each of these rows is at least as long as
+    /// the width of the image, rounded up to a multiple of 16.
     pub(super) fn convert(self, rows: &[&[u8]], out: &mut [u8]) {
         match (self, rows) {
             (Self::Plain { components }, _) => {
@@ -106,8 +106,8 @@ fn apply_ink(ink: u8, white: u8) -> u8 {
     white.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }
 
-// Conversion factors in units of 1/65536. A factor that would not fit into 16 bits is shifted by a whole number, which
-// the conversion adds or subtracts separately.
+// Conversion factors in units of 1/65536. To make a factor fit into 16 bits, a whole number is added to it or
+// subtracted from it. The conversion compensates for this number separately.
 const CR_RED: i32 = 91_881 - 65_536;
 const CR_GREEN: i32 = 65_536 - 46_802;
 const CB_GREEN: i32 = -22_554;
@@ -142,8 +142,9 @@ mod avx2 {
 
     const PIXELS: usize = 16;
 
-    /// Shuffle masks that interleave the channels. For each third of the 48 bytes of 16 RGB pixels and each channel:
-    /// the index of the channel's value at each byte, or -1 if the byte belongs to another channel.
+    /// Shuffle masks that interleave the channels. Sixteen RGB pixels have 48 bytes, which are written in three parts.
+    /// There is a mask for each part and channel: for each byte of the part, the index of the channel's value, or -1 if
+    /// the byte belongs to another channel.
     const PLACES: [[[i8; PIXELS]; 3]; 3] = {
         let mut places = [[[-1; PIXELS]; 3]; 3];
         let mut at = 0;

@@ -32,7 +32,7 @@ pub(super) struct Component {
     /// Number of blocks that contain samples of the image, horizontally and vertically.
     pub(super) blocks_across: usize,
     pub(super) blocks_down: usize,
-    /// Blocks per stored row: whole units, rounded up to an even number.
+    /// Number of blocks in a stored row of blocks. The row has whole units and is padded to an even number of blocks.
     pub(super) stride: usize,
 }
 
@@ -119,8 +119,8 @@ pub(super) struct Scan {
     /// First and last coefficient, as zigzag positions.
     pub(super) first: u8,
     pub(super) last: u8,
-    /// `high_bit` is the lowest bit of the scan that this scan refines, or 0 if it refines none. `low_bit` is the
-    /// lowest bit of this scan.
+    /// `low_bit` is the lowest coefficient bit that this scan codes. If this scan refines an earlier scan, `high_bit`
+    /// is the lowest bit that the earlier scan codes; otherwise, it is 0.
     pub(super) high_bit: u8,
     pub(super) low_bit: u8,
 }

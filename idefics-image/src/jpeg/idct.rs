@@ -239,7 +239,7 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     fn transpose(rows: [__m256i; BLOCK]) -> [__m256i; BLOCK] {
         let [a, b, c, d, e, f, g, h] = rows;
-        // Interleaving rows 0 and 4, 1 and 5, 2 and 6, 3 and 7, three times in a row, transposes the values.
+        // Interleaving rows 0 and 4, 1 and 5, 2 and 6, 3 and 7 transposes the values if it is done three times.
         let mix = |[a, b, c, d, e, f, g, h]: [__m256i; BLOCK]| {
             [
                 _mm256_unpacklo_epi16(a, e),

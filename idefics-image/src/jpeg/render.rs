@@ -16,7 +16,7 @@ use super::idct;
 use super::upsample::{Upsampler, Upsampling};
 use crate::output::RowSpace;
 
-/// Bytes of coefficients in a band. A band takes up only a part of a core's cache.
+/// Target size of the coefficients in a band, in bytes. Such a band takes up only a part of a core's cache.
 const BAND_BYTES: usize = 256 << 10;
 
 /// How a frame is divided into bands.
@@ -51,7 +51,7 @@ impl Bands {
 /// The samples of each component in one band.
 type Planes = Vec<Vec<u8>>;
 
-/// A converter of bands of coefficients to rows of the image, from the top.
+/// Converts bands of coefficients to rows of the image, from the top.
 #[derive(Debug)]
 pub(super) struct Renderer<'a> {
     frame: &'a Frame,
@@ -131,7 +131,7 @@ impl<'a> Renderer<'a> {
         for (y, out) in self.rows(band).zip(out.chunks_exact_mut(self.color.pixel_bytes() * width)) {
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for (index, (component, upsampler)) in components.iter().zip(&mut upsamplers).enumerate() {
-                // Rows of samples of this component per band, and samples per row.
+                // Number of sample rows of this component in a band, and number of samples in a row.
                 let (height, stride) = (self.layout.units * component.v * BLOCK, component.stride * BLOCK);
                 let source = |y: usize| {
                     let planes = match above {

@@ -45,7 +45,7 @@ struct Part {
     /// The Huffman tables. Tables that the scan does not use are empty.
     dc: Table,
     ac: Table,
-    /// Number of blocks per row of blocks.
+    /// Number of stored blocks in a row of blocks.
     stride: usize,
     /// Number of blocks per unit, horizontally and vertically.
     across: usize,
@@ -56,7 +56,7 @@ struct Part {
 #[derive(Debug, Clone, Copy)]
 struct Place {
     part: usize,
-    /// Distance from the first block of the component in the unit, in stored blocks.
+    /// Offset of this block from the component's first block in the unit, in stored blocks.
     offset: usize,
 }
 
@@ -65,7 +65,7 @@ struct Place {
 struct State {
     /// The last DC coefficient of each part.
     last_dc: [i32; 4],
-    /// Number of following blocks that have no more coefficients in the band of a progressive scan.
+    /// Number of blocks from here on that have no more coefficients in the band of a progressive scan.
     eob_run: u32,
     /// Whether the segment ended early. The remaining units up to the next restart are left unchanged.
     is_exhausted: bool,

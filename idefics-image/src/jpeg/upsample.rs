@@ -1,8 +1,8 @@
 //! Upsamples a component to the size of the image.
 //!
-//! Components with a factor of 2 are interpolated with a triangle filter ("fancy upsampling"): 3/4 of the nearer
-//! sample and 1/4 of the further one in each direction. Both directions are rounded together, alternately up and
-//! down. Other factors repeat samples.
+//! Components with a factor of 2 are interpolated with a triangle filter ("fancy upsampling"): 3/4 of the nearer sample
+//! and 1/4 of the further sample in each direction. The result of both directions is rounded only once. Ties are
+//! rounded alternately up and down. Other factors repeat samples.
 //!
 //! Source: `jdsample.c` of libjpeg-turbo 3.
 
@@ -48,7 +48,7 @@ impl Upsampling {
 /// The buffers for computing rows of an upsampled component.
 #[derive(Debug, Default)]
 pub(super) struct Upsampler {
-    /// Weighted sums of two rows, with one more sample at each end.
+    /// Weighted sums of two rows, with one extra sum at each end.
     sums: Vec<u16>,
     /// The upsampled row.
     row: Vec<u8>,
@@ -143,7 +143,8 @@ mod kernels {
         }
     }
 
-    /// Defines a function that calls the plain function, compiled for AVX2 if the CPU has it.
+    /// Defines a function that does the same as the plain function. If the CPU has AVX2, it calls a version that is
+    /// compiled for AVX2.
     macro_rules! compiled_twice {
         ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) $(, $shift:ident)?) => {
             #[allow(unsafe_code, reason = "the call of a function that needs AVX2")]

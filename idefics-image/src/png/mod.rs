@@ -430,8 +430,8 @@ fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&data[..at], &data[at + 1..]))
 }
 
-/// Decompresses a text. Damaged data gives an empty text, truncated data gives the text up to its end, and a text
-/// longer than [`MAX_TEXT`] is an error.
+/// Decompresses a text. Damaged data gives an empty text. Truncated data gives the part of the text that is there. A
+/// text longer than [`MAX_TEXT`] is an error.
 fn inflate_text(data: &[u8], input: &Input<'_>) -> Result<Vec<u8>, ImageError> {
     let mut decompressor = fdeflate::Decompressor::new();
     let mut text = vec![0; MAX_TEXT + 1];

@@ -43,10 +43,10 @@ pub(super) struct PackedPixels<'a> {
     reader: png::Reader<Parts<'a>>,
     file: &'a File<'a>,
     input: &'a Input<'a>,
-    /// Bytes per packed row, and number of rows.
+    /// Number of bytes in a packed row, and number of rows.
     row: usize,
     height: usize,
-    /// Bytes of the whole image, for the memory limit.
+    /// Number of bytes that the whole image needs, for the check of the memory limit.
     whole: u64,
     /// Number of rows of all passes, and number of bytes of these rows, including a filter byte per row.
     n_filtered: u64,

@@ -192,8 +192,8 @@ impl Columns {
         }
     }
 
-    /// Resizes rows along x, from `[width, 3]` each to an interleaved block, see [`mod@block`]. Rows that are not in
-    /// `used` may be skipped.
+    /// Resizes rows along x, and writes them to an interleaved block (see [`mod@block`]). Each input row is
+    /// `[width, 3]`. Rows that are not in `used` may be skipped.
     fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let Some(vector) = &self.vector {
@@ -222,8 +222,8 @@ impl Rows {
         }
     }
 
-    /// Computes the output row at `position`. `group(i)` returns [`LANES`] interleaved input rows, from row `LANES * i`
-    /// on.
+    /// Computes the output row at `position`. `group(i)` returns [`LANES`] interleaved input rows, beginning with row
+    /// `LANES * i`.
     fn vertical<'a>(&self, group: impl Fn(usize) -> &'a [u8], position: usize, out: &mut [u8]) {
         let inputs = self.taps.inputs(position);
         let groups: Vec<&[u8]> = (inputs.start / LANES..inputs.end.div_ceil(LANES)).map(group).collect();
@@ -236,7 +236,7 @@ impl Rows {
 }
 
 /// Returns the weights of the nearest filter: a weight of 1 for the input at the centre of each output. The position is
-/// accumulated step by step, as in Pillow, because its rounding errors decide ties.
+/// accumulated step by step, as in Pillow, because the rounding errors of this sum decide ties.
 fn nearest_taps(in_size: usize, out_size: usize) -> Taps {
     let scale = in_size as f64 / out_size as f64;
     let mut position = scale * 0.5;

@@ -9,7 +9,8 @@ fn clip(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Resizes the rows `used` along x, from `[width, 3]` each to a block with `taps.len()` pixels per row.
+/// Resizes the rows `used` along x, and writes them to a block with `taps.len()` pixels per row. Each input row is
+/// `[width, 3]`.
 pub(super) fn horizontal(rows: [&[u8]; ROWS], used: Range<usize>, taps: &Taps, block: &mut [u8]) {
     for lane in used {
         let group = &mut block[lane / LANES * LANES * 3 * taps.len()..];

@@ -238,7 +238,7 @@ impl RowResizer {
 
 impl Part {
     /// Runs both passes for the nearest filter, which only copies pixels. `source` holds the rows of the rectangle from
-    /// row `first` on. `outs` are the output rows that can be completed with them, from output row `made` on.
+    /// row `first` on. `outs` are the output rows that these rows complete, from output row `made` on.
     fn pick(&self, source: RgbView<'_>, first: usize, down: Option<&Rows>, made: usize, outs: &mut [&mut [u8]]) {
         for (position, out) in (made..).zip(outs) {
             let y = down.map_or(position, |down| down.taps.inputs(position).start);
@@ -319,8 +319,9 @@ impl Part {
         self.between = between;
     }
 
-    /// Writes rows of `source` into the window, from row `y` to the end of its block or of `source`. Returns the number
-    /// of rows written. `write` computes a block of [`ROWS`] rows, of which only the rows in the given range are kept.
+    /// Writes rows of `source` into the window, from row `y` on, until the block of row `y` is full or `source` ends.
+    /// Returns the number of rows written. `write` computes a block of [`ROWS`] rows, of which only the rows in the
+    /// given range are kept.
     fn load(
         &mut self,
         source: RgbView<'_>,

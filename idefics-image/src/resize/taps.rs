@@ -72,13 +72,13 @@ impl Taps {
         &self.starts
     }
 
-    /// Returns the largest number of inputs of an output.
+    /// Returns the largest number of inputs that an output reads.
     pub(super) fn window(&self) -> usize {
         (0..self.len()).map(|output| self.of(output).1.len()).max().unwrap_or(0)
     }
 
-    /// Returns the weights of `output` in groups of `N`, and before them the index of the first group's first input.
-    /// This index is a multiple of `align`. Inputs in a group that the output does not read have the weight 0.
+    /// Returns the index of the first input of the first group, and the weights of `output` in groups of `N`. The index
+    /// is a multiple of `align`. Inputs in a group that the output does not read have the weight 0.
     pub(super) fn groups<const N: usize>(
         &self,
         output: usize,
@@ -101,8 +101,8 @@ pub(super) mod tests {
         (0..length as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 23) as u8).collect()
     }
 
-    /// Returns taps with an output for each of `starts`, which reads `count` inputs from that input on. The weights
-    /// have both signs and sum to about 1.
+    /// Returns taps with one output for each value in `starts`. The output reads `count` inputs, beginning with the
+    /// input at this value. The weights have both signs and sum to about 1.
     pub(crate) fn ramp_taps(starts: impl Iterator<Item = usize>, count: i32) -> Taps {
         let one = 1 << PRECISION_BITS;
         let mut taps = Taps::default();

@@ -7,15 +7,15 @@ use super::directory::Numbers;
 use super::page::{Cut, Page};
 use super::tag::Tag;
 
-/// Maximum total data of all strips or tiles, as a multiple of the file size. Strips and tiles may overlap in the file,
-/// but not without bound.
+/// Maximum total length of the stored strips or tiles, as a multiple of the file size. Strips and tiles may overlap in
+/// the file, but not without bound.
 const MAX_REUSE: usize = 16;
-/// Bytes of total data that are allowed in addition to [`MAX_REUSE`] times the file size.
+/// Number of bytes by which the total length may exceed [`MAX_REUSE`] times the file size.
 const FREE_REUSE: usize = 64 << 20;
 /// Maximum total decoded size of all strips or tiles, as a multiple of the size of the image. It is larger than 1
 /// because tiles may reach beyond the edges of the image.
 const MAX_PADDING: usize = 16;
-/// Bytes of total decoded size that are allowed in addition to [`MAX_PADDING`] times the size of the image.
+/// Number of bytes by which the total decoded size may exceed [`MAX_PADDING`] times the size of the image.
 const FREE_PADDING: usize = 1 << 30;
 
 /// Offsets and lengths of all strips or tiles.

@@ -24,7 +24,7 @@ pub(super) fn color_map(values: Numbers<'_>) -> Result<Palette, TiffError> {
     Ok(Palette::new((0..count).map(|entry| [0, 1, 2].map(|channel| byte(channel * count + entry)))))
 }
 
-/// A converter from samples of a page's mode to pixels.
+/// Converts samples in the mode of a page to pixels.
 pub(super) struct Colors {
     mode: Mode,
     /// The palette, if the mode is one of the two palette modes.

@@ -134,7 +134,7 @@ pub(super) fn decode(page: &Page<'_>, max_bytes: u64, mut take: impl FnMut(Vec<u
         return Err(TiffError::coding(format!("samples of {} bits in separate planes", page.bits)));
     }
     // Pillow computes the bytes of a tile column by column. For a tile with odd sides, the result can be smaller than
-    // row by row.
+    // if it were computed row by row.
     let by_columns = (cut.height.saturating_mul(samples.bits()) / planes).div_ceil(8).saturating_mul(cut.width);
     if cut.is_tiled && page.decoded_bytes() > by_columns {
         return Err(TiffError::damaged(format!(

@@ -55,8 +55,8 @@ struct Entry<'a> {
     data: &'a [u8],
 }
 
-/// The values of a tag with whole numbers. They are parsed only when they are used, because a tag may have millions of
-/// values.
+/// The values of a tag that holds whole numbers. They are parsed only when they are used, because a tag may have
+/// millions of values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers<'a> {
     entry: Entry<'a>,
@@ -108,8 +108,8 @@ impl<'a> Directory<'a> {
         self.entries.get(&tag).map(|entry| entry.data)
     }
 
-    /// Returns the values of a tag with whole numbers, or `None` if the tag is missing. The first `most` values are
-    /// validated.
+    /// Returns the values of a tag that holds whole numbers, or `None` if the tag is missing. Only the first `most`
+    /// values are validated.
     pub(super) fn numbers(&self, tag: Tag, most: usize) -> Result<Option<Numbers<'a>>, TiffError> {
         let Some(&entry) = self.entries.get(&tag) else { return Ok(None) };
         let numbers = Numbers { entry, order: self.order };
@@ -120,7 +120,7 @@ impl<'a> Directory<'a> {
         Ok(Some(numbers))
     }
 
-    /// Returns the first value of a tag with whole numbers, or `None` if the tag is missing.
+    /// Returns the first value of a tag that holds whole numbers, or `None` if the tag is missing.
     pub(super) fn value(&self, tag: Tag) -> Result<Option<u64>, TiffError> {
         let Some(entry) = self.entries.get(&tag) else { return Ok(None) };
         entry.whole_number(self.order, 0).map(Some).ok_or_else(|| not_whole(tag))
@@ -133,8 +133,8 @@ impl<'a> Directory<'a> {
         (0..most).map_while(|index| numbers.get(index)).map(short).collect::<Result<_, _>>().map(Some)
     }
 
-    /// Returns the first `N` values of a tag with fractions or whole numbers. Returns `None` if the tag is missing, has
-    /// another type, or has fewer values.
+    /// Returns the first `N` values of a tag that holds fractions or whole numbers. Returns `None` if the tag is
+    /// missing, has another type, or has fewer values.
     pub(super) fn floats<const N: usize>(&self, tag: Tag) -> Option<[f32; N]> {
         const RATIONAL: u16 = 5;
         let entry = self.entries.get(&tag)?;
@@ -155,7 +155,7 @@ impl<'a> Directory<'a> {
 }
 
 pub(super) fn bad_value(tag: Tag, value: u64) -> TiffError {
-    TiffError::damaged(format!("the tag {} ({}) has the value {value}", tag.name(), tag.0))
+    TiffError::damaged(format!("the tag {} ({}) has the invalid value {value}", tag.name(), tag.0))
 }
 
 pub(super) fn missing(tag: Tag) -> TiffError {
@@ -163,7 +163,7 @@ pub(super) fn missing(tag: Tag) -> TiffError {
 }
 
 fn not_whole(tag: Tag) -> TiffError {
-    TiffError::damaged(format!("the tag {} ({}) is not a whole number", tag.name(), tag.0))
+    TiffError::damaged(format!("the tag {} ({}) has a value that is negative or not a whole number", tag.name(), tag.0))
 }
 
 impl<'a> Header<'a> {

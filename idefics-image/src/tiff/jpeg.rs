@@ -60,7 +60,9 @@ impl Jpeg {
         let (width, height) = decoder.size();
         let (width, height) = (width as usize, height as usize);
         if width == 0 || height == 0 {
-            return Err(TiffError::damaged(format!("JPEG data has the size {width}x{height}")));
+            return Err(TiffError::damaged(format!(
+                "JPEG data has the size {width}x{height}; both sides must be at least 1 pixel"
+            )));
         }
         // The JPEG data of the last strip may have the full height of a strip.
         let is_last = !page.cut.is_tiled && width == page.cut.width && place.top + place.rows == page.height as usize;

@@ -104,7 +104,7 @@ fn needed_bytes(page: &Page<'_>) -> Result<u64, TiffError> {
 }
 
 /// Decodes the page and passes samples of its mode to `take` in bands, from the top: `[rows, width, pixel]`. A band
-/// consists of the rows of a row of strips or tiles, or of some of these rows.
+/// contains all pixel rows of a row of strips or tiles, or some of these pixel rows.
 fn samples(page: &Page<'_>, max_bytes: u64, take: impl FnMut(Vec<u8>) + Send) -> Result<(), TiffError> {
     match page.compression {
         Compression::None => raw::decode(page, take),

@@ -1,8 +1,9 @@
 //! Decodes old-style JPEG, as originally defined by TIFF 6.0 (compression 6).
 //!
 //! A file has one of three forms: a whole JPEG stream, which is in the tag JPEGInterchangeFormat or in the first strip;
-//! a stream of tables, which the strips continue; or tables in separate tags. Each form is assembled into one JPEG
-//! file. Chroma is repeated, not interpolated, and colours are converted as for other compressions.
+//! a JPEG stream that contains only tables and is continued by the strips; or tables in separate tags. Each form is
+//! assembled into one JPEG file. Chroma is repeated, not interpolated, and colours are converted as for other
+//! compressions.
 //!
 //! Source: TIFF 6.0 section 22; `tif_ojpeg.c` of libtiff 4.7.
 

@@ -1,4 +1,4 @@
-//! Decompresses PackBits data, which consists of runs and literals of bytes.
+//! Decompresses PackBits data, which consists of runs (one byte, repeated) and literals (bytes to copy).
 //!
 //! Source: TIFF 6.0 section 9. For damaged or excess data, `tif_packbits.c` of libtiff 4.7.
 

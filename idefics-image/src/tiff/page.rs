@@ -80,7 +80,7 @@ pub(super) struct Cut {
 #[derive(Debug)]
 pub(super) struct Page<'a> {
     pub(super) tags: Directory<'a>,
-    /// Stored size, in pixels.
+    /// Size of the stored image, in pixels.
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) compression: Compression,
@@ -91,14 +91,14 @@ pub(super) struct Page<'a> {
     pub(super) is_reversed: bool,
     /// Whether each sample of a pixel is stored in a separate plane (PlanarConfiguration 2).
     pub(super) is_planar: bool,
-    /// SamplesPerPixel, including unused samples.
+    /// The value of SamplesPerPixel, which includes unused samples.
     pub(super) stored_samples: usize,
-    /// BitsPerSample of the first sample.
+    /// The value of BitsPerSample for the first sample.
     pub(super) bits: u16,
     pub(super) sample_format: u16,
-    /// ExtraSamples: the kinds of the samples after the colours.
+    /// The values of ExtraSamples: the kinds of the samples after the colours.
     pub(super) extra: Vec<u16>,
-    /// Luma samples per chroma sample of YCbCr, horizontally and vertically.
+    /// Number of luma samples per chroma sample of YCbCr, horizontally and vertically.
     pub(super) chroma: [usize; 2],
     pub(super) cut: Cut,
 }

@@ -1,4 +1,4 @@
-//! Undoes predictors, which store differences of neighbouring samples.
+//! Undoes predictors, which store differences between neighbouring samples.
 //!
 //! Source: TIFF 6.0 section 14, TIFF Technical Note 3, and `tif_predict.c` of libtiff 4.7.
 

@@ -18,7 +18,7 @@ pub(super) struct Colors {
     luma: [i32; 256],
     cr_red: [i32; 256],
     cb_blue: [i32; 256],
-    /// The parts of green, in units of 1/65536. `cb_green` includes one half for rounding.
+    /// The contributions of Cr and Cb to green, in units of 1/65536. `cb_green` includes one half for rounding.
     cr_green: [i32; 256],
     cb_green: [i32; 256],
 }

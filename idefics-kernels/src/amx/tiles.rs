@@ -14,7 +14,8 @@ use super::{ROWS, STEP, is_available};
 pub(crate) struct Tiles(PhantomData<*const ()>);
 
 thread_local! {
-    /// Whether the thread has a [`Tiles`]. Dropping a second one would release the configuration of the first.
+    /// Whether the thread has a [`Tiles`]. It must not create a second one, because dropping the second would release
+    /// the configuration of the first.
     static IN_USE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -220,7 +221,7 @@ impl Tiles {
         }
     }
 
-    /// Adds one step of the product of two row tiles with two column tiles to the four tiles of sums.
+    /// Computes one step of the product of two row tiles and two column tiles, and adds it to the four tiles of sums.
     ///
     /// # Safety
     /// Each pointer is valid for a tile.
@@ -403,7 +404,8 @@ mod tests {
     use super::*;
     use crate::IsaLevel;
 
-    /// Makes the call of `check` in the test ambiguous, so that it does not compile, if [`Tiles`] is `Send` or `Sync`.
+    /// If [`Tiles`] is `Send` or `Sync`, this trait makes the call of `check` in the test ambiguous, so that it does
+    /// not compile.
     trait OnOneThread<Which> {
         fn check() {}
     }

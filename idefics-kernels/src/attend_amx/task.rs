@@ -1,4 +1,4 @@
-//! One task: some queries of one head against all blocks of its keys.
+//! One task: some queries of one head attend to all blocks of the head's keys.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -11,8 +11,8 @@ use super::{FormatError, GgufType};
 
 /// A row-major `[d_out, d_in]` weight in blocks of a GGUF file. Borrowed bytes may be memory-mapped.
 ///
-/// Each row is a whole number of blocks ([`GgufType`] describes them). Scales are not checked. A scale that is not
-/// finite gives values that are not finite.
+/// Each row consists of a whole number of blocks ([`GgufType`] describes them). Scales are not checked. A scale that is
+/// not finite gives values that are not finite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blocks<'a> {
     kind: GgufType,
@@ -88,7 +88,7 @@ impl<'a> Blocks<'a> {
         self.bytes.into_owned()
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }

@@ -87,7 +87,7 @@ impl<'a, E: Element> Dense<'a, E> {
         &self.values
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         size_of_val(self.values())
     }

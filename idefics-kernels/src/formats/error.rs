@@ -7,9 +7,9 @@ pub enum FormatError {
     Length {
         /// The part, such as `int8 codes`, `int8 scales` or `absmax`.
         part: &'static str,
-        /// Output features.
+        /// Number of output features.
         d_out: usize,
-        /// Input features.
+        /// Number of input features.
         d_in: usize,
         /// Number of elements that the shape implies.
         expected: usize,
@@ -23,15 +23,15 @@ pub enum FormatError {
         format: &'static str,
         /// Number of values in a block.
         block: usize,
-        /// Input features.
+        /// Number of input features.
         d_in: usize,
     },
     /// The weight is too large to allocate.
     #[error("a [{d_out}, {d_in}] weight is too large to allocate")]
     TooLarge {
-        /// Output features.
+        /// Number of output features.
         d_out: usize,
-        /// Input features.
+        /// Number of input features.
         d_in: usize,
     },
     /// An invalid scale.

@@ -137,7 +137,7 @@ pub(super) fn check_map(
     }
 }
 
-/// Finds the nearest table entry, by the midpoints between neighbours. A value on a midpoint rounds down.
+/// Finds the nearest table entry by comparing with the midpoints between neighbours. A value on a midpoint rounds down.
 struct Nearest {
     midpoints: [f32; 15],
     order: [u8; 16],
@@ -263,7 +263,7 @@ impl<'a> FourBit<'a> {
         (self.codes.into_owned(), self.absmax.into_owned())
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         self.codes.len() + size_of_val(self.absmax())
     }

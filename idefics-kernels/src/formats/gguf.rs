@@ -141,7 +141,7 @@ impl GgufType {
     /// Converts whole blocks to f32. A scale that is not finite gives values that are not finite.
     ///
     /// # Panics
-    /// If the length of `blocks` is not [`row_bytes`](Self::row_bytes) of `out.len()`.
+    /// If the length of `blocks` is not the result of [`row_bytes`](Self::row_bytes) for `out.len()` values.
     pub fn dequantize(self, blocks: &[u8], out: &mut [f32]) {
         assert_eq!(self.row_bytes(out.len()), Some(blocks.len()), "`blocks` must hold {} values", out.len());
         match self {

@@ -180,8 +180,8 @@ impl SearchBoth<'_> {
         if code > self.largest { self.largest } else { code }
     }
 
-    /// Returns the weighted squared error of the codes of `steps` and `min` if they are decoded with `scale` and
-    /// `offset`.
+    /// Returns the weighted squared error of the codes that `steps` and `min` give, if these codes are decoded with
+    /// `scale` and `offset`.
     #[inline(always)]
     fn error(&self, weights: &[f32; SUB], steps: f32, min: f32, (scale, offset): (f32, f32)) -> f32 {
         let mut errors = [0f32; LANES];
@@ -195,8 +195,8 @@ impl SearchBoth<'_> {
         total(&errors)
     }
 
-    /// Returns the scale and the minimum with the smallest weighted squared error for the codes of `steps` and `min`.
-    /// `None` if the codes do not determine both.
+    /// Returns the scale and the minimum with the smallest weighted squared error for the codes that `steps` and `min`
+    /// give. Returns `None` if these codes do not determine both.
     #[inline(always)]
     fn improved(&self, weights: &[f32; SUB], steps: f32, min: f32) -> Option<(f32, f32)> {
         let [mut w, mut x, mut l, mut l2, mut xl] = [[0f32; LANES]; 5];
@@ -245,8 +245,8 @@ impl Work for SearchScale<'_> {
     }
 }
 
-/// Returns the scale with the smallest squared error for codes from −32 to 31. Each error is weighted with the square
-/// of its value.
+/// Returns the scale with the smallest squared error for codes from −32 to 31. The error of each value is weighted with
+/// the square of this value.
 #[inline(always)]
 fn search_scale(values: &[f32; SUB_6]) -> f32 {
     let mut extreme = 0f32;
@@ -269,7 +269,7 @@ fn search_scale(values: &[f32; SUB_6]) -> f32 {
     scale
 }
 
-/// Returns two weighted sums over the values: of value times code, and of squared codes.
+/// Returns two weighted sums over the values: the sum of value times code, and the sum of the squared codes.
 #[inline(always)]
 fn scale_sums(values: &[f32; SUB_6], steps: f32) -> (f32, f32) {
     let (mut products, mut squares) = ([0f32; LANES], [0f32; LANES]);

@@ -23,7 +23,8 @@ impl GgufType {
     /// Quantises whole blocks of finite values with magnitudes of at most 65504.
     ///
     /// # Panics
-    /// If `blocks` is not [`row_bytes`](Self::row_bytes) of `values.len()` long, or the type has no quantiser.
+    /// If the length of `blocks` is not the result of [`row_bytes`](Self::row_bytes) for `values.len()` values, or the
+    /// type has no quantiser.
     pub fn quantize(self, values: &[f32], blocks: &mut [u8]) {
         assert_eq!(self.row_bytes(values.len()), Some(blocks.len()), "`blocks` must hold {} values", values.len());
         match self {

@@ -84,7 +84,7 @@ impl<'a> Int4<'a> {
     /// Quantises f32 weights, `[d_out, d_in]`. The smallest and the largest weight of a group become the ends of its
     /// range, and weights are rounded to the nearest of sixteen steps.
     ///
-    /// Source: AutoAWQ, `pseudo_quantize_tensor` with `zero_point`, without its search for scales.
+    /// Source: AutoAWQ, `pseudo_quantize_tensor` with `zero_point`, without AutoAWQ's search for scales.
     ///
     /// # Errors
     /// [`FormatError::Length`] for the wrong number of weights, [`FormatError::TooLarge`], [`FormatError::NonFinite`].
@@ -141,7 +141,7 @@ impl<'a> Int4<'a> {
         (self.codes, self.scales)
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         self.codes.len() + size_of_val(self.scales())
     }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::error::{check_length, element_count};
 use super::{FormatError, Int4};
 
-/// Codes per word.
+/// Number of codes in a word.
 const PER_WORD: usize = 8;
 
 /// Number of neighbouring words of a file row that are read together: one cache line.

@@ -25,8 +25,8 @@ impl<'a> Int8<'a> {
     /// Creates a weight from existing codes, `[d_out, d_in]`, and scales, `[d_out]`.
     ///
     /// # Errors
-    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`]
-    /// for a scale that is negative, overflows when multiplied by 128, or is 0 although a code of its row is not.
+    /// [`FormatError::Length`] for a part of the wrong size, [`FormatError::TooLarge`], and [`FormatError::Scale`] for
+    /// a scale that is negative, overflows when multiplied by 128, or is 0 although its row has a code that is not 0.
     pub fn new(
         codes: impl Into<Cow<'a, [i8]>>,
         scales: impl Into<Cow<'a, [f32]>>,
@@ -42,7 +42,7 @@ impl<'a> Int8<'a> {
         match weight.scales.iter().enumerate().position(absurd) {
             None => Ok(weight),
             Some(index) => {
-                let expected = "not negative, finite when multiplied by 128, and 0 only for a row of zeros";
+                let expected = "at least 0, finite when multiplied by 128, and 0 only for a row of zeros";
                 Err(FormatError::Scale { part: "int8 scales", index, value: weight.scales[index], expected })
             }
         }
@@ -118,7 +118,7 @@ impl<'a> Int8<'a> {
         (self.codes.into_owned(), self.scales.into_owned())
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         size_of_val(self.codes()) + size_of_val(self.scales())
     }

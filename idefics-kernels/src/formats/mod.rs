@@ -90,7 +90,7 @@ impl Weight<'_> {
         each_format!(self, weight => weight.dims())
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         each_format!(self, weight => weight.bytes())
     }

@@ -66,7 +66,7 @@ impl NestedAbsmax {
     ///
     /// # Errors
     /// [`FormatError::Length`] if there is not one nested scale per 256 codes. [`FormatError::Scale`] for a nested
-    /// scale or an offset that is negative or not finite, and for an expanded scale that is not finite or below the
+    /// scale or an offset that is negative or not finite, and for an expanded scale that is not finite or is below the
     /// limit above.
     pub fn dequantize(&self) -> Result<Vec<f32>, FormatError> {
         let count = self.codes.len();

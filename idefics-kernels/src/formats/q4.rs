@@ -1,5 +1,5 @@
-//! Four bits per weight, designed for these kernels: each code selects one of sixteen integers in a table, and 32 columns
-//! of a row share a scale. [`Q4`] has the layout. The scales are chosen in `q4_fit.rs`. The products are in
+//! Four bits per weight, designed for these kernels: each code selects one of sixteen integers in a table, and 32
+//! columns of a row share a scale. [`Q4`] has the layout. The scales are chosen in `q4_fit.rs`. The products are in
 //! `linear/q4.rs` (at most eight rows of activations) and `linear/panels.rs`.
 //!
 //! The table below shows why this format has a table of values and no minimum per block. It lists the errors of random
@@ -153,7 +153,7 @@ impl<'a> Q4<'a> {
         (self.codes.into_owned(), self.scales.into_owned())
     }
 
-    /// Bytes of the weight that a product reads.
+    /// Number of bytes of the weight that a product reads.
     pub fn bytes(&self) -> usize {
         self.codes.len() + size_of_val(self.scales())
     }

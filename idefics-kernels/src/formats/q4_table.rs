@@ -6,7 +6,7 @@ pub const BLOCK: usize = 32;
 /// Number of interleaved rows in a panel.
 pub const PANEL: usize = 16;
 
-/// Bytes per tile: one block of columns of one panel.
+/// Number of bytes in a tile. A tile is one block of columns in one panel.
 pub const TILE: usize = PANEL * BLOCK / 2;
 
 /// The values of the sixteen codes, in units of the scale.

@@ -59,7 +59,7 @@ fn add_panel(
     panel: &[f32],
     out: SharedOut<'_>,
 ) {
-    assert_eq!(panel.len(), range.len() * d_in, "the panel must have the rows of its range");
+    assert_eq!(panel.len(), range.len() * d_in, "the panel must hold `range.len()` rows");
     assert_eq!((gradient.len(), out.len()), (n_rows * d_out, n_rows * d_in), "the caller must check the lengths");
     assert!(!range.is_empty() && range.end <= d_out, "rows {range:?} are out of range for {d_out} rows");
     if isa == Isa::Plain {

@@ -21,7 +21,7 @@ pub(super) const MAX_LANES: usize = 16;
 /// # Safety of its methods
 /// The CPU supports the instruction set of the type, and pointers are valid for [`Vector::LANES`] values.
 pub(crate) trait Vector: Copy {
-    /// f32 values per register.
+    /// Number of f32 values in a register.
     const LANES: usize;
     /// Number of vector registers of the instruction set.
     const REGISTERS: usize;

@@ -58,9 +58,9 @@ impl Default for LoadOptions<'_> {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct LoadProgress {
-    /// Bytes of the checkpoint read so far.
+    /// Number of bytes of the checkpoint that have been read so far.
     pub bytes_done: u64,
-    /// Total bytes that will be read.
+    /// Total number of bytes that will be read.
     pub bytes_total: u64,
 }
 
@@ -250,7 +250,7 @@ struct Loader<'a> {
     options: &'a LoadOptions<'a>,
     /// The module's matrices by path.
     matrices: HashMap<String, Matrix>,
-    /// Loaded values that other tensors are tied to, each a [`Filling`].
+    /// Loaded values that other tensors are tied to, by name. Each value is a [`Filling`].
     sources: HashMap<String, Box<dyn Any>>,
     state: LoadProgress,
     progress: &'a mut dyn FnMut(LoadProgress),
@@ -360,7 +360,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// Returns the value that `name` is tied to, which was loaded before.
+    /// Returns the value that `name` is tied to. This value was loaded before.
     fn tied<const D: usize>(&self, name: &str) -> Result<Filling<D>, CheckpointError> {
         let source = self.options.tied_source(name).and_then(|source| self.sources.get(source));
         source.and_then(|source| source.downcast_ref::<Filling<D>>()).cloned().ok_or_else(|| CheckpointError::Missing {

@@ -17,11 +17,12 @@ use crate::{PackedWeight, ops};
 /// Memory of a model's weights, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct WeightMemory {
-    /// Bytes that are allocated.
+    /// Number of bytes that are allocated.
     pub taken: u64,
-    /// Bytes that stay in the memory-mapped files. The operating system reads them on demand and may drop them again.
+    /// Number of bytes that stay in the memory-mapped files. The operating system reads them on demand and may drop
+    /// them again.
     pub mapped: u64,
-    /// Bytes allocated temporarily while the largest tensor is converted.
+    /// Number of bytes that are allocated temporarily while the largest tensor is converted.
     pub loading: u64,
 }
 
@@ -134,7 +135,8 @@ impl<F> Planner<'_, F> {
     }
 }
 
-/// Computes the bytes of the codes, and of the scales, of a `[d_out, d_in]` weight. GPUs hold scales in F32.
+/// Computes the number of bytes of the codes and that of the scales of a `[d_out, d_in]` weight. GPUs hold scales in
+/// F32.
 fn part_bytes(format: PackedFormat, [d_out, d_in]: [usize; 2], device: &Device) -> [u64; 2] {
     let n = d_out * d_in;
     let parts = match format {

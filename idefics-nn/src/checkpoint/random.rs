@@ -64,7 +64,7 @@ impl ParameterVisitor for Elements {
 struct Filler<'a> {
     options: &'a LoadOptions<'a>,
     matrices: HashMap<String, Matrix>,
-    /// Tensors that other tensors are tied to.
+    /// Tensors that other tensors are tied to, by name.
     sources: HashMap<String, Box<dyn Any>>,
     next_seed: u64,
     state: LoadProgress,

@@ -16,8 +16,8 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::{PackedShape, is_cpu};
 
-/// Products with a frozen weight, and their transposes. Dense weights may be F32, BF16 or F16; scales have the
-/// dtype of their format.
+/// Products with a frozen weight, and products with the transposed weight. Dense weights may be F32, BF16 or F16;
+/// scales have the dtype of their format.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     Cube: cfg(feature = "cube"),

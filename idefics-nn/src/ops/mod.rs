@@ -72,7 +72,7 @@ pub(crate) trait Kernels: Backend {
         packing: Packing,
     ) -> FloatTensor<Self>;
 
-    /// Dequantises rows of a packed weight by number: takes `[n]` and returns `[n, d_in]` in F32.
+    /// Dequantises the rows of a packed weight that have the given numbers: takes `[n]` and returns `[n, d_in]` in F32.
     fn packed_rows(
         numbers: IntTensor<Self>,
         codes: IntTensor<Self>,
@@ -176,7 +176,8 @@ pub(crate) fn kept_bytes(device: &Device) -> u64 {
     bytes
 }
 
-/// Returns whether the device has kernels that write in place to memory that tensors share. Replayed steps need them.
+/// Returns whether the device has kernels that write in place to memory that several tensors share. Replayed steps need
+/// such kernels.
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 pub(crate) fn shares_memory(device: &Device) -> bool {
     #[cfg(feature = "cube")]
@@ -346,8 +347,8 @@ pub(crate) fn attend(
     }))
 }
 
-/// Writes a row into a slot of a cache; see [`cube::CubeKernels::write_slot`]. Every tensor that shares the memory of
-/// `states` changes. Works only if [`shares_memory`] is true for the device.
+/// Writes the keys or values of one token per row into a slot of a cache; see [`cube::CubeKernels::write_slot`]. Every
+/// tensor that shares the memory of `states` changes. Works only if [`shares_memory`] is true for the device.
 ///
 /// # Panics
 /// If shapes or dtypes do not match.

@@ -42,7 +42,7 @@ impl Model {
         serde_json::from_value(self.config[name].clone()).unwrap()
     }
 
-    /// Parses a section of the configuration. Keys that it omits have their values from `defaults`.
+    /// Parses a section of the configuration. Keys that the section omits get their values from `defaults`.
     pub(crate) fn section_over<C: Serialize + DeserializeOwned>(&self, name: &str, defaults: &C) -> C {
         from_section(self.config[name].clone(), defaults).unwrap()
     }
@@ -66,7 +66,7 @@ pub(crate) struct Case {
 /// A real image of a case. Images that are all zeros are padding, which Transformers drops.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture {
-    /// Index among all images of the batch, counted row by row, with padding images.
+    /// Index among all images of the batch, counted row by row. Padding images count too.
     pub(crate) index: usize,
     /// Height of the real pixels, which start in the top left corner.
     pub(crate) height: usize,

@@ -39,7 +39,7 @@ impl PerceiverConfig {
         }
     }
 
-    /// Reads the section `perceiver_config`. Keys that the section omits have their values from `defaults`.
+    /// Reads the section `perceiver_config`. Keys that the section omits get their values from `defaults`.
     ///
     /// # Errors
     /// The error of `serde_json` if a value has the wrong type.

@@ -99,7 +99,7 @@ pub trait FamilyRules: Debug + Send + Sync {
         self.layout(width, height, config).tiles.len() as u64
     }
 
-    /// Expands the placeholders of a prompt to image tokens. [`PromptText::Parts`] is only passed in the style
+    /// Expands the placeholders of a prompt to image tokens. [`PromptText::Parts`] is passed only to families with
     /// [`PromptStyle::Interleaved`].
     fn expand(&self, prompt: PromptText<'_>, context: &PromptContext<'_>) -> ExpandedPrompt;
 }
@@ -133,10 +133,11 @@ pub struct TileGrid {
     pub rows: usize,
     /// Number of columns. For a picture that is not split, it is 1, or 0 in Idefics3, as in the reference.
     pub cols: usize,
-    /// Resizes of the whole picture, done one after another. The tiles are cut from the last result. Usually empty.
+    /// Resizes of the whole picture, done one after another. The tiles are cut from the last result. This list is
+    /// usually empty.
     pub resizes: Vec<ResizeTarget>,
-    /// The tiles. Each is a rectangle of the picture and the size that it is resized to. An empty rectangle gives a
-    /// black tile.
+    /// The tiles. Each gives a rectangle of the picture, and the size to which this rectangle is resized. An empty
+    /// rectangle gives a black tile.
     pub tiles: Vec<ResizeTarget>,
 }
 

@@ -51,7 +51,7 @@ pub struct ImageProcessorConfig {
     pub do_resize: bool,
     /// Target size of resizing.
     pub size: ImageSize,
-    /// Resampling filter. In JSON, it is the number that Pillow gives the filter.
+    /// Resampling filter. In JSON, it is Pillow's number for the filter.
     #[serde(serialize_with = "serialize_filter")]
     pub resample: Filter,
     /// Whether values are multiplied by `rescale_factor`.
@@ -169,8 +169,8 @@ impl ImageProcessorConfig {
     }
 
     /// Returns the keys of `object` that have a value but no effect: unknown keys, and settings of other image
-    /// processors (`auto_map`, `do_center_crop`). The reference ignores these keys too. `object` must be the one that
-    /// this configuration was read from.
+    /// processors (`auto_map`, `do_center_crop`). The reference ignores these keys too. `object` must be the JSON
+    /// object that this configuration was read from.
     pub fn ignored_keys(&self, object: &Map<String, Value>) -> Vec<String> {
         let is_expected = |key: &str, value: &Value| match key {
             "max_image_size" | "video_sampling" => self.max_image_size.is_some(),
@@ -307,7 +307,7 @@ fn boolean(field: &str, value: &Value) -> Result<bool, ImageConfigError> {
 fn size(value: &Value) -> Result<ImageSize, ImageConfigError> {
     const EXPECTED: &str = "{shortest_edge, longest_edge}, {longest_edge} or {height, width} in whole pixels";
     let object = value.as_object().ok_or_else(|| field_error("size", value, EXPECTED))?;
-    // Release 5 of Transformers writes the keys of all kinds of sizes, with null for those not in use.
+    // Release 5 of Transformers writes the keys of all kinds of sizes, with null for the keys that are not in use.
     let sides: Vec<(&str, &Value)> =
         object.iter().map(|(key, side)| (key.as_str(), side)).filter(|(_, side)| !side.is_null()).collect();
     let side = |name: &str| {

@@ -78,7 +78,7 @@ pub enum SampleProblem {
         /// The keys that name images, in backticks.
         keys: String,
     },
-    /// The number of separate images differs from the number of image parts without an image of their own.
+    /// The number of entries in `images` differs from the number of image parts that have no image of their own.
     #[error(
         "has {images} in `images`, but {parts} in `messages` without an image; give one image per part, \
          and one part per image"

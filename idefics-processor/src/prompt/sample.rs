@@ -117,7 +117,7 @@ impl Sample {
         }
     }
 
-    /// Resolves relative paths of images and videos against `folder`, which is usually the folder of the file with the
+    /// Resolves relative paths of images and videos against `folder`, usually the folder of the file that contains the
     /// sample.
     pub fn resolve_paths(&mut self, folder: &Path) {
         self.videos_mut().for_each(|video| video.resolve(folder));
@@ -195,9 +195,8 @@ impl Chat {
         sources.fold((0, 0), |(parts, unfilled), source| (parts + 1, unfilled + usize::from(source.is_none())))
     }
 
-    /// Returns whether the number of separate images equals the number of image parts without an image of their own.
-    /// The result is always true if there are no image parts, because the rendered text may then have placeholders of
-    /// its own.
+    /// Returns whether [`Chat::images`] has one entry for each image part that has no image of its own. The result is
+    /// always true if there are no image parts, because the rendered text may then have placeholders of its own.
     pub(crate) fn images_fit(&self) -> bool {
         let (parts, unfilled) = self.count_image_parts();
         self.images.len() == unfilled || parts == 0

@@ -80,7 +80,7 @@ fn visit<'v>(value: &'v Value, depth: usize, each: &mut impl FnMut(&'v str)) -> 
         (Value::Null | Value::Bool(_) | Value::Number(_), _) => true,
         (Value::Array(_) | Value::Object(_), None) => false,
         (Value::Array(items), Some(depth)) => {
-            // Not `all`, because the items after one that is nested too deep must be visited too.
+            // `all` would stop at the first item that is nested too deep, but the items after it must be visited too.
             let cut = items.iter().filter(|item| !visit(item, depth, each)).count();
             cut == 0
         }

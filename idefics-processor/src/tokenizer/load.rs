@@ -41,7 +41,7 @@ pub(crate) struct TokenizerConfig {
     image: String,
     /// Text of the token before and after an image.
     fake: String,
-    /// Whether the processor adds image and end-of-turn tokens that the files lack, as that of Idefics2 does.
+    /// Whether the processor adds image and end-of-turn tokens that the files lack, as the processor of Idefics2 does.
     adds_prompt_tokens: bool,
 }
 
@@ -91,7 +91,7 @@ impl TokenizerConfig {
             Some(Value::String(class)) => Some(class.as_str()),
             Some(other) => return Err(field(path, "tokenizer_class", other, "a class name")),
         };
-        // Without a class in the folder, the class registered for Idefics2 applies, which is Llama's.
+        // If the folder names no class, the class registered for Idefics2 applies: Llama's class.
         let is_llama = class.is_none_or(|class| class.trim_end_matches("Fast") == "LlamaTokenizer");
 
         let added_tokens = match config.get("added_tokens_decoder") {
@@ -167,7 +167,7 @@ impl TokenizerConfig {
         (self.bos.as_deref().unwrap_or_default(), self.eos.as_deref().unwrap_or_default())
     }
 
-    /// Returns name and text of the special tokens that chat templates see: the reference's `special_tokens_map`.
+    /// Returns the names and texts of the special tokens that chat templates see: the reference's `special_tokens_map`.
     pub(crate) fn named_tokens(&self) -> &[(String, String)] {
         &self.named
     }
@@ -375,7 +375,7 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
     protected.sort_by_key(|(_, id)| *id);
     if protected.len() > MAX_SPECIAL_TOKENS {
         let found = json!(format!("{} special tokens", protected.len()));
-        return Err(field(path, "added_tokens", &found, &format!("at most {MAX_SPECIAL_TOKENS} special ones")));
+        return Err(field(path, "added_tokens", &found, &format!("at most {MAX_SPECIAL_TOKENS} special tokens")));
     }
     let invalid = |token: &str, id, reason| {
         Err(ProcessorError::TokenInvalid { path: path.to_owned(), token: shorten(token), id, reason })

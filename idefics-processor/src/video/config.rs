@@ -1,4 +1,4 @@
-//! The settings of videos in a checkpoint.
+//! The settings for videos in a checkpoint.
 
 use serde_json::{Map, Value};
 
@@ -18,9 +18,9 @@ pub(crate) struct VideoSettings {
     pub(crate) sampling: VideoSampling,
 }
 
-/// Reads the settings of videos. `section` has the same keys as for pictures. The sampling is given by `video_sampling`
-/// (with `fps`, `max_frames` and `video_size`), or by `fps` and `num_frames`. A `size` takes precedence over
-/// `video_size`.
+/// Reads the settings for videos. `section` has the same keys as for pictures. The sampling is given by
+/// `video_sampling` (with `fps`, `max_frames` and `video_size`), or by `fps` and `num_frames`. A `size` takes
+/// precedence over `video_size`.
 ///
 /// Source: `SmolVLMVideoProcessor.__init__`.
 ///

@@ -31,7 +31,7 @@ pub enum VideoError {
         videos: usize,
     },
 
-    /// The number of separate videos differs from the number of video parts without a video of their own.
+    /// The number of entries in `videos` differs from the number of video parts that have no video of their own.
     #[error(
         "`videos` has {videos}, but `messages` has {parts} without a video; give one {{\"type\": \"video\"}} part per \
          video (a <video> inside a text counts only if special tokens in texts are parsed)"
@@ -63,7 +63,7 @@ pub enum VideoError {
 
     /// More frames would become tiles than the limit allows.
     #[error(
-        "{video}: {frames} frames would be shown to the model, at most {limit} are allowed; sample fewer \
+        "{video}: {frames} frames would be shown to the model; at most {limit} are allowed; sample fewer \
          (--video-frames N), or raise the limit (--max-frames N)"
     )]
     TooManyFrames {
@@ -115,8 +115,8 @@ pub enum VideoError {
         found: String,
     },
 
-    /// The video is not a local file, but must be one to be decoded by another program.
-    #[error("{video}: {format} videos are read from local files only; download it and give its path")]
+    /// The video is not a local file, but the program that decodes its format reads only local files.
+    #[error("{video}: {format} videos are read from local files only; download the video and give its path")]
     NotLocal {
         /// Name of the video.
         video: String,

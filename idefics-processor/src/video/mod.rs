@@ -5,8 +5,8 @@
 //! only one decoded frame is in memory at a time. The module `text` writes the part of the prompt that represents a
 //! video.
 //!
-//! Source: `SmolVLMProcessor` and `SmolVLMVideoProcessor` of transformers 5.23. The latter requires torchvision. The
-//! pixels here are those of the image processor `SmolVLMImageProcessorPil`, without splitting.
+//! Source: `SmolVLMProcessor` and `SmolVLMVideoProcessor` of transformers 5.23. `SmolVLMVideoProcessor` requires
+//! torchvision. Here, the pixels are those of the image processor `SmolVLMImageProcessorPil`, without splitting.
 
 mod config;
 mod container;

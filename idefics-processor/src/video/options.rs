@@ -12,7 +12,7 @@ pub const MAX_FRAMES: usize = 512;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct VideoOptions {
-    /// Frames per second of a video whose rate neither the sample nor the file states. `None` means 24, as in the
+    /// Frames per second of a video if neither the sample nor the file states the rate. `None` means 24, as in the
     /// reference.
     pub native_fps: Option<f64>,
     /// Frames per second to sample. `None` uses the setting of the checkpoint.

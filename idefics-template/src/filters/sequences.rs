@@ -27,7 +27,7 @@ pub(super) fn call(vm: &mut Vm, name: &str, value: &Value, args: Args) -> Result
         "first" => {
             args.none("first")?;
             let first = Iter::new(value)?.next(vm)?;
-            // If the value is an iterator that was partly read, the first item is the next unread one.
+            // If the value is an iterator that was partly read, the first item is the next unread item.
             first.unwrap_or_else(|| Value::undefined("No first item, sequence was empty."))
         }
         "last" => {
@@ -204,7 +204,8 @@ fn keyed(
     Ok(keyed)
 }
 
-/// Sorts `(key, item)` pairs as Python's `sorted` does. Items with equal keys keep their order, also if `reverse`.
+/// Sorts `(key, item)` pairs as Python's `sorted` does. Items with equal keys keep their order, even if `reverse` is
+/// set.
 fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let weight: usize = keyed.iter().map(|(key, _)| key.weight()).fold(0, usize::saturating_add);
     vm.budget.scan(weight.saturating_mul(usize::BITS as usize - keyed.len().leading_zeros() as usize) / 4)?;
@@ -231,8 +232,8 @@ fn sorted(vm: &mut Vm, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<
 fn batch(vm: &mut Vm, value: &Value, count: Option<Value>, fill: Option<Value>) -> Result<Iter> {
     let count = count.unwrap_or(Value::None);
     let items = Iter::new(value)?.collect(vm)?;
-    // Python compares the length of the batch with the count. The length never reaches a negative count, or one that is
-    // not a number.
+    // Python compares the length of the batch with the count. The length never equals a count that is negative or that
+    // is not a number.
     let size = match &count {
         Value::Float(number) if number.fract() == 0.0 => Some(*number as i64),
         count => count.as_index(),

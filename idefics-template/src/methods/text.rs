@@ -1,6 +1,7 @@
 //! String methods.
 //!
-//! Methods of escaped text (`markupsafe.Markup`) return escaped text. They escape arguments that become part of it.
+//! Methods of escaped text (`markupsafe.Markup`) return escaped text. Arguments that become part of the result are
+//! escaped too.
 
 use std::sync::Arc;
 

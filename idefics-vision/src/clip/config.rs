@@ -50,7 +50,7 @@ impl VisionConfig {
         }
     }
 
-    /// Reads the section `vision_config`. Keys that the section omits have their values from `defaults`.
+    /// Reads the section `vision_config`. Keys that the section omits get their values from `defaults`.
     ///
     /// # Errors
     /// The error of `serde_json` if a value has the wrong type.

@@ -1,4 +1,4 @@
-//! Training data of connector and decoder. The data depend only on the step and the seed of the run.
+//! Training data for the connector and the decoder. They depend only on the step and the seed of the run.
 
 use std::io::Cursor;
 
@@ -19,8 +19,8 @@ pub(super) const PICTURES: usize = 8;
 /// Maximum number of questions about an image or a pair of images.
 const QUESTIONS: usize = 6;
 
-/// The kind of text in a micro-batch. All rows have the same kind, so that their lengths are similar. A row is about
-/// one or two images.
+/// The kind of text in a micro-batch. All rows have the same kind, so that their lengths are similar. Each row is about
+/// a single image or about two images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Independent questions about one image. No question is in the context of another question, so that only the image
@@ -110,8 +110,8 @@ impl<'a> Data<'a> {
         Ok(Self { processor, answer_begins })
     }
 
-    /// Creates micro-batch `index` of the run. Its images have one size. Its texts are only captions, or all kinds of
-    /// text.
+    /// Creates micro-batch `index` of the run. All its images have the same size. If `captions_only` is set, the kind
+    /// of its texts is a kind of caption. Otherwise, it may be any kind.
     pub(super) fn micro_batch(&self, seed: u64, index: u64, captions_only: bool) -> Result<TrainingBatch> {
         let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
         let (width, height) = idefics_demo::random_size(rng);

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Number of examples per group of tasks.
     #[arg(long, default_value_t = 1000)]
     count: usize,
-    /// Shuffle the images among the prompts. The accuracy of a model that uses its images then drops.
+    /// Shuffle the images among the prompts. This lowers the accuracy of a model that uses its images.
     #[arg(long)]
     shuffle: bool,
     /// Print wrong answers to standard error.
@@ -171,7 +171,7 @@ fn shuffle_pictures(examples: &mut [(usize, Example)], seed: u64) {
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.shuffle(&mut idefics_demo::rng(Purpose::Evaluation, seed, u64::MAX));
     let scenes: Vec<_> = order.iter().map(|&from| examples[from].1.scenes.clone()).collect();
-    // Each example gets the images of the next one in the shuffled cycle, so that none keeps its own.
+    // Each example gets the images of the next example in the shuffled cycle, so that no example keeps its own images.
     for (place, &to) in order.iter().enumerate() {
         examples[to].1.scenes.clone_from(&scenes[(place + 1) % scenes.len()]);
     }

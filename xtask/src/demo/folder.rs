@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::tokenizer::{END_OF_UTTERANCE, SPECIAL_TOKENS, special_id};
 
-/// Maximum of the longest side and minimum of the shortest side of processed images, in pixels. Larger images are
-/// shrunk and smaller ones enlarged.
+/// Limits on the sides of processed images, in pixels: the maximum of the longest side, and the minimum of the shortest
+/// side. Larger images are shrunk and smaller images enlarged.
 pub(super) const SIDES: (usize, usize) = (128, 64);
 /// Side of a patch, in pixels.
 pub(super) const PATCH: usize = 8;

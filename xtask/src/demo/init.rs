@@ -20,7 +20,7 @@ pub(super) fn draw<M: Module>(module: M, n_layers: usize, device: &Device, seed:
 struct Draw {
     /// Factor for layers that write to the residual stream: 1 / √(2 · number of layers).
     residual: f64,
-    /// The last query matrix of the vision tower, `[d, d]`, with the name of its layer.
+    /// The most recently drawn query matrix of the vision tower, `[d, d]`, with the name of its layer.
     query: Option<(String, TensorData)>,
 }
 

@@ -15,16 +15,16 @@ use rand::Rng;
 
 use super::data::PICTURES;
 
-/// Weight of the loss of covered pixels, relative to the class loss.
+/// Weight of the loss for the covered pixels, relative to the class loss.
 const COVERED_WEIGHT: f64 = 1.0;
-/// Weight of the loss of the position and radius of the shape, relative to the class loss.
+/// Weight of the loss for the position and radius of the shape, relative to the class loss.
 const SHAPE_WEIGHT: f64 = 0.3;
-/// Weight of each of the losses of column, row and size grade, relative to the class loss.
+/// Weight of each of three losses (for the column, the row and the size grade), relative to the class loss.
 const GRADE_WEIGHT: f64 = 0.5;
-/// Number of classes of column, row and size grade: ten grades, and one class for background.
+/// Number of classes for the column, the row and the size grade: ten values each, and one class for background.
 const N_GRADES: usize = 11;
-/// Factor for the centre of a shape in the loss. The centre is a fraction of the image, the other targets are in
-/// patches.
+/// Factor that scales the centre of a shape (a fraction of the image) to the magnitude of the other regression targets
+/// (in patches).
 const CENTRE_SCALE: f32 = 8.0;
 /// Maximum number of shapes in a scene.
 const MAX_SHAPES: usize = 3;
@@ -66,8 +66,8 @@ pub(super) struct PatchBatch {
     shapes: Vec<f32>,
     /// `[n_images · patches, 1]`: 1 if the patch shows a shape, else 0.
     is_shape: Vec<f32>,
-    /// `[n_images · patches]`: 0 for background, else the index of the shape from the left, from 1. `None` for
-    /// sheets, which have too many shapes.
+    /// `[n_images · patches]`: 0 for background, else the number of the shape, counted from the left and starting at 1.
+    /// `None` for sheets, which have too many shapes.
     numbers: Option<Vec<i32>>,
     /// `[n_images · patches]`: 0 for background, else 1 + the tenth of the image's width.
     columns: Vec<i32>,
@@ -134,8 +134,8 @@ impl PatchClassifier {
     }
 }
 
-/// Creates micro-batch `index` of the run: scenes or, if `sheets`, sheets full of shapes. From sheets, the tower learns
-/// forms faster.
+/// Creates micro-batch `index` of the run: scenes or, if `sheets` is set, sheets full of shapes. The tower learns forms
+/// faster from sheets.
 pub(super) fn micro_batch(config: &VisionConfig, seed: u64, index: u64, sheets: bool) -> Result<PatchBatch> {
     let rng = &mut idefics_demo::rng(Purpose::Training, seed, index);
     let scenes: Vec<Scene> = if sheets {

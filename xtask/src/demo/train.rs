@@ -183,7 +183,7 @@ fn trained_tower(session: &mut Session<'_>, config: &Idefics2Config) -> Result<I
 }
 
 /// Trains connector and decoder in all rounds, with the tower frozen. Each round continues from the weights of the
-/// previous one.
+/// previous round.
 fn trained_model(session: &mut Session<'_>, start: Idefics2, model_folder: &Path) -> Result<Idefics2> {
     let (args, device) = (session.args, session.device.clone());
     let processor = Processor::from_folder(model_folder)?;

@@ -14,7 +14,7 @@ use super::stages::{floats, process_options};
 
 /// Measure the error of logits with int8 and q4 weights, each with f32 and with int8 activations.
 ///
-/// The exact logits are those with f32 weights and activations. Every committed case with unquantised weights is
+/// The exact logits are computed with f32 weights and activations. Every committed case with unquantised weights is
 /// measured. The error is the sum of squared differences divided by the sum of squared exact logits, over all real
 /// tokens. A token counts as changed if its most likely next token differs.
 #[derive(clap::Args)]

@@ -31,8 +31,8 @@ impl Stages<'_> {
         }
     }
 
-    /// Returns the expected prompts, or ours if the case has none. Also returns for each slot whether it is a real
-    /// token.
+    /// Returns the expected prompts, or the prompts that this project computes if the case has none. Also returns for
+    /// each slot whether it is a real token.
     pub(super) fn prompts(&self, tokens: &TokenBatch) -> Result<(Prompts, Vec<bool>)> {
         let (shape, ids) = self.ids_or_ours("processor.input_ids", [tokens.batch, tokens.seq], &tokens.input_ids)?;
         let (mask_shape, mask) = self.ids_or_ours("processor.attention_mask", shape, &tokens.attention_mask)?;
@@ -112,7 +112,7 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Returns our logits, with the padded slots replaced by the expected ones.
+    /// Returns the logits that this project computes, with the expected logits at the padded slots.
     ///
     /// The reference's loss includes the prediction of a row's first token, which is made at the last padded slot. The
     /// result at a padded slot depends on the attention kernel: eager attention averages all values, SDPA returns 0. It

@@ -92,9 +92,9 @@ impl Stages<'_> {
 
     /// Compares the sequences of a run. Returns for each sequence whether its text must equal that of the reference.
     ///
-    /// In f32, all sequences must be equal. In 16-bit floats, a sequence may differ after a tie, a position where the
-    /// scores of the two best tokens are equal within the error of 16 bits. Beams that have scores may differ anywhere,
-    /// because their scores are compared instead.
+    /// In f32, all sequences must be equal. In 16-bit floats, a sequence may differ after a tie: a position where the
+    /// scores of the two best tokens are equal within the error of 16-bit floats. Beams that have scores may differ
+    /// anywhere, because their scores are compared instead.
     fn sequences(&mut self, run: &Run<'_>, generation: &Generation<'_>) -> Result<Vec<bool>> {
         let stage = format!("generate.{}.sequences", run.name);
         let sequences = generation.sequences();

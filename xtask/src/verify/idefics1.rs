@@ -54,7 +54,7 @@ impl Stages<'_> {
 
     /// Returns the real images in the expected processor tensors, the number of images of each row, and for each image
     /// slot of the batch whether it holds an image. An all-zero slot is padding. If the case has no such tensors,
-    /// returns our own images.
+    /// returns the images that this project computes.
     fn idefics1_images(&self, processed: &ProcessedInputs) -> Result<(Vec<ImageTile>, Vec<usize>, Vec<bool>)> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             let n_images: Vec<usize> = processed.images.iter().map(Vec::len).collect();
@@ -102,7 +102,8 @@ impl Stages<'_> {
         self.floats(stage, &[is_real.len(), n_vectors, width], &placed, tolerance, |index| is_real[index / per_image])
     }
 
-    /// Adds the image attention mask of the case to the prompts, or ours if the case has none.
+    /// Adds an image attention mask to the prompts: the mask of the case, or the mask that this project computes if the
+    /// case has none.
     fn with_image_mask(&self, prompts: Prompts, processor: &Processor, n_images: Vec<usize>) -> Result<Prompts> {
         let Some(mask) = self.case.expected("processor.image_attention_mask") else {
             let tokenizer = processor.tokenizer();

@@ -88,7 +88,8 @@ impl Report {
         eprintln!("error: {}: {error:#}", self.case);
     }
 
-    /// Prints the counts. The exit code is 0 if all stages agreed, 1 if one differed, 2 if a case could not be read.
+    /// Prints the counts. The exit code is 0 if all stages agreed, 1 if a stage differed, 2 if a case could not be
+    /// read.
     pub(super) fn finish(&self) -> ExitCode {
         if self.json {
             println!("{}", json!({"passed": self.passed, "failed": self.failed, "unreadable": self.unreadable}));

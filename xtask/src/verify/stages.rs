@@ -124,7 +124,8 @@ impl Stages<'_> {
         self.floats("processor.pixel_values", &shape, &black, 0.0, |_| true)
     }
 
-    /// Compares the rows and columns of tiles of each picture, `[batch, pictures]`, -1 for rows with fewer pictures.
+    /// Compares the numbers of tile rows and of tile columns of each picture, both `[batch, pictures]`, with -1 where a
+    /// row of the batch has fewer pictures.
     fn grids(&mut self, processed: &ProcessedInputs) -> Result<()> {
         let pictures = processed.grids.iter().map(Vec::len).max().unwrap_or(0);
         let shape = [processed.grids.len(), pictures];
@@ -140,7 +141,8 @@ impl Stages<'_> {
         self.ints("processor.cols", &shape, &sides(|grid| grid.cols))
     }
 
-    /// Compares the indices of the frames that are shown of each video, `[videos, frames]`, -1 where a video has fewer.
+    /// Compares the indices of the shown frames of each video, `[videos, frames]`, with -1 where a video has fewer
+    /// frames.
     fn frames(&mut self, processed: &ProcessedInputs) -> Result<()> {
         let videos: Vec<&[usize]> =
             processed.videos.iter().flatten().map(|video| video.frames_indices.as_slice()).collect();

@@ -69,8 +69,8 @@ impl TrainSettings {
 }
 
 impl Stages<'_> {
-    /// Returns the rule for which labels of the case count: that of its training run or, without one, that of the
-    /// reference.
+    /// Returns the rule that decides which labels of the case count: the rule of its training run, or the reference's
+    /// rule if the case has no training run.
     pub(super) fn recipe(&self) -> LabelRecipe {
         self.case.file.train.as_ref().map_or(LabelRecipe::Transformers5, TrainSettings::recipe)
     }

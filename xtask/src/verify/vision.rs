@@ -11,7 +11,8 @@ use super::compare::Comparison;
 use super::stages::{Stages, floats};
 
 impl Stages<'_> {
-    /// Returns the real images in the expected processor tensors, or ours if the case has none.
+    /// Returns the real images in the expected processor tensors, or the images that this project computes if the case
+    /// has none.
     pub(super) fn images(&self, processed: &ProcessedInputs) -> Result<Vec<ImageTile>> {
         let Some(pixel_values) = self.case.expected("processor.pixel_values") else {
             return Ok(processed.images.iter().flatten().cloned().collect());
@@ -66,8 +67,8 @@ impl Stages<'_> {
         self.tensor("image_hidden_states", &states, |_| true)
     }
 
-    /// Compares the features of real patches. The reference pads all images to one patch grid. Ours contain only real
-    /// patches, which are copied to their positions in that grid.
+    /// Compares the features of real patches. The reference pads all images to one patch grid. The features that this
+    /// project computes contain only real patches, which are copied to their positions in that grid.
     fn compare_features(
         &self,
         model: &dyn Model,

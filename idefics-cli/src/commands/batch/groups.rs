@@ -13,7 +13,7 @@ const TOKENS_PER_IMAGE: usize = 64;
 /// Number of tokens above which a row counts as long. Padding rows up to this length costs little.
 const LONG_ROW: usize = 4096;
 
-/// A long row is grouped only with rows that have at least 1/`MAX_LENGTH_RATIO` of its length.
+/// A long row is grouped only with rows whose length is at least 1/`MAX_LENGTH_RATIO` of the long row's length.
 const MAX_LENGTH_RATIO: usize = 4;
 
 /// Rows to answer as one batch.
@@ -28,7 +28,7 @@ pub(super) struct Group {
 /// A row of a group.
 pub(super) struct GroupRow {
     pub(super) row: InputRow,
-    /// Whether an earlier run answered it.
+    /// Whether an earlier run answered this row.
     pub(super) is_done: bool,
 }
 

@@ -7,7 +7,7 @@
 //! CHECKSUM DIGEST {"id": 1, "text": "…"}
 //! ```
 //! The digest in the first line covers everything that all rows depend on (model and options). The digest of a row
-//! covers its input; it is followed by the output line. A line is durable once [`Journal::save`] returns. An
+//! covers the row's input. The output line follows this digest. A line is durable once [`Journal::save`] returns. An
 //! incomplete last line, left by an interrupted run, is cut off by the next run.
 //!
 //! `OUT.lock` is locked while a run writes the output. Afterwards it holds the digests of the run, its rows and the
@@ -44,7 +44,7 @@ pub(super) struct Journal {
     len: u64,
     /// Lines of the rows that earlier runs answered, by name.
     old: HashMap<Name, Place>,
-    /// Line of each row, by its position in the input; `None` until the row is answered.
+    /// Line of each row, by the row's position in the input; `None` until the row is answered.
     places: Vec<Option<Place>>,
     /// Number of rows in the finished output that this run started from, if there was one.
     n_finished: Option<usize>,

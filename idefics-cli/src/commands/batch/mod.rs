@@ -123,7 +123,8 @@ impl Batch<'_> {
         group.failure.map_or(Ok(()), Err)
     }
 
-    /// Ends the program after a failure if the input is a pipe, because the thread that reads it may be blocked forever.
+    /// Ends the program after a failure if the input is a pipe, because the thread that reads the pipe may be blocked
+    /// forever.
     fn exit_if_reading_a_pipe<T>(&self, kept: Result<T, Failure>) -> Result<T, Failure> {
         kept.inspect_err(|failure| {
             if !self.is_file {

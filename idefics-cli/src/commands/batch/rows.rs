@@ -173,7 +173,7 @@ impl<'i, R: BufRead> Rows<'i, R> {
         }
     }
 
-    /// Parses a line of `len` bytes. `line` holds only its beginning if it is longer than [`MAX_LINE`].
+    /// Parses a line of `len` bytes. If the line is longer than [`MAX_LINE`], `line` holds only the beginning.
     fn parse(&self, line: &[u8], len: usize) -> InputRow {
         let mut digest = Sha256::new();
         digest.update(line);

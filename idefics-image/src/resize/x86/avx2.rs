@@ -99,8 +99,8 @@ fn broadcast(quad: &Quad) -> [__m256i; 3] {
 #[derive(Debug)]
 pub(in super::super) struct Columns {
     strips: Vec<Strip>,
-    /// Index of the first quad of pixels of each output, within its strip. If `quads` is 1, index of the first pixel
-    /// instead.
+    /// For each output, the index of its first quad of pixels, counted from the start of the strip. If `quads` is 1,
+    /// the index of its first pixel instead.
     firsts: Vec<usize>,
     weights: Groups<Quad>,
     /// The largest number of quads of an output.
@@ -120,7 +120,8 @@ impl Columns {
 
     fn of(taps: &Taps) -> Option<Self> {
         let strips = Strip::of(taps);
-        // Outputs with longer windows share quads of reordered pixels, so the quads begin at multiples of four.
+        // If windows are longer than a quad, outputs share quads of reordered pixels, so the quads begin at multiples
+        // of four.
         let align = if taps.window() <= QUAD { 1 } else { QUAD };
         let weights = Groups::of(taps, align, |weights| Some(Quad::new(weights)))?;
         let quads = (0..taps.len()).map(|output| weights.at(output).len()).max()?;
@@ -133,7 +134,7 @@ impl Columns {
         Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Resizes rows along x, from `[width, 3]` each to an interleaved block.
+    /// Resizes rows along x, and writes them to an interleaved block. Each input row is `[width, 3]`.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], block: &mut [u8]) {
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
         let half = block.len() / 2;
@@ -194,7 +195,7 @@ impl Columns {
     }
 }
 
-/// Eight rows and the length of the shortest. One bounds check covers a load from every row.
+/// Eight rows, and the length of the shortest row. One bounds check covers a load from every row.
 struct SameLength<'a> {
     rows: [&'a [u8]; ROWS],
     length: usize,
@@ -266,7 +267,8 @@ fn ordered<const N: usize>(rows: [&[u8; N]; ROWS], at: usize) -> Pixels {
     ]
 }
 
-/// Writes one pixel of each of eight rows, 24 values in the order of [`Pixels`], to the two groups of a block.
+/// Writes one pixel of each of the eight rows to the two groups of a block. The 24 values are in the order of
+/// [`Pixels`].
 #[inline]
 #[target_feature(enable = "avx2")]
 fn put([first, second, third]: [__m256i; 3], groups: [&mut [u8]; 2], output: usize) {
@@ -338,7 +340,9 @@ fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
         for (group, weights) in groups.iter().zip(weights) {
             let weights = broadcast(weights);
             for (quarter, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: column + COLUMNS <= width, and every group has at least LANES * width bytes, asserted above.
+                // SAFETY: the load ends at byte LANES * (column + COLUMNS) of the group, or before. The loop keeps
+                // column + COLUMNS <= width, and the assertion above checks that every group has at least LANES * width
+                // bytes.
                 #[allow(unsafe_code, reason = "a vector load takes a pointer")]
                 let bytes = unsafe { _mm256_loadu_si256(group.as_ptr().add(LANES * column + 32 * quarter).cast()) };
                 sums.add(bytes, weights);
@@ -347,7 +351,8 @@ fn one_row(groups: &[&[u8]], weights: &[Quad], out: &mut [u8]) {
         let [first, second, third, fourth] = sums.map(|sums| sums.values());
         let words = [_mm256_packs_epi32(first, second), _mm256_packs_epi32(third, fourth)];
         let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words[0], words[1]), order);
-        // SAFETY: column + COLUMNS <= width, the length of `out`.
+        // SAFETY: the store ends at byte column + COLUMNS of `out`. The loop keeps column + COLUMNS <= width, which is
+        // the length of `out`.
         #[allow(unsafe_code, reason = "a vector store takes a pointer")]
         unsafe {
             _mm256_storeu_si256(out.as_mut_ptr().add(column).cast(), bytes);

@@ -32,8 +32,8 @@ impl Columns {
         avx2.map(Self::Avx2).into_iter().chain(vnni.map(Self::Vnni)).collect()
     }
 
-    /// Resizes rows along x, from `[width, 3]` each to an interleaved block. Rows that are not in `used` may be
-    /// skipped.
+    /// Resizes rows along x, and writes them to an interleaved block. Each input row is `[width, 3]`. Rows that are not
+    /// in `used` may be skipped.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         match self {
             Self::Avx2(columns) => columns.horizontal(rows, block),
@@ -76,7 +76,7 @@ impl Rows {
 /// The weights of a pass: for each output, one `T` per four inputs.
 #[derive(Debug)]
 struct Groups<T> {
-    /// End of each output's weights in `weights`.
+    /// For each output, the index in `weights` at which its weights end.
     ends: Vec<usize>,
     weights: Vec<T>,
 }
@@ -102,7 +102,7 @@ impl<T> Groups<T> {
     }
 }
 
-/// Number of neighbouring pixels of a row in a vector.
+/// Number of neighbouring pixels of one row in a vector.
 const QUAD: usize = 4;
 
 /// Number of neighbouring outputs in a group of a [`Strip`].
@@ -167,7 +167,7 @@ fn chunk<'a>(row: &'a [u8], x: usize, spare: &'a mut [u8; CHUNK]) -> &'a [u8; CH
     })
 }
 
-/// Prefetches the bytes of a row that are one strip after offset `at`.
+/// Prefetches bytes of a row that are one strip beyond offset `at`.
 #[inline(always)]
 fn prefetch(row: &[u8], at: usize) {
     // SAFETY: a prefetch is only a hint. It is allowed for any address, even an invalid one.

@@ -20,10 +20,10 @@ fn is_there() -> bool {
 #[derive(Debug)]
 pub(in super::super) struct Columns {
     strips: Vec<Strip>,
-    /// Index of the first quad of pixels of each output, within its strip.
+    /// For each output of a group, the index of its first quad of pixels, counted from the start of the strip.
     firsts: Vec<[usize; GROUP]>,
-    /// The digits of four weights each, lowest digit first, for every output of a group. There are `quads` entries for
-    /// each group. The weights are padded with zeros.
+    /// The weights, padded with zeros. There are `quads` entries for each group of outputs. An entry holds, for each
+    /// output of the group, the digits of four weights, lowest digit first.
     weights: Vec<[[i32; 3]; GROUP]>,
     quads: usize,
 }
@@ -53,8 +53,8 @@ impl Columns {
         Some(Self { strips, firsts, weights, quads })
     }
 
-    /// Resizes rows along x, from `[width, 3]` each to an interleaved block. Rows that are not in `used` may be
-    /// skipped.
+    /// Resizes rows along x, and writes them to an interleaved block. Each input row is `[width, 3]`. Rows that are not
+    /// in `used` may be skipped.
     pub(super) fn horizontal(&self, rows: [&[u8]; ROWS], used: Range<usize>, block: &mut [u8]) {
         let half = block.len() / 2;
         let halves = rows.as_chunks::<LANES>().0.iter().zip(block.chunks_exact_mut(half));
@@ -76,8 +76,8 @@ impl Columns {
         let last_order = _mm512_add_epi8(order, _mm512_set1_epi8(LAST_SHIFT));
         let without_fourth =
             _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
-        // `transposed` moves four columns of every row to each quarter. `interleaved` makes the bytes of a column
-        // adjacent.
+        // `transposed` brings the same four columns of all rows into each quarter. `interleaved` then makes the bytes
+        // of a column adjacent.
         let transposed = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         let interleaved = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
         let chunks = self.strips.iter().map(|strip| strip.chunks).max().unwrap_or(0);
@@ -192,7 +192,9 @@ fn one_row(groups: &[&[u8]], weights: &[[i32; 3]], out: &mut [u8]) {
         let mut sums = [[round, zero, zero]; 4];
         for (group, digits) in groups.iter().zip(weights) {
             for (quarter, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: column + COLUMNS <= width, and every group has at least LANES * width bytes, asserted above.
+                // SAFETY: the load ends at byte LANES * (column + COLUMNS) of the group, or before. The loop keeps
+                // column + COLUMNS <= width, and the assertion above checks that every group has at least LANES * width
+                // bytes.
                 #[allow(unsafe_code, reason = "a vector load takes a pointer")]
                 let pixels = unsafe { _mm512_loadu_si512(group.as_ptr().add(LANES * column + 64 * quarter).cast()) };
                 for (sum, &digit) in sums.iter_mut().zip(digits) {

@@ -25,8 +25,8 @@ pub(super) enum Mode {
     EndOfLine,
 }
 
-/// A lookup table for code words: the meaning and the length in bits, indexed by the next bits. The first bit is the
-/// lowest.
+/// A lookup table for code words, indexed by the next bits of the data. The first of these bits is the lowest. An entry
+/// contains the meaning of the code word and its length in bits.
 pub(super) struct Table<T: 'static, const SIZE: usize>(pub(super) [(T, u8); SIZE]);
 
 // Number of bits that are looked up for a white, a black and a two-dimensional code word.

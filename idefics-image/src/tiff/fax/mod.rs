@@ -89,7 +89,7 @@ impl Fax {
         })
     }
 
-    /// Fills the rows of `out`, one bit per pixel, 1 is black. `offset` is the offset of `data` in the file.
+    /// Fills the rows of `out`, one bit per pixel (1 is black). `offset` is the offset of `data` in the file.
     pub(super) fn decode(&mut self, data: &[u8], offset: usize, out: &mut [u8]) -> Result<(), TiffError> {
         if self.is_swapped {
             self.swap();

@@ -191,7 +191,7 @@ impl Row {
         }
         if self.pending != 0 {
             if self.pending.wrapping_add(self.at) < self.width {
-                // A final change at the end of the row is expected.
+                // The code of the colour change at the end of the row (a single 1 bit) must follow.
                 bits.need(1)?;
                 if bits.peek(1) == 0 {
                     return Ok(End::Pixel);
@@ -203,13 +203,13 @@ impl Row {
         Ok(End::Pixel)
     }
 
-    /// Appends one run for the missing pixels. It does not advance the position, so [`Self::finish`] ignores this run.
+    /// Appends one run for the missing pixels. The position stays where it is, so [`Self::finish`] ignores this run.
     fn fill_up(&mut self) {
         self.runs[self.length] = self.width.wrapping_sub(self.at).cast_unsigned();
         self.length += 1;
     }
 
-    /// Writes the row to `out`, one bit per pixel, 1 is black. Runs that reach beyond the end of the row are cut.
+    /// Writes the row to `out`, one bit per pixel (1 is black). Runs that reach beyond the end of the row are cut.
     pub(super) fn write(&mut self, out: &mut [u8]) {
         if !self.length.is_multiple_of(2)
             && let Some(run) = self.runs.get_mut(self.length)
@@ -230,7 +230,8 @@ impl Row {
 }
 
 impl Changes<'_> {
-    /// Advances to the first change after the position of `row` that has the opposite colour (b1 in ITU-T T.4).
+    /// Advances to the first change that is to the right of the position of `row` and has the opposite colour (b1 in
+    /// ITU-T T.4).
     fn find_b1(&mut self, row: &Row) -> Result<(), Fault> {
         if row.length > 0 {
             while self.at <= row.at && self.at < row.width {

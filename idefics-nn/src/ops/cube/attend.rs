@@ -43,8 +43,8 @@ pub(super) fn dot(left: Vector<f32, Const<4>>, right: Vector<f32, Const<4>>) -> 
     (products.extract(0usize) + products.extract(1usize)) + (products.extract(2usize) + products.extract(3usize))
 }
 
-/// Copies `rows` rows of a head, starting at row `first`, to shared memory. Rows past the last repeat the last
-/// row.
+/// Copies `rows` rows of a head, starting at row `first`, to shared memory. Rows beyond the last row of the head repeat
+/// that last row.
 #[cube]
 fn load<F: Float>(
     tile: &mut Shared<[Vector<f32, Const<4>>]>,

@@ -23,13 +23,14 @@ use cubek::attention::forward::routines::blackbox_accelerated::BlackboxAccelerat
 
 use super::{attend, empty_on_device_of};
 
-/// Number of rows and number of columns of a tile.
+/// Number of rows of a tile, which is also its number of columns.
 const TILE: usize = 16;
 
 /// Number of query tiles per cube. Each plane (warp) processes one of them.
 const PLANES: usize = 4;
 
-/// Minimum number of queries for which tensor cores are faster. The number of queries is padded to a multiple of it.
+/// Minimum number of queries for which tensor cores are faster. The number of queries is padded to a multiple of this
+/// minimum.
 const QUERIES: usize = PLANES * TILE;
 
 /// Number of units per cube of the copy kernel.
@@ -40,19 +41,20 @@ const UNITS: u32 = 256;
 pub(crate) enum Tiles {
     /// Tensor cores where they are faster, otherwise the tiles of [`attend`].
     Best,
-    /// Burn's flash attention without tensor cores but with the same layout, which can be tested on any GPU.
+    /// Burn's flash attention without tensor cores but with the same layout. It can be tested on any GPU.
     #[cfg(test)]
     Plain,
 }
 
-/// Returns whether the device has tensor cores, and they are faster for these inputs: there are enough queries,
+/// Returns whether the device has tensor cores and they are faster for these inputs: there are enough queries,
 /// activations have 16 bits, and the numbers of queries and keys are similar.
 fn pays(query: &CubeTensor, key: &CubeTensor) -> bool {
     let [f16, f32] = [FloatKind::F16, FloatKind::F32].map(ElemType::Float);
     let tile = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: 16, n: 16, k: 16 };
     let has_cores = || query.client.properties().features.matmul.cmma.contains(&tile);
     let (queries, len) = (query.meta.shape()[2].next_multiple_of(QUERIES), key.meta.shape()[2]);
-    // If the numbers are not similar, Burn picks tiles of another shape, for which this layout is wrong.
+    // If the numbers of queries and keys are not similar, Burn picks tiles of another shape, for which this layout is
+    // wrong.
     let is_square = queries < 4 * len && len < 4 * queries;
     matches!(query.dtype, DType::F16 | DType::BF16) && query.meta.shape()[2] >= QUERIES && is_square && has_cores()
 }
@@ -177,7 +179,7 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "the test reads the result back to the host")]
     fn tensor_core_layout_matches_cpu() {
-        // Covers head widths and query counts that are not tile multiples, grouped heads, and strided keys.
+        // Covers head widths and query counts that are not multiples of the tile size, grouped heads, and strided keys.
         for (batch, kv_heads, group, queries, len, head_dim) in [(1, 2, 1, 70, 70, 72), (2, 2, 3, 65, 90, 80)] {
             for is_masked in [false, true] {
                 let [query, key, value] = [(queries, group), (len + 3, 1), (len + 3, 1)].map(|(n, group)| {

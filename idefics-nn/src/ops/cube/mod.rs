@@ -40,7 +40,7 @@ pub(crate) struct Panel {
     pub(crate) dtype: DType,
 }
 
-/// Operations with a GPU kernel. Codes are packed four bytes per word, in the order of their format; scales are
+/// Operations with a GPU kernel. Codes are packed into words of four bytes, in the order of their format; scales are
 /// F32.
 #[backend_extension(Cube, Fusion)]
 pub(crate) trait CubeKernels: Backend {

@@ -104,8 +104,8 @@ pub(super) fn launch(codes: CubeTensor, scales: CubeTensor, panel: Panel) -> Cub
     let n_values = count * weight.d_in;
     let dim = CubeDim::new_1d(UNITS);
     let cubes = calculate_cube_count_elemwise(&output.client, n_values, dim);
-    // SAFETY: units past `n_values` do nothing. Every value before it has a code and a scale: the panel lies within the
-    // weight, and `PackedWeight::parts` has checked the numbers of codes and scales.
+    // SAFETY: units past `n_values` do nothing. Every value before `n_values` has a code and a scale: the panel lies
+    // within the weight, and `PackedWeight::parts` has checked the numbers of codes and scales.
     unsafe {
         expand::launch_unchecked(
             &output.client,
