@@ -32,7 +32,7 @@ pub struct Prepared<'m> {
     preprocess_ms: f64,
 }
 
-/// A batch whose prompts have been computed.
+/// A batch that is being answered, and what its answers are made from.
 struct Run<'a> {
     running: Running<'a>,
     inputs: ProcessedInputs,
@@ -57,8 +57,8 @@ impl Idefics {
     }
 
     /// Prepares batches of samples on a separate thread and calls `answer` with each of them, in order. While one batch
-    /// is answered, the next one is prepared. The first error of `answer` stops the work, but only once the preparation
-    /// that is running has ended.
+    /// is answered, the next one is prepared. The first error of `answer` stops the work. This function then still
+    /// waits until the running preparation has ended.
     ///
     /// # Errors
     /// Those of `answer`.
@@ -232,7 +232,8 @@ impl<'m> Prepared<'m> {
         self.model.processor().tokenizer_for(self.process.compatibility)
     }
 
-    /// Computes the prompt of the only sample, after checking that there is one sample and that its answer can be streamed.
+    /// Computes the prompt of the only sample, after checking that there is exactly one sample and that its answer can
+    /// be streamed.
     fn start_one(self, options: &GenerationConfig, controls: Controls<'m>) -> Result<Run<'m>, Error> {
         check_streamable(&self.model.options(options, self.is_conversation)?)?;
         match self.inputs.input_ids.len() {
@@ -277,8 +278,8 @@ pub(crate) struct Ready<'m> {
 }
 
 impl<'m> Ready<'m> {
-    /// Returns whether the engine can generate these answers. It has no beams, no log-probabilities of prompts and no
-    /// captured steps, and its kernels for pages are those of the CPU.
+    /// Returns whether the engine can generate these answers. The engine has no beam search, no log-probabilities of
+    /// prompts and no captured steps, and its kernels for cache pages exist only on the CPU.
     pub(crate) fn uses_engine(&self) -> bool {
         let model = self.model.model();
         let is_plain = self.options.num_beams() == 1 && !self.controls.prompt_logprobs;
@@ -288,7 +289,8 @@ impl<'m> Ready<'m> {
     /// Takes the prompts as requests of an engine.
     ///
     /// # Errors
-    /// [`Error::Input`] if a token id is outside the vocabulary, or a prompt has not as many images as it shows.
+    /// [`Error::Input`] if a token id is outside the vocabulary, or if the tokens of a prompt need another number of
+    /// images than the prompt has.
     pub(crate) fn requests(&mut self) -> Result<Vec<Request<'m>>, Error> {
         let Self { model, inputs, prompts, options, controls, .. } = self;
         check_ids(prompts.input_ids(), prompts.seq(), model.model().shape().vocab_size)?;

@@ -13,7 +13,7 @@ use crate::{Answer, Controls, Error, GenerationConfig, Idefics, Prepared, Timing
 
 /// Takes the answers of [`Idefics::answer_batches`].
 pub trait AnswerSink<B> {
-    /// Why the work stops.
+    /// The error that stops the work.
     type Error;
 
     /// Takes the answers to a sample of a batch, or the error of the sample. Samples end in any order.
@@ -29,12 +29,12 @@ pub trait AnswerSink<B> {
     fn finished(&mut self, batch: B) -> Result<(), Self::Error>;
 }
 
-/// The options of a batch, and settings that are made anew for each batch.
+/// A function that makes the options and controls of a batch, or of a sample that starts alone.
 type Settings<'s, 'm> = &'s mut dyn FnMut() -> (GenerationConfig, Controls<'m>);
 
 impl Idefics {
     /// Answers batches of samples, which are prepared on a separate thread. At most `rows` samples run at once. When
-    /// one ends, the next one starts, also if it is of a later batch. If a batch cannot start because a sample is
+    /// one ends, the next one starts, even if it belongs to a later batch. If a batch cannot start because a sample is
     /// invalid, its samples start one by one. Each answer is the same as that of [`Self::generate_each`] for its batch.
     ///
     /// Beam search, graph capture and log-probabilities of prompts run one batch at a time instead.
@@ -90,7 +90,7 @@ struct Refill<'m, 'p, B> {
     process: &'p ProcessOptions,
     /// Maximum number of samples that run at once.
     rows: usize,
-    /// The engine and its number of pages for each sample; `None` before the first request.
+    /// The engine, and the number of cache pages that it has for each sample; `None` before the first request.
     engine: Option<(Engine<'m>, usize)>,
     open: VecDeque<Open<B>>,
 }
@@ -158,7 +158,7 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
     }
 
     /// Submits prepared samples, the first of which has the index `first`. If the engine cannot generate their answers,
-    /// generates them at once and adds them to `results`.
+    /// generates these immediately and adds them to `results`.
     fn start(
         &mut self,
         first: usize,
@@ -210,7 +210,7 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
         Ok(())
     }
 
-    /// Runs a step and passes on the samples that have ended.
+    /// Runs a step of the engine, and passes the answers of samples that have ended to `sink`.
     fn step<S: AnswerSink<B>>(&mut self, sink: &mut S) -> Result<(), S::Error> {
         let stepped = self.engine.as_mut().map_or(Ok(false), |(engine, _)| engine.step());
         let mut failed = stepped.err();
@@ -234,7 +234,8 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
 }
 
 impl Item {
-    /// Returns the answers to the sample, which have ended. An error names row 0, because the sample counts alone.
+    /// Returns the answers to the sample, all of which have ended. An error names row 0, because each sample is
+    /// reported alone, not as a row of a batch.
     fn answers(self, model: &Idefics, process: &ProcessOptions) -> Result<Vec<Answer>, Error> {
         let Self { inputs, row, timings, collected, .. } = self;
         let generated = collected.into_generated().map_err(|error| match error {

@@ -3,12 +3,12 @@
 use crate::engine::Session;
 use crate::{Error, FinishReason, GeneratedLogprob, Generation, Timings};
 
-/// A batch whose prompts have been computed. Answers are numbered by sample.
+/// A batch that is being answered. Answers are numbered sample by sample.
 #[derive(Debug)]
 pub(crate) enum Running<'a> {
     /// Each sample is a request of an engine.
     Engine(Box<Session<'a>>),
-    /// Beam search, log-probabilities of prompts, several devices, and GPUs.
+    /// Used for beam search, log-probabilities of prompts, several devices, and GPUs.
     Generation(Box<Generation<'a>>),
 }
 
@@ -20,7 +20,7 @@ pub(crate) struct Generated {
     pub(crate) finish_reason: FinishReason,
     /// Why no step was replayed although graph capture was requested.
     pub(crate) replay_refusal: Option<String>,
-    /// Score of a beam search.
+    /// Score of the answer in a beam search.
     pub(crate) score: Option<f32>,
     pub(crate) logprobs: Vec<GeneratedLogprob>,
     pub(crate) prompt_logprobs: Option<Vec<f32>>,
@@ -76,13 +76,13 @@ impl Running<'_> {
         let Self::Engine(session) = self else { return Ok(()) }; // a generation begins when it is created
         while session.received(0, 0).tokens.is_empty() && session.error(0).is_none() && session.step()? {}
         match session.error(0) {
-            Some(Error::NonFinite { .. } | Error::NoAllowedToken { .. }) => Ok(()), // the error of the first token
+            Some(Error::NonFinite { .. } | Error::NoAllowedToken { .. }) => Ok(()), // `token` returns this error
             error => error.take().map_or(Ok(()), Err),
         }
     }
 
-    /// Returns the token with this number of the only answer, and runs until it has been generated. Returns `None` if
-    /// the answer has ended before.
+    /// Runs until token `index` of the only answer has been generated, and returns the token. Returns `None` if the
+    /// answer ends before that.
     ///
     /// # Errors
     /// [`Error::Execution`], [`Error::NonFinite`] or [`Error::NoAllowedToken`].
@@ -144,7 +144,7 @@ impl Running<'_> {
         }
     }
 
-    /// Returns the time of each stage in the engine.
+    /// Returns the time that each stage took in the engine; `None` for a generation.
     pub(crate) fn timings(&self) -> Option<Timings> {
         match self {
             Self::Generation(_) => None,

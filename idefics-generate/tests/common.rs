@@ -64,7 +64,7 @@ pub(crate) fn load_folder(folder: &Path) -> Result<Idefics, idefics_generate::Er
     Idefics::from_folder(folder, &Device::flex(), DType::F32, |_| ())
 }
 
-/// Returns the path of one of the three images of the case `two-images`, which have different sizes.
+/// Returns the path of an image of the case `two-images`. Its three images have different sizes.
 pub(crate) fn picture(name: &str) -> String {
     xtask_folder("cases/two-images/images").join(name).to_str().unwrap().to_owned()
 }

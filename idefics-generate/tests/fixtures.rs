@@ -1,5 +1,5 @@
 //! Reads the fixtures written by `generation_fixtures.py`, or those in the folder that `GENERATION_FIXTURES` names.
-//! They are JSON: `null` means -inf, and words mean NaN and infinity.
+//! They are JSON: `null` means -inf, `"nan"` means NaN, and `"inf"` means infinity.
 
 use std::path::{Path, PathBuf};
 

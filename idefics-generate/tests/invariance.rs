@@ -67,7 +67,7 @@ fn vision_batch_size_does_not_change_vectors() {
         };
         let model = load(checkpoint);
         let processed = model.processor().process(&samples, &no_splitting()).unwrap();
-        // The images of each size occur twice.
+        // Each image occurs twice, so that several images have the same size.
         let images: Vec<_> =
             processed.images.iter().flatten().flat_map(|image| [image.clone(), image.clone()]).collect();
         let images: Vec<_> = images

@@ -228,8 +228,8 @@ fn images_with_different_numbers_of_vectors_share_a_prompt_and_a_batch() {
     let folder = tempfile::tempdir().unwrap();
     let model = config(folder.path()).random_model(&Device::flex(), DType::F32, 3, |_| ()).unwrap();
     let model: &dyn Model = &*model;
-    // Images of equal size are not adjacent, so the results of the batches must be sorted back. The third image repeats
-    // the first.
+    // Images of equal size are not adjacent, so the results of the batches must be put back into the order of the
+    // images. The third image repeats the first.
     let images = [image(24, 16), image(16, 16), image(24, 16), image(8, 8)];
     let counts = [6, 4, 6, 1];
 

@@ -31,7 +31,7 @@ fn weights_take_predicted_memory() {
         for dtype in [None, Some(DType::F32), Some(DType::BF16)] {
             for quantize in formats.into_iter().chain([WeightFormat::None]) {
                 if checkpoint == "small-quantized" && quantize != WeightFormat::None {
-                    continue; // it cannot be quantised again
+                    continue; // already quantised
                 }
                 let pickles = PicklePolicy::Allowed;
                 let weights = WeightOptions { quantize, dtype, pickles, ..WeightOptions::default() };

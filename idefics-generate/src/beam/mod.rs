@@ -20,7 +20,7 @@ use crate::logits::{RowError, RowKey, Sampler, top_k};
 pub use options::BeamOptions;
 use sample::{Sample, next_running};
 
-/// Added to the scores of candidates that must not be chosen. It is finite, so that a blocked candidate can still be
+/// Added to the scores of candidates that should not be chosen. It is finite, so that a blocked candidate can still be
 /// chosen if there is no other. Source: `_beam_search`.
 const BLOCKED: f32 = -1e9;
 

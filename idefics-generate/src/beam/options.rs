@@ -55,7 +55,7 @@ impl BeamOptions {
         }
     }
 
-    /// Returns a log-probability divided by the length penalty for `n_tokens` tokens.
+    /// Returns the log-probability `score` of an answer, divided by the length penalty for its `n_tokens` tokens.
     pub(super) fn penalized(&self, score: f32, n_tokens: usize) -> f32 {
         score / (n_tokens as f64).powf(self.length_penalty) as f32
     }

@@ -11,11 +11,11 @@ use llguidance::{ParserFactory, TokenParser, panic_utils};
 
 use super::{GrammarError, GrammarKind};
 
-/// Stack of the thread. The library recurses over schemas and regular expressions.
+/// Stack size of the thread, in bytes. The library recurses over schemas and regular expressions.
 const STACK: usize = 128 << 20;
 
-/// Time limit in seconds. It is longer in development builds, because they are slower. A thread that exceeds it runs on
-/// until a limit of the library stops it, but nobody waits for it.
+/// Time limit in seconds. The limit is longer in development builds, because they are slower. A thread that exceeds it
+/// runs on until a limit of the library stops it, but nobody waits for it.
 const SECONDS: u64 = if cfg!(debug_assertions) { 20 } else { 2 };
 
 /// Maximum length of a message of the library, in bytes.
@@ -67,7 +67,7 @@ fn rejected(what: GrammarKind, reason: &str) -> GrammarError {
 /// backtraces.
 fn short(reason: &str) -> String {
     let line = reason.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown reason").trim();
-    // Positions such as `at 3(7): ` are those in the text that this module wrote.
+    // Positions such as `at 3(7): ` refer to the generated grammar, which the user does not see.
     let line = match line.strip_prefix("at ").and_then(|rest| rest.split_once("): ")) {
         Some((_, rest)) => rest,
         None => line,

@@ -24,7 +24,7 @@ pub enum GrammarError {
     TooLong {
         /// The kind of grammar.
         what: GrammarKind,
-        /// Its size in bytes.
+        /// The size of the grammar in bytes.
         bytes: usize,
         /// The limit in bytes.
         limit: usize,

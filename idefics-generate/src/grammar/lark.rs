@@ -1,4 +1,4 @@
-//! Grammars in the language of the library: an optional space, then the value.
+//! Grammars in the language of the grammar library. An answer is an optional space, then the value.
 //!
 //! Models put a space before an answer, and the decoders of some tokenizers drop the first space of a text. So a space
 //! may precede every answer. If the value itself begins with a space, the answer begins with two spaces.

@@ -56,7 +56,7 @@ impl RowState {
         Self { parser: start.deep_clone(), n_read: 0, error: None, ending: None }
     }
 
-    /// Reads the generated tokens that are new.
+    /// Passes the generated tokens that the parser has not read yet to the parser.
     fn read(&mut self, generated: &[u32]) {
         for &token in generated.get(self.n_read..).unwrap_or_default() {
             self.n_read += 1;
@@ -134,7 +134,7 @@ impl LogitsProcessor for GrammarMask {
     }
 }
 
-/// Forbids a token. Scores that are not finite stay, so that they are reported.
+/// Forbids a token. A score of NaN or `+inf` stays unchanged, so that it is reported.
 fn forbid(score: &mut f32) {
     if *score < f32::INFINITY {
         *score = f32::NEG_INFINITY;

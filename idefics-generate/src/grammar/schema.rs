@@ -11,7 +11,7 @@ use super::{GrammarError, GrammarKind};
 /// Maximum number of optional properties of all objects together.
 const MAX_OPTIONAL: usize = 500;
 
-/// Maximum nesting of a schema. The library recurses over it.
+/// Maximum nesting of a schema. The library recurses over the schema.
 const MAX_DEPTH: usize = 128;
 
 /// Largest allowed common multiple of the values of `multipleOf`, in units of their last decimal. The library builds an
@@ -40,7 +40,8 @@ pub(super) fn check(schema: Value) -> Result<Value, GrammarError> {
     Err(GrammarError::NotASchema { found })
 }
 
-/// Iterates over all values in a JSON value, each with its key in the object that contains it and its depth.
+/// Calls `each` for a JSON value and all values inside it. The arguments are the value's key, if an object contains the
+/// value; the value; and its depth.
 fn visit<'v>(
     root: &'v Value,
     mut each: impl FnMut(Option<&'v str>, &'v Value, usize) -> Result<(), GrammarError>,

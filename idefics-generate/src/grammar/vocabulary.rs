@@ -8,17 +8,17 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
 use super::{GrammarError, compile};
 
-/// Maximum number of bytes of a token that grammars use. The library's tree has at most 1024 levels.
+/// Maximum number of bytes in a token. Grammars do not use longer tokens. The library's tree has at most 1024 levels.
 const MAX_PIECE: usize = 512;
 
-/// Maximum number of bytes of all tokens together, which bounds the number of nodes of the library's tree.
+/// Maximum number of bytes of all tokens together. The limit bounds the number of nodes in the library's tree.
 const MAX_BYTES: usize = (1 << 22) - 2;
 
 /// Maximum number of tokens: ids have 24 bits in the library, and one of them is reserved.
 const MAX_TOKENS: usize = (1 << 24) - 2;
 
-/// The tokens of a model, prepared for grammars. Making it takes longer than compiling a grammar, so keep it:
-/// [`Idefics::compile_grammar`](crate::Idefics::compile_grammar) does.
+/// The tokens of a model, prepared for grammars. Preparing them takes longer than compiling a grammar, so keep and
+/// reuse this value, as [`Idefics::compile_grammar`](crate::Idefics::compile_grammar) does.
 #[derive(Clone)]
 pub struct GrammarVocabulary {
     pub(super) factory: Arc<ParserFactory>,

@@ -7,9 +7,10 @@ use super::{LogitsProcessor, Row};
 /// Source: `SequenceBiasLogitsProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceBias {
-    /// Sequences of one token: the token, which always gets its bias, and the bias.
+    /// Sequences of one token: the token, and its bias, which is always added.
     single: Vec<(u32, f32)>,
-    /// Longer sequences: all tokens but the last, the last token, and its bias. Biases are summed in this order.
+    /// Longer sequences: all tokens but the last, the last token, and its bias. The biases of a token are summed in the
+    /// order of this list.
     longer: Vec<(Vec<u32>, u32, f32)>,
     /// Sum of the biases of each token, for the row being processed. All sums are 0 between calls.
     sums: Vec<f32>,

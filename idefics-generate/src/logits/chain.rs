@@ -55,7 +55,7 @@ impl ProcessorChain {
         }
     }
 
-    /// Returns how a row ends if a processor left no token in the scores that were [processed](Self::process) last.
+    /// Returns how a row ends if a processor allowed no token in the scores that were [processed](Self::process) last.
     pub fn ending(&self, row: &Row<'_>) -> Option<RowEnd> {
         self.processors.iter().find_map(|processor| processor.ending(row))
     }

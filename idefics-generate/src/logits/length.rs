@@ -77,15 +77,14 @@ impl LogitsProcessor for ForcedEosToken {
     }
 }
 
-/// Makes end tokens exponentially more likely with every token after the first `start`.
+/// Makes end tokens exponentially more likely with every token after the first `start` tokens.
 ///
 /// Source: `ExponentialDecayLengthPenalty`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExponentialDecayLengthPenalty {
     /// Number of new tokens without the penalty.
     pub start: usize,
-    /// Factor by which the penalty grows per token: `n` tokens after `start`, `|score| · (factorⁿ - 1)` is added to the
-    /// score.
+    /// Base of the exponential growth: after `start + n` new tokens, `|score| · (factorⁿ - 1)` is added to the score.
     pub factor: f64,
     /// The end tokens.
     pub eos_token_ids: Vec<u32>,

@@ -73,14 +73,14 @@ pub trait LogitsProcessor: std::fmt::Debug + Send {
     /// log-probabilities in beam search. A score of `-inf` forbids a token.
     fn process(&mut self, row: &Row<'_>, scores: &mut [f32]);
 
-    /// Returns how the row ends if this processor left no token in the scores that it processed last. Without such an
-    /// answer, a row without an allowed token fails. Not used in beam search.
+    /// Returns how the row ends if this processor allowed no token in the scores that it processed last. If every
+    /// processor returns `None`, a row without an allowed token fails. Not used in beam search.
     fn ending(&self, _row: &Row<'_>) -> Option<RowEnd> {
         None
     }
 }
 
-/// How a row ends for which a processor left no token.
+/// How a row ends if a processor allows no next token for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowEnd {
     /// The answer is complete, as after an end token.

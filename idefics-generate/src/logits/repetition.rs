@@ -2,7 +2,8 @@
 
 use super::{LogitsProcessor, Row, forbid};
 
-/// Penalises each token in `ids` once: divides its score if that is positive, and multiplies it if it is negative.
+/// Penalises each token in `ids` once: divides its score by `penalty` if the score is positive, and multiplies the
+/// score by `penalty` if it is negative.
 fn penalize(ids: &[u32], penalty: f32, seen: &mut Vec<bool>, scores: &mut [f32]) {
     seen.clear();
     seen.resize(scores.len(), false);
@@ -55,7 +56,7 @@ impl LogitsProcessor for RepetitionPenalty {
 /// Favours tokens of the prompt.
 ///
 /// Source: `EncoderRepetitionPenaltyLogitsProcessor`. As in the reference, the prompt is used as the encoder input.
-/// Left padding is left out here.
+/// Here, the prompt is taken without its left padding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderRepetitionPenalty {
     penalty: f32,
@@ -75,7 +76,7 @@ impl LogitsProcessor for EncoderRepetitionPenalty {
     }
 }
 
-/// Forbids tokens that would repeat an n-gram of prompt and answer.
+/// Forbids tokens that would repeat an n-gram of the prompt and the answer.
 ///
 /// Source: `NoRepeatNGramLogitsProcessor`. Unlike in the reference, left padding is not part of any n-gram here, so
 /// that a row does not depend on the other rows of the batch.
@@ -99,8 +100,8 @@ impl LogitsProcessor for NoRepeatNGram {
 
 /// Forbids tokens that would complete an n-gram of the prompt.
 ///
-/// Source: `EncoderNoRepeatNGramLogitsProcessor`. As in the reference, the prompt is used as the encoder input. Left
-/// padding is left out here.
+/// Source: `EncoderNoRepeatNGramLogitsProcessor`. As in the reference, the prompt is used as the encoder input. Here,
+/// the prompt is taken without its left padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderNoRepeatNGram {
     ngram_size: usize,

@@ -38,8 +38,8 @@ impl LogitsProcessor for SuppressTokensAtBegin {
     }
 }
 
-/// Replaces NaN by 0, `+inf` by the largest finite number, and `-inf` by the smallest. Forbidden tokens thus become
-/// possible again.
+/// Replaces NaN by 0, `+inf` by the largest finite number, and `-inf` by the smallest finite number. Forbidden tokens
+/// thus become possible again.
 ///
 /// Source: `InfNanRemoveLogitsProcessor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

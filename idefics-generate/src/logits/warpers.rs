@@ -1,6 +1,6 @@
 //! Sampling filters: they flatten the distribution or cut off its tail.
 //!
-//! Each filter keeps at least `min_tokens_to_keep` tokens: 1, or in beam search one more than there are end tokens.
+//! Each filter keeps at least `min_tokens_to_keep` tokens: 1 or, in beam search, the number of end tokens plus 1.
 
 use super::math::{argsort, entropy, kth_greatest, log_softmax, softmax, top_k};
 use super::{LogitsProcessor, Row};
@@ -19,7 +19,7 @@ fn remove_where(scores: &mut [f32], mut remove: impl FnMut(usize) -> bool) {
 /// Source: `TemperatureLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
-    /// Temperature above 0: values below 1 sharpen, values above 1 flatten the distribution.
+    /// Temperature above 0: values below 1 sharpen the distribution, and values above 1 flatten it.
     pub temperature: f32,
 }
 
@@ -31,8 +31,8 @@ impl LogitsProcessor for Temperature {
     }
 }
 
-/// Keeps the most likely tokens until their share of the entropy reaches a fraction `top_h` of it (top-H filtering).
-/// Only the 100 most likely tokens are considered.
+/// Keeps the most likely tokens until their contribution to the entropy reaches the fraction `top_h` of the entropy
+/// (top-H filtering). Only the 100 most likely tokens are considered.
 ///
 /// Source: `TopHLogitsWarper`.
 #[derive(Debug, Clone, Copy, PartialEq)]

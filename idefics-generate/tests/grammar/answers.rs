@@ -137,7 +137,7 @@ fn answer_without_end_tokens_stops_where_the_grammar_is_complete() {
     let stream = model.stream(&sample, &no_splitting(), &without_end, controls).unwrap();
     let text: String = stream.map(Result::unwrap).collect();
     assert_eq!(text, answers[0].text);
-    // An end token that is suppressed does not keep a complete answer from ending.
+    // A complete answer ends even if the end tokens are suppressed.
     let suppressed = options(json!({"suppress_tokens": [2, 476], "eos_token_id": [2, 476]}));
     let answers = run(&model, &samples(), &grammar, &suppressed);
     assert!(answers.iter().all(|answer| answer.finish_reason == FinishReason::Stop), "{answers:?}");

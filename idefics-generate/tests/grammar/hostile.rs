@@ -21,7 +21,7 @@ fn properties(n: usize, value: &Value) -> Value {
     (0..n).map(|index| (format!("key{index}"), value.clone())).collect::<Map<_, _>>().into()
 }
 
-/// Returns 2, 4, … 1024, or 10, 100, … for `base` 10.
+/// Returns `base` to the power of `size + 1`: 2, 4, … 1024 for base 2, and 10, 100, … for base 10.
 fn power(base: u64, size: u32) -> u64 {
     base.saturating_pow(size + 1)
 }

@@ -62,7 +62,7 @@ fn nested(inner: impl Strategy<Value = Value> + Clone) -> impl Strategy<Value = 
     let tree = inner.prop_map(|leaf| {
         let tree = json!({"type": "object", "properties": {"leaf": leaf, "next": {"$ref": "#/$defs/tree"}},
             "required": ["leaf"], "additionalProperties": false});
-        // Only the root of a schema can have definitions that references find.
+        // References find definitions only at the root of a schema.
         json!({"$defs": {"tree": tree}, "$ref": "#/$defs/tree"})
     });
     prop_oneof![4 => object, 2 => list, 1 => tuple, 1 => either, 1 => tree]

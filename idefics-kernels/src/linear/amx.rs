@@ -1,8 +1,8 @@
 //! Products of many rows of activations on AMX tiles.
 //!
-//! Activations are split into three bf16 parts once and packed as tiles: sixteen rows side by side, in pairs of
-//! columns. Weights are expanded block by block into bf16 parts: one part for bf16 and int8, two for f16 and q4, three
-//! for f32, nf4 and fp4. An expanded block is used for all rows while it is in the cache.
+//! Each activation is split once into three bf16 parts. The parts are packed as tiles, in which sixteen rows lie side
+//! by side, in pairs of columns. Weights are expanded block by block into bf16 parts: one part for bf16 and int8, two
+//! for f16 and q4, three for f32, nf4 and fp4. An expanded block is used for all rows while it is in the cache.
 
 #![allow(unsafe_code)] // intrinsics and raw pointers
 
@@ -19,8 +19,8 @@ use crate::amx::{
 use crate::formats::{BLOCK, Dense, FourBit, Int8, Q4, Q4_BLOCK, Q4_PANEL, Q4_TABLE, Q4_TILE, Weight};
 use crate::shared::with_scratch;
 
-/// Limits how many activation rows are processed together: one chunk of their tiles and the sums of one task must fit
-/// in this many bytes. Chosen for the L2 cache.
+/// Limits how many activation rows are processed together: their tiles for one chunk of columns and their sums for one
+/// task must fit in this many bytes. Chosen for the L2 cache.
 const ROWS_BYTES: usize = 5 << 18;
 
 /// Number of steps in a chunk of columns. Sums are stored after each chunk, so that the weights and activations of a
@@ -33,7 +33,7 @@ const TASK: usize = 256;
 /// Number of rows or output features in a pair of tiles.
 const PAIR: usize = 2 * ROWS;
 
-/// Number of f32 sums in the four tiles of a pair of feature tiles and a pair of row tiles.
+/// Number of f32 sums in the product of a pair of feature tiles and a pair of row tiles: four tiles of sums.
 const SUMS: usize = PAIR * PAIR;
 
 /// Whether the weight can be multiplied on tiles. Int4 weights and GGUF blocks cannot be expanded to bf16 yet.
@@ -67,8 +67,8 @@ pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
 
 /// A weight that can be expanded into tiles of `N` bf16 parts.
 trait Source<const N: usize>: Sync {
-    /// Writes the `N` part tiles of features `16 tile ..` and columns `32 step ..`: sixteen rows of 32 values each.
-    /// Missing rows and columns are zero.
+    /// Writes `N` tiles, one for each bf16 part of the weights. They cover the sixteen features from `16 tile` and the
+    /// 32 columns from `32 step`; each tile has sixteen rows of 32 values. Missing rows and columns are zero.
     ///
     /// # Safety
     /// The CPU supports the enabled target features; `out` is valid for writing `N` tiles.
@@ -148,7 +148,7 @@ impl Block<'_> {
                 for pair in 0..n_pairs[0] {
                     let sums = &sums[(pair * n_pairs[1] + row_pair) * SUMS..][..SUMS];
                     for (tile, sums) in sums.chunks_exact(ROWS * ROWS).enumerate() {
-                        // Tile `2 f + r` has the sums of feature tile `f` and row tile `r` of the two pairs.
+                        // Tile `2 f + r` holds the sums for feature tile `f` and row tile `r` of the two pairs.
                         let row = self.rows.start + row_pair * PAIR + tile % 2 * ROWS;
                         let feature = features.start + pair * PAIR + tile / 2 * ROWS;
                         // SAFETY: `product` has checked CPU support, and tasks write disjoint features.
@@ -282,7 +282,7 @@ unsafe fn f16_columns(weight: &Dense<'_, f16>, row: usize, step: usize) -> [__m5
     }
 }
 
-/// Like [`f32_columns`]. Codes are exact in bf16; the scale of the row is applied to the sums.
+/// Like [`f32_columns`], for int8 weights. Codes are exact in bf16; the scale of the row is applied to the sums.
 ///
 /// # Safety
 /// As [`f32_columns`].
@@ -301,7 +301,7 @@ unsafe fn int8_columns(weight: &Int8<'_>, row: usize, step: usize) -> [__m512i; 
     }
 }
 
-/// Like [`f32_columns`]. Rows consist of whole blocks (see [`supports`]).
+/// Like [`f32_columns`], for four-bit weights. Rows consist of whole blocks (see [`supports`]).
 ///
 /// # Safety
 /// As [`f32_columns`].

@@ -10,7 +10,7 @@ use super::decode::{self, Decode, Rows, format};
 use super::rows::{self, Order, Packed};
 use crate::vector::avx512::F32x16;
 
-/// A format with a decoder for few rows of activations.
+/// A format, and the decoder that it uses for few rows of activations.
 pub(super) trait Thin: Decode<F32x16> {
     /// The decoder for few rows of activations. It only handles rows that consist of whole steps.
     type Wide: Decode<F32x16>;
@@ -195,9 +195,10 @@ impl Decode<F32x16> for format::FourBit {
     }
 }
 
-/// Decodes two blocks of [`format::FourBit`] at once. A lane covers four bytes, and its eight codes go to the same lane
-/// of eight vectors. The codes in the high halves of bytes are shifted down. To reach bytes 1 to 3 of its four, a lane
-/// is loaded from an address that is 1 to 3 bytes higher. The lower half of the lanes belongs to the first block.
+/// Decodes two blocks of [`format::FourBit`] at once. A lane covers four bytes. Their eight codes go to the same lane
+/// of eight vectors. A code in the high half of a byte is shifted down. To bring byte 1, 2 or 3 of a lane into the
+/// position of byte 0, the lanes are loaded from an address that is 1, 2 or 3 bytes higher. The lower half of the lanes
+/// belongs to the first block.
 #[derive(Clone, Copy)]
 pub(super) struct FourBitPair;
 

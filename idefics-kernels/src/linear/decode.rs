@@ -78,7 +78,7 @@ impl Row {
         unsafe { D::step(bytes, scales, rows.table) }
     }
 
-    /// Copies the rest of the row from step `step`, which begins inside the row.
+    /// Copies step `step`, which begins inside the row. If the row ends inside the step, copies the rest of the row.
     ///
     /// # Safety
     /// The row belongs to `rows`.
@@ -138,7 +138,7 @@ pub(super) trait Decode<V: Vector>: Copy {
     /// State that the vectors of one step share.
     type Step: Copy;
 
-    /// The column of a step whose value is in lane `at`, counted over all vectors of the step.
+    /// Returns the column, within a step, whose value is in lane `at`. Lanes are counted over all vectors of the step.
     fn order(at: usize) -> usize {
         at
     }
@@ -150,8 +150,8 @@ pub(super) trait Decode<V: Vector>: Copy {
     /// `scales` for [`Decode::STEP_SCALES`] values.
     unsafe fn step(bytes: *const u8, scales: *const f32, table: &[f32; 16]) -> Self::Step;
 
-    /// Returns vector `index` of the step: the values at the positions `index · LANES ..` (see [`Decode::order`]),
-    /// without the scale of the row.
+    /// Returns vector `index` of the step: the values in the `LANES` lanes from `index · LANES` (counted as in
+    /// [`Decode::order`]), without the scale of the row.
     unsafe fn vector(step: Self::Step, index: usize) -> V;
 
     /// Returns the scales of the lanes, which are the same for all vectors of the step.
@@ -211,7 +211,7 @@ pub(super) unsafe fn expand<V: Vector, D: Decode<V>>(rows: &Rows<'_>, range: Ran
     }
 }
 
-/// Marker types of the formats, which [`Decode`](super::Decode) is implemented for.
+/// Marker types of the formats. They implement [`Decode`](super::Decode).
 pub(super) mod format {
     /// f32.
     #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Few rows of activations times a weight in int4, and the expansion of such a weight to f32.
 //!
-//! A step is a block of 32 columns of one row. Codes are converted to f32, and the zero point is subtracted, which is
-//! exact. With one row of activations, the scale is applied once to the sums of a group.
+//! A step is a block of 32 columns of one row. Codes are converted to f32, and then the zero point is subtracted. The
+//! difference is exact. With one row of activations, the scale is applied once to the sums of a group.
 
 #![allow(unsafe_code)] // SIMD and raw pointers
 
@@ -28,8 +28,8 @@ const BLOCK: usize = 32;
 /// Bytes of codes per step.
 const BLOCK_BYTES: usize = BLOCK / 2;
 
-/// The number of weight rows per task is a multiple of this constant. The constant is a multiple of every number of
-/// rows that are processed together.
+/// The number of weight rows per task is a multiple of this constant. Kernels process sets of several rows; the
+/// constant is a multiple of every set size.
 const UNIT: usize = 4;
 
 /// Maximum number of sets of weight rows that process a chunk of columns before they all go on to the next chunk.
@@ -98,7 +98,8 @@ trait Nibbles: Vector {
     /// The 32 codes of a block.
     type Codes: Copy;
 
-    /// The column of a block whose value is in lane `at`, counted over all vectors of the block.
+    /// Returns the column, within a block, whose value is in lane `at`. Lanes are counted over all vectors of the
+    /// block.
     fn column(at: usize) -> usize;
 
     /// Loads a block.
@@ -117,7 +118,7 @@ trait Nibbles: Vector {
     unsafe fn in_order(bytes: *const u8) -> Self;
 }
 
-/// The order of the columns of a block in its vectors.
+/// The order in which the vectors of a block hold its columns.
 fn order_of<V: Nibbles>() -> Order {
     let mut order = Order::natural(BLOCK);
     for (at, column) in order.columns[..BLOCK].iter_mut().enumerate() {
@@ -153,10 +154,10 @@ unsafe fn thin<V: Nibbles>(weight: &Int4<'_>, range: Range<usize>, packed: Packe
 }
 
 /// Computes [`thin`] with `R` weight rows and `N` activation rows at a time. Set `s` has every `n_sets`-th row of the
-/// range, from row `s`. Each of its `R` streams therefore continues with an adjacent row in the next set.
+/// range, starting at row `s`. In the next set, each of the `R` streams therefore continues with the adjacent row.
 ///
-/// If several rows of activations do not fit the L1 cache together, [`SETS`] sets process one chunk of columns after
-/// the other.
+/// If several rows of activations do not fit the L1 cache together, [`SETS`] sets are processed together, one chunk of
+/// columns after another.
 #[inline(always)]
 unsafe fn sets<V: Nibbles, const R: usize, const N: usize>(
     weight: &Int4<'_>,

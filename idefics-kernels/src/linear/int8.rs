@@ -1,4 +1,5 @@
-//! Integer products with int8 and q4 weights: activations are rounded to eight bits, row by row, and multiplied with eight-bit codes.
+//! Integer products with int8 and q4 weights: activations are rounded to eight bits, row by row, and multiplied by
+//! eight-bit codes.
 //!
 //! `x ≈ q · scale`, with `q` from −127 to 127 and one scale per row of activations. Sums of code products are exact
 //! integers, so every instruction set gives the same bits. The sums are then scaled: with one multiplication for int8,
@@ -58,7 +59,7 @@ enum Order {
 }
 
 impl Order {
-    /// Number of codes of sixteen rows.
+    /// Number of codes in sixteen rows.
     fn codes_per_tile(self) -> usize {
         match self {
             Self::Rows(stride) | Self::UnsignedRows(stride) => TILE_ROWS * stride,
@@ -158,8 +159,8 @@ pub(super) fn product(product: &Product<'_>, weight: Codes<'_>) {
     });
 }
 
-/// The rounding of one row, which returns its scale. The scale is NaN if a value is not finite, so that all outputs of
-/// the row are NaN.
+/// A task: rounds one row and returns the scale of the row. The scale is NaN if a value is not finite, so that all
+/// outputs of the row are NaN.
 struct Round<'a> {
     x: &'a [f32],
     /// Destination: a step of [`STEP`] codes at every multiple of `distance`, padded with the code that represents 0.

@@ -88,8 +88,8 @@ unsafe fn expand_int8(weight: &Int8<'_>, first: usize, groups: usize, out: *mut 
     }
 }
 
-/// Computes the initial value of each sum, which covers `together` groups: −128 times the sum of the weights in these
-/// groups. Stores the initial values after the `groups` groups of the panel.
+/// Computes the initial value of each sum: −128 times the sum of the weights in the `together` groups that it covers.
+/// Stores the initial values after the `groups` groups of the panel.
 ///
 /// # Safety
 /// As [`expand_int8`].
@@ -142,8 +142,8 @@ unsafe fn expand_q4(weight: &Q4<'_>, first: usize, groups: usize, out: *mut u8) 
     }
 }
 
-/// Multiplies `N` rows of activations by two panels. A sum spans `together` groups. This is a runtime value, because
-/// with a constant the compiler unrolls the loop and runs out of registers.
+/// Multiplies `N` rows of activations by two panels. A sum covers `together` groups. This number is not a constant,
+/// because the compiler would unroll the loop and run out of registers.
 ///
 /// # Safety
 /// The CPU supports the enabled target features, the panels hold the output features `features`, and no other task

@@ -75,7 +75,7 @@ impl Decode<F32x4> for format::Bf16 {
     }
 }
 
-/// Converts the exponent by a multiplication with 2¹¹², which is exact, also for subnormal numbers.
+/// Converts the exponent with a multiplication by 2¹¹². This is exact, also for subnormal numbers.
 impl Decode<F32x4> for format::F16 {
     const STEP: usize = 32;
     const STEP_BYTES: usize = 64;

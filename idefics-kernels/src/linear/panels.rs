@@ -25,8 +25,8 @@ const SHARE: usize = 96;
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {
     let filled = product.d_in.next_multiple_of(Q4_BLOCK);
     let panel = (PANEL_BYTES / (filled * size_of::<f32>()) / Q4_PANEL).max(1) * Q4_PANEL;
-    // Small weights are split too. The split must not depend on the number of threads: gemm's order of summation
-    // depends on the width of the panel.
+    // Small weights are split too. The split must not depend on the number of threads, because gemm's order of
+    // summation depends on the width of the panel.
     let shares = product.d_out.div_ceil(SHARE).min(MAX_SHARES);
     let panel = panel.min(product.d_out.div_ceil(shares).next_multiple_of(Q4_PANEL));
     product.split_evenly(panel, |range| match weight {
@@ -63,8 +63,8 @@ pub(super) fn expand(isa: Isa, weight: &Weight<'_>, range: Range<usize>, out: &m
     by_format!(weight, Format => on_isa!(isa, isa => unsafe { isa::expand::<Format>(&rows, range, out) }));
 }
 
-/// Computes the output features `features` from their expanded weights. Strides are in values, from row to row and from
-/// column to column.
+/// Computes the output features `features` from their expanded weights. The strides are the distances from row to row
+/// and from column to column, in values.
 fn multiply(product: &Product<'_>, features: Range<usize>, weights: &[f32], [row_stride, column_stride]: [usize; 2]) {
     let Product { x, n_rows, d_in, d_out, bias, .. } = *product;
     assert!((features.len() - 1) * row_stride + (d_in - 1) * column_stride < weights.len());

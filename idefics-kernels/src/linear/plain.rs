@@ -1,5 +1,5 @@
 //! The product in plain loops: for machines without SIMD, as the reference for the other instruction sets, and for
-//! weights with blocks that span rows.
+//! weights whose blocks span several rows.
 
 #![allow(unsafe_code)] // tasks write disjoint parts of one slice
 
@@ -7,7 +7,7 @@ use super::Product;
 use crate::formats::Weight;
 use crate::shared::with_scratch;
 
-/// Number of partial sums. It allows the compiler to use the baseline vectors of the architecture.
+/// Number of partial sums. With several sums, the compiler can use the vectors that every CPU of the architecture has.
 const LANES: usize = 16;
 
 pub(super) fn product(product: &Product<'_>, weight: &Weight<'_>) {

@@ -46,7 +46,7 @@ pub(super) fn product(product: &Product<'_>, weight: &Q4<'_>) {
     });
 }
 
-/// Expands rows `range` to f32, column-major: `[d_in, range.len()]`, both padded to whole tiles.
+/// Expands rows `range` to f32, column-major: `[d_in, range.len()]`, with both dimensions padded to whole tiles.
 pub(super) fn expand(product: &Product<'_>, weight: &Q4<'_>, range: Range<usize>, out: &mut [f32]) {
     // SAFETY: `Product::checked` has checked CPU support.
     unsafe {
@@ -87,7 +87,7 @@ trait Tiles: Vector {
     unsafe fn scales(scales: *const bf16) -> Self;
 }
 
-/// Maximum number of vectors that the rows of a panel take.
+/// Maximum number of vectors that hold one value for each row of a panel.
 const MAX_PARTS: usize = Q4_PANEL / 4;
 
 /// Computes the output features `range`, which starts at a panel boundary.
@@ -108,7 +108,7 @@ unsafe fn thin<V: Tiles>(weight: &Q4<'_>, range: Range<usize>, packed: Packed<'_
     }
 }
 
-/// [`thin`] with `N` rows of activations.
+/// Computes [`thin`] with `N` rows of activations.
 #[inline(always)]
 unsafe fn panels<V: Tiles, const N: usize>(
     weight: &Q4<'_>,
@@ -179,7 +179,7 @@ unsafe fn block_sum<V: Tiles, const N: usize>(codes: *const u8, packed: Packed<'
     }
 }
 
-/// Writes `LANES` output features from `first`, up to `end`, for activation row `n`.
+/// Writes `LANES` output features from `first`, or fewer if `end` comes first, for activation row `n`.
 ///
 /// # Safety
 /// As [`thin`].

@@ -27,8 +27,8 @@ const LARGEST: f32 = 8_355_000.0;
 /// Number of panels that are processed together.
 const STREAMS: usize = 2;
 
-/// Lower limit for the largest magnitude of a block, below which the reciprocal would overflow. Blocks of smaller
-/// values lose precision.
+/// Lower limit for the largest magnitude of a block. Without it, the reciprocal of a smaller magnitude could overflow.
+/// Blocks of smaller values lose precision.
 const SMALLEST: f32 = 1e-30;
 
 /// One block of one row of activations: `x = (limb₀ + 256 limb₁ + 65536 limb₂) · scale`.
@@ -36,7 +36,7 @@ const SMALLEST: f32 = 1e-30;
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 struct Block {
     limbs: [[i8; Q4_BLOCK]; LIMBS],
-    /// −128 times the sum of each limb.
+    /// For each limb, −128 times its sum over the block: the initial value of the sums.
     starts: [i32; LIMBS],
     scale: f32,
 }

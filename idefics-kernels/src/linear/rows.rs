@@ -16,8 +16,8 @@ use crate::formats::{FourBitType, Weight};
 use crate::shared::with_scratch;
 use crate::vector::Vector;
 
-/// The number of weight rows per task is a multiple of this constant. The constant is a multiple of every number of
-/// rows that are processed together.
+/// The number of weight rows per task is a multiple of this constant. Kernels process groups of several rows; the
+/// constant is a multiple of every group size.
 const UNIT: usize = 12;
 
 /// Maximum number of groups of weight rows that process a chunk of columns before they all go on to the next chunk.
@@ -40,7 +40,7 @@ pub(super) struct Packed<'a> {
     pub(super) stride: usize,
 }
 
-/// The order of the columns of a step in a format's vectors.
+/// The order in which a format's vectors hold the columns of one step (the columns that are decoded together).
 pub(super) struct Order {
     /// Columns per step.
     pub(super) step: usize,
@@ -49,7 +49,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// The order that a format has on an instruction set.
+    /// The column order of a format on an instruction set.
     pub(super) fn of<V: Vector, D: Decode<V>>() -> Self {
         let mut columns = [0u8; MAX_STEP];
         for (at, column) in columns[..D::STEP].iter_mut().enumerate() {
@@ -170,10 +170,11 @@ pub(super) unsafe fn thin<V: Vector, D: Decode<V>>(
 }
 
 /// Computes [`thin`] with `R` weight rows and `N` activation rows at a time. Group `g` has every `n_groups`-th row of
-/// the range, from row `g`. Each of its `R` streams therefore continues with an adjacent row in the next group.
+/// the range, starting at row `g`. In the next group, each of the `R` streams therefore continues with the adjacent
+/// row.
 ///
-/// If several rows of activations do not fit the L1 cache together, a block of [`GROUPS`] groups processes one chunk of
-/// columns after the other.
+/// If several rows of activations do not fit the L1 cache together, the groups are processed in blocks of [`GROUPS`]; a
+/// block processes one chunk of columns after another.
 #[inline(always)]
 unsafe fn groups<V: Vector, D: Decode<V>, const R: usize, const N: usize>(
     rows: &Rows<'_>,
@@ -252,7 +253,7 @@ impl<const R: usize> Group<R> {
         (rows.d_in / D::STEP).saturating_sub(usize::from(D::OVERREAD > 0 && is_last))
     }
 
-    /// Adds the products of the remaining columns, from padded copies of the ends of the rows.
+    /// Adds the products of the remaining columns. These are read from padded copies of the row ends.
     #[inline(always)]
     unsafe fn last_steps<V: Vector, D: Decode<V>, const N: usize>(
         &self,
