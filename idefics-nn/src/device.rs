@@ -88,6 +88,8 @@ fn look_for_work(is_done: &AtomicBool) {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
+    use rayon::prelude::*;
+
     use super::*;
 
     #[test]
@@ -101,5 +103,12 @@ mod tests {
         });
         assert!(index.is_some(), "the work ran outside the pool");
         assert_eq!(sum.into_scalar::<f32>(), 3.0);
+    }
+
+    #[test]
+    fn concurrent_calls_with_parallel_operations_finish() {
+        let sum = || (0..1000usize).into_par_iter().with_max_len(10).sum::<usize>();
+        let calls = || (0..50).for_each(|_| assert_eq!(in_thread_pool(&Device::flex(), sum), 499_500));
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(calls))));
     }
 }
