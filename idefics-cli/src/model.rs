@@ -224,7 +224,9 @@ pub(crate) fn check_activations(
         WeightFormat::Packed(format) => Some(format),
         _ => folder_format,
     };
-    let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(loaded);
+    let tensors = checkpoint.into_iter().flat_map(Checkpoint::tensors);
+    let blocks = tensors.filter_map(|(_, tensor)| tensor.block_type()).map(PackedFormat::Blocks);
+    let mut formats = checkpoint.into_iter().flat_map(Checkpoint::packed_formats).chain(blocks).chain(loaded);
     match formats.any(rounds_activations) {
         true => Ok(()),
         false => Err(Failure::usage(

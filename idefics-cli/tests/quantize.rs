@@ -72,6 +72,9 @@ fn gguf_files_answer_like_their_source() {
             }
             assert_eq!(answered(&out)["token_ids"], expected["token_ids"]);
         }
+        // Blocks of four to eight bits make `--activations int8` a valid option; plain numbers do not.
+        let rounded = idefics(&out, &[&ask[..], &["--activations", "int8"]].concat());
+        assert_eq!(rounded.status.success(), to != "f32", "{to}: {}", text(&rounded.stderr));
     }
 }
 

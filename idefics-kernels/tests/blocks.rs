@@ -128,7 +128,7 @@ proptest! {
         kind in prop::sample::select(block_types()),
         d_out in 1usize..24,
         blocks in 1usize..4,
-        n_rows in prop::sample::select(vec![1, 2, 3, 4, 5, 8, 9, 20]),
+        n_rows in prop::sample::select(vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 20]),
         seed in 0u64..1 << 40,
     ) {
         check(kind, d_out, blocks, n_rows, seed);
@@ -150,6 +150,7 @@ fn products_split_among_threads_match_f64() {
     for kind in block_types() {
         check(kind, 700, 1536 / kind.block_len(), 1, 1);
         check(kind, 300, 1024 / kind.block_len(), 33, 2);
+        check(kind, 75, 2304 / kind.block_len(), 14, 3); // several chunks of columns and panels of rows
     }
 }
 
@@ -176,7 +177,7 @@ fn products_with_rounded_activations_match_f64() {
     assert_eq!(rounding_types().len(), 8);
     for kind in rounding_types() {
         for (d_out, d_in) in [(23, 3 * kind.block_len()), (700, 1536)] {
-            for n_rows in [1, 2, 4, 7, 20] {
+            for n_rows in [1, 2, 4, 7, 9, 20, 33] {
                 let bytes = random_blocks(kind, d_out * d_in / kind.block_len(), 3);
                 let reach = reach(kind, &bytes, d_out * d_in);
                 let weight = Weight::from(Blocks::new(kind, bytes, d_out, d_in).unwrap());
@@ -226,17 +227,36 @@ fn rounded_product_is_bitwise_equal_for_any_split_of_rows_and_threads() {
 }
 
 #[test]
+fn rounded_product_of_many_rows_is_bitwise_equal_on_any_number_of_threads() {
+    let (d_out, d_in, n_rows) = (523, 1024, 20);
+    let x = normal(n_rows * d_in, 6, true);
+    for kind in rounding_types() {
+        let bytes = random_blocks(kind, d_out * d_in / kind.block_len(), 5);
+        let weight = Weight::from(Blocks::new(kind, bytes, d_out, d_in).unwrap());
+        for isa in isas() {
+            let on = |n_threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                let mut out = vec![0f32; n_rows * d_out];
+                pool.install(|| linear_int8_on(isa, &x, n_rows, &weight, None, &mut out)).unwrap();
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert_eq!(on(1), on(3), "{isa:?} {kind:?}");
+        }
+    }
+}
+
+#[test]
 fn rounded_product_of_non_finite_activations_gives_nan() {
     for kind in rounding_types() {
         let weight = Weight::from(Blocks::quantize(kind, &normal(20 * 256, 7, false), 20, 256).unwrap());
-        for isa in isas() {
+        for (isa, n_rows) in isas().into_iter().flat_map(|isa| [(isa, 2), (isa, 12)]) {
             for value in [f32::NAN, f32::INFINITY] {
-                let mut x = normal(2 * 256, 8, false);
+                let mut x = normal(n_rows * 256, 8, false);
                 x[40] = value;
-                let mut out = vec![0f32; 40];
-                linear_int8_on(isa, &x, 2, &weight, None, &mut out).unwrap();
-                assert!(out[..20].iter().all(|out| out.is_nan()), "{isa:?} {kind:?}");
-                assert!(out[20..].iter().all(|out| out.is_finite()), "{isa:?} {kind:?}");
+                let mut out = vec![0f32; n_rows * 20];
+                linear_int8_on(isa, &x, n_rows, &weight, None, &mut out).unwrap();
+                assert!(out[..20].iter().all(|out| out.is_nan()), "{isa:?} {kind:?} x {n_rows}");
+                assert!(out[20..].iter().all(|out| out.is_finite()), "{isa:?} {kind:?} x {n_rows}");
             }
         }
     }
@@ -250,7 +270,7 @@ fn product_is_bitwise_equal_on_any_number_of_threads() {
         let bytes = random_blocks(kind, d_out * d_in / kind.block_len(), 5);
         let weight = Weight::from(Blocks::new(kind, bytes, d_out, d_in).unwrap());
         for isa in isas() {
-            for n_rows in [1, 3, 20] {
+            for n_rows in [1, 3, 6, 20] {
                 let on = |n_threads: usize| {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
                     let mut out = vec![0f32; n_rows * d_out];
@@ -269,17 +289,20 @@ fn non_finite_activations_and_scales_give_non_finite_outputs() {
         let blocks = Blocks::quantize(kind, &normal(20 * 256, 7, false), 20, 256).unwrap();
         let weight = Weight::from(blocks.clone());
         for isa in isas() {
-            let mut x = normal(2 * 256, 8, false);
-            x[40] = f32::NAN;
-            let mut out = vec![0f32; 40];
-            linear_on(isa, &x, 2, &weight, None, &mut out);
-            assert!(out[..20].iter().all(|out| out.is_nan()), "{isa:?} {kind:?}");
-            assert!(out[20..].iter().all(|out| out.is_finite()), "{isa:?} {kind:?}");
+            for n_rows in [2, 7] {
+                let mut x = normal(n_rows * 256, 8, false);
+                x[40] = f32::NAN;
+                let mut out = vec![0f32; n_rows * 20];
+                linear_on(isa, &x, n_rows, &weight, None, &mut out);
+                assert!(out[..20].iter().all(|out| out.is_nan()), "{isa:?} {kind:?} x {n_rows}");
+                assert!(out[20..].iter().all(|out| out.is_finite()), "{isa:?} {kind:?} x {n_rows}");
+            }
+            let (x, mut out) = (normal(256, 8, false), vec![0f32; 20]);
             let mut bytes = blocks.as_bytes().to_vec();
             let at = layout(kind).0[0];
             bytes[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
             let weight = Weight::from(Blocks::new(kind, bytes, 20, 256).unwrap());
-            linear_on(isa, &x[256..], 1, &weight, None, &mut out[..20]);
+            linear_on(isa, &x, 1, &weight, None, &mut out);
             assert!(out[0].is_nan() && out[1].is_finite(), "{isa:?} {kind:?}");
         }
     }

@@ -1,6 +1,13 @@
 //! Moves tensors between devices, and reports the memory that a device keeps.
 
+use std::hint;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
 use burn::tensor::{Device, Tensor};
+use rayon::Yield;
 
 use crate::ops;
 
@@ -19,16 +26,70 @@ pub fn to_parameter_device<const D: usize, const P: usize>(activations: Tensor<D
     if activations.dtype() == dtype { activations } else { activations.cast(dtype) }
 }
 
+/// Largest thread pool whose threads stay awake during [`in_thread_pool`].
+const MAX_AWAKE: usize = 16;
+
+/// How long a thread without work stays awake. The pauses between the parallel operations of a decode step are shorter.
+const AWAKE: Duration = Duration::from_micros(200);
+
 /// Calls `work` in the thread pool if operations on `device` run there, and otherwise on this thread.
 ///
 /// A thread outside the pool hands every operation over to the pool and sleeps until it is done. For short operations,
-/// such as those of a decode step, this takes longer than the operations.
+/// such as those of a decode step, this takes longer than the operations. For the same reason, the other threads of a
+/// small pool look for work without sleeping until `work` is done or pauses.
 pub fn in_thread_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
-    if ops::is_cpu(device) { rayon::scope(|_| work()) } else { work() }
+    if !ops::is_cpu(device) {
+        return work();
+    }
+    rayon::scope(|_| {
+        let _end = keep_awake();
+        work()
+    })
+}
+
+/// Keeps the other threads of this thread's pool awake until the returned value is dropped.
+fn keep_awake() -> Option<End> {
+    if !(2..=MAX_AWAKE).contains(&rayon::current_num_threads()) {
+        return None;
+    }
+    let is_done = Arc::new(AtomicBool::new(false));
+    let (caller, end) = (rayon::current_thread_index(), End(is_done.clone()));
+    // The tasks are not part of a scope: a thread that is busy with other work must not delay the caller.
+    rayon::spawn_broadcast(move |context| {
+        if Some(context.index()) != caller {
+            look_for_work(&is_done);
+        }
+    });
+    Some(end)
+}
+
+/// Sets its flag when it is dropped.
+struct End(Arc<AtomicBool>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs tasks of the pool until the flag is set or there are none for [`AWAKE`]. The limit also ensures that this task
+/// ends if the caller waits for a task below it on the stack of this thread.
+fn look_for_work(is_done: &AtomicBool) {
+    let mut idle_since = Instant::now();
+    while !is_done.load(Ordering::Relaxed) && idle_since.elapsed() < AWAKE {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            idle_since = Instant::now();
+        } else {
+            (0..4).for_each(|_| hint::spin_loop());
+            thread::yield_now(); // to other programs
+        }
+    }
 }
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
+    use rayon::prelude::*;
+
     use super::*;
 
     #[test]
@@ -42,5 +103,12 @@ mod tests {
         });
         assert!(index.is_some(), "the work ran outside the pool");
         assert_eq!(sum.into_scalar::<f32>(), 3.0);
+    }
+
+    #[test]
+    fn concurrent_calls_with_parallel_operations_finish() {
+        let sum = || (0..1000usize).into_par_iter().with_max_len(10).sum::<usize>();
+        let calls = || (0..50).for_each(|_| assert_eq!(in_thread_pool(&Device::flex(), sum), 499_500));
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(calls))));
     }
 }

@@ -206,7 +206,8 @@ pub trait Model: Debug + Send + Sync {
         cache: &mut KvCache,
     ) -> Result<Tensor<3>, InputError> {
         let inputs_embeds = self.begin(prompts, image_hidden_states, cache)?; // [batch, seq, d]
-        Ok(self.decoder().forward(inputs_embeds, cache))
+        let decoder = self.decoder();
+        Ok(in_thread_pool(&self.device(), || decoder.forward(inputs_embeds, cache)))
     }
 
     /// Runs prompts like [`Self::hidden_states`], but not in chunks, and shows the decoder's intermediate results to

@@ -1,12 +1,13 @@
 //! Products with a weight in GGUF blocks, and the expansion of such weights.
 //!
-//! The most common types have AVX2 loops ([`avx2`]), which AVX-512 and AMX machines run too. For all other types and
-//! instruction sets, rows are dequantised one after another ([`super::plain`]).
+//! The most common types have loops for AVX2 ([`avx2`]) and AVX-512 ([`avx512`], [`rounded`]); AMX machines run the
+//! AVX-512 loops for few rows. For all other types and instruction sets, rows are dequantised one after another
+//! ([`super::plain`]; many rows on AVX-512: [`avx512`]).
 //!
-//! With one row of activations, codes are multiplied as integers with activations of 22 to 24 bits. With more rows,
-//! activations stay f32, and codes are converted. Both give the product with the dequantised weight to about the
-//! precision of f32. A minimum (of `q4_1`, `q4_k` and similar types) is multiplied by the sum of 32 activations, not by
-//! each activation.
+//! With one row of activations, and with a few on AVX-512, codes are multiplied as integers with activations of 22 to 24
+//! bits. With more rows, activations stay f32, and codes are converted. Both give the product with the dequantised
+//! weight to about the precision of f32. A minimum (of `q4_1`, `q4_k` and similar types) is multiplied by the sum of 32
+//! activations, not by each activation.
 
 #![allow(unsafe_code)] // calls code compiled for an instruction set
 
@@ -20,6 +21,12 @@ use crate::formats::{Blocks, GgufType, Weight};
 #[cfg(target_arch = "x86_64")]
 #[path = "blocks_avx2.rs"]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[path = "blocks_avx512.rs"]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+#[path = "blocks_rounded.rs"]
+mod rounded;
 
 /// Activations of smaller magnitude than this count as zero in integer products, because the reciprocal of a scale would
 /// overflow.
@@ -39,12 +46,25 @@ enum Precision {
 /// panels and gemm take less time.
 const MAX_UNPACKED_ROWS: usize = 64;
 
+/// Largest number of exact rows that AVX-512 multiplies as integers. With more rows, converting the codes to f32 takes
+/// less time.
+const MAX_INTEGER_ROWS: usize = 4;
+
 /// Whether [`product`] is the fastest way to multiply this number of rows.
 pub(super) fn is_fast(isa: Isa, blocks: &Blocks<'_>, n_rows: usize) -> bool {
-    // On AVX2, unpacking the codes again takes less time than expanding panels of the weight and packing them for gemm.
-    // Machines with wider vectors have a faster gemm.
-    let is_unpacked = isa == Isa::Avx2 && n_rows <= MAX_UNPACKED_ROWS && has_loops(isa, blocks.kind());
-    n_rows <= MAX_GEMV_ROWS || is_unpacked
+    match isa {
+        _ if n_rows <= MAX_GEMV_ROWS => true,
+        // Unpacking the codes again takes less time than expanding panels of the weight and packing them for gemm.
+        Isa::Avx2 => n_rows <= MAX_UNPACKED_ROWS && has_loops(isa, blocks.kind()),
+        Isa::Avx512 => true,
+        _ => false,
+    }
+}
+
+/// Whether [`product`] multiplies this number of rows as integers.
+pub(super) fn is_integer(isa: Isa, kind: GgufType, n_rows: usize) -> bool {
+    let most = if matches!(isa, Isa::Avx512 | Isa::Amx) { MAX_INTEGER_ROWS } else { 1 };
+    n_rows <= most && has_loops(isa, kind)
 }
 
 /// Whether an instruction set has loops of its own for a type.
@@ -60,11 +80,13 @@ fn has_loops(isa: Isa, kind: GgufType) -> bool {
 /// Computes the product. `weight` holds `blocks`.
 pub(super) fn product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weight<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if has_loops(product.isa, blocks.kind()) {
-        return match product.n_rows {
-            1 => avx2::integers::product(product, blocks, Precision::Exact),
-            _ => avx2::product(product, blocks),
-        };
+    match product.isa {
+        isa if is_integer(isa, blocks.kind(), product.n_rows) => {
+            return avx2::integers::product(product, blocks, Precision::Exact);
+        }
+        Isa::Avx512 | Isa::Amx => return avx512::product(product, blocks),
+        isa if has_loops(isa, blocks.kind()) => return avx2::product(product, blocks),
+        _ => {}
     }
     plain::product(product, weight);
 }
@@ -74,7 +96,10 @@ pub(super) fn product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weigh
 pub(super) fn rounded_product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weight<'_>) {
     #[cfg(target_arch = "x86_64")]
     if has_loops(product.isa, blocks.kind()) {
-        return avx2::integers::product(product, blocks, Precision::Rounded);
+        return match product.isa {
+            Isa::Avx512 | Isa::Amx if product.n_rows > MAX_GEMV_ROWS => rounded::product(product, blocks),
+            _ => avx2::integers::product(product, blocks, Precision::Rounded),
+        };
     }
     let mut x = product.x.to_vec();
     round(blocks.kind(), &mut x);
@@ -112,7 +137,10 @@ fn round(kind: GgufType, x: &mut [f32]) {
 pub(super) fn expand(isa: Isa, blocks: &Blocks<'_>, range: Range<usize>, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if has_loops(isa, blocks.kind()) {
-        return avx2::expand(isa, blocks, range, out);
+        return match isa {
+            Isa::Avx2 => avx2::expand(isa, blocks, range, out),
+            _ => avx512::expand(isa, blocks, range, out),
+        };
     }
     blocks.dequantize_rows(range, out);
 }

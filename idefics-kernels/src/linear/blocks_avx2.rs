@@ -15,12 +15,12 @@ use crate::formats::{Blocks, GgufType};
 use crate::shared::with_scratch;
 
 #[path = "blocks_avx2_formats.rs"]
-mod formats;
+pub(super) mod formats;
 use formats::{Format, PART, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 #[path = "blocks_integers.rs"]
 pub(super) mod integers;
 #[path = "blocks_packed.rs"]
-mod packed;
+pub(super) mod packed;
 
 /// Weight rows that are processed together with one row of activations.
 const ROWS: usize = 4;
@@ -74,6 +74,7 @@ macro_rules! by_kind {
         }
     };
 }
+pub(super) use by_kind;
 
 /// Whether this module has loops for a type.
 pub(super) fn supports(kind: GgufType) -> bool {

@@ -3,17 +3,19 @@
 use std::arch::x86_64::*;
 
 /// Number of columns that are decoded together.
-pub(super) const PART: usize = 32;
+pub(in super::super) const PART: usize = 32;
 
 /// The blocks of one GGUF type.
 ///
 /// # Safety of its methods
 /// The caller is compiled for AVX2 and F16C, and `block` is valid for [`Format::BYTES`] bytes.
-pub(super) trait Format {
+pub(in super::super) trait Format {
     /// Number of parts in a block: 1 or 8.
     const PARTS: usize;
     /// Size of a block in bytes.
     const BYTES: usize;
+    /// Number of scales of a part: 1 or, with a scale per 16 columns, 2.
+    const SCALES: usize = 1;
     /// Whether values have a minimum beside their scale.
     const HAS_MINIMA: bool = false;
     /// Decoded scales and minima of a block.
@@ -36,25 +38,25 @@ pub(super) trait Format {
 }
 
 /// 32 codes of four bits with a scale.
-pub(super) struct Q4_0;
+pub(in super::super) struct Q4_0;
 /// 32 codes of four bits with a scale and a minimum.
-pub(super) struct Q4_1;
+pub(in super::super) struct Q4_1;
 /// 32 codes of five bits with a scale.
-pub(super) struct Q5_0;
+pub(in super::super) struct Q5_0;
 /// 32 codes of five bits with a scale and a minimum.
-pub(super) struct Q5_1;
+pub(in super::super) struct Q5_1;
 /// 32 codes of eight bits with a scale.
-pub(super) struct Q8_0;
+pub(in super::super) struct Q8_0;
 /// 256 codes of four bits, with a scale and a minimum per 32 codes.
-pub(super) struct Q4K;
+pub(in super::super) struct Q4K;
 /// 256 codes of five bits, with a scale and a minimum per 32 codes.
-pub(super) struct Q5K;
+pub(in super::super) struct Q5K;
 /// 256 codes of six bits, with a scale per 16 codes.
-pub(super) struct Q6K;
+pub(in super::super) struct Q6K;
 
 /// Returns the f16 at `at`, as f32.
 #[inline(always)]
-pub(super) unsafe fn half(at: *const u8) -> f32 {
+pub(in super::super) unsafe fn half(at: *const u8) -> f32 {
     // SAFETY: the caller guarantees CPU support and two bytes.
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(at.cast::<u16>().read_unaligned())))) }
 }
@@ -209,7 +211,7 @@ impl Format for Q8_0 {
 
 /// Scales and minima of the eight parts of a block, in the form that is applied to codes.
 #[derive(Clone, Copy)]
-pub(super) struct ScalesAndMinima {
+pub(in super::super) struct ScalesAndMinima {
     scales: [f32; 8],
     /// Numbers that are added to the scaled codes: the negated minima.
     minima: [f32; 8],
@@ -333,7 +335,7 @@ unsafe fn shift_to_bit_four<const P: usize>(bytes: __m256i) -> __m256i {
 /// # Safety
 /// The caller is compiled for AVX2, and `block` is a whole block.
 #[inline(always)]
-pub(super) unsafe fn six_bit_codes<const P: usize>(block: *const u8) -> __m256i {
+pub(in super::super) unsafe fn six_bit_codes<const P: usize>(block: *const u8) -> __m256i {
     // SAFETY: guaranteed by the caller.
     unsafe {
         let low = _mm256_loadu_si256(block.add(P / 4 * 64 + P % 2 * 32).cast());
@@ -354,6 +356,7 @@ pub(super) unsafe fn six_bit_codes<const P: usize>(block: *const u8) -> __m256i 
 impl Format for Q6K {
     const PARTS: usize = 8;
     const BYTES: usize = 210;
+    const SCALES: usize = 2;
     type Open = [f32; 16];
 
     #[inline(always)]

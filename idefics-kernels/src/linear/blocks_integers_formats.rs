@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
+use super::super::Format;
+use super::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K};
 
 /// A type with blocks of 32 unsigned codes.
 ///

@@ -1,4 +1,4 @@
-//! Activations as integers, for the integer products of GGUF blocks on AVX2.
+//! Activations as integers, for the integer products of GGUF blocks.
 //!
 //! Each group of columns has one scale, and an activation is a whole number of steps, `x ≈ X · scale`. A product needs
 //! codes of eight or sixteen bits, so `X` is cut into digits:
@@ -18,6 +18,10 @@ use super::super::{Precision, SMALLEST};
 use super::PART;
 use crate::formats::GgufType;
 
+#[path = "blocks_packed_wide.rs"]
+mod wide;
+use wide::pack_wide;
+
 /// How the codes of a type are multiplied, and thus the layout of the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -26,14 +30,21 @@ pub(super) enum Layout {
     Pairs { offset: i8, has_minima: bool },
     /// Blocks of 32 signed bytes, multiplied as 16-bit numbers in column order.
     Words,
+    /// Blocks of 32 unsigned bytes in column order, two in a vector of AVX-512. `offset` is the code of zero.
+    Wide { offset: i32, has_minima: bool },
     /// Blocks of 256 unsigned codes below 64, in eight vectors of 32 columns, in column order.
     Supers { has_minima: bool },
 }
 
 impl Layout {
-    /// The layout of a type; `None` if there are no integer products for it.
-    pub(super) fn of(kind: GgufType) -> Option<Self> {
+    /// The layout of a type, for AVX-512 if `is_wide` and otherwise for AVX2; `None` if there are no integer products for
+    /// it.
+    pub(super) fn of(kind: GgufType, is_wide: bool) -> Option<Self> {
         match kind {
+            GgufType::Q4_0 if is_wide => Some(Self::Wide { offset: 8, has_minima: false }),
+            GgufType::Q5_0 if is_wide => Some(Self::Wide { offset: 16, has_minima: false }),
+            GgufType::Q8_0 if is_wide => Some(Self::Wide { offset: 128, has_minima: false }),
+            GgufType::Q4_1 | GgufType::Q5_1 if is_wide => Some(Self::Wide { offset: 0, has_minima: true }),
             GgufType::Q4_0 => Some(Self::Pairs { offset: 8, has_minima: false }),
             GgufType::Q4_1 => Some(Self::Pairs { offset: 0, has_minima: true }),
             GgufType::Q5_0 => Some(Self::Pairs { offset: 16, has_minima: false }),
@@ -48,7 +59,7 @@ impl Layout {
     /// Columns of a group: the columns that one step of the product takes.
     pub(super) fn columns(self) -> usize {
         match self {
-            Self::Pairs { .. } => 2 * PART,
+            Self::Pairs { .. } | Self::Wide { .. } => 2 * PART,
             Self::Words => PART,
             Self::Supers { .. } => 8 * PART,
         }
@@ -75,12 +86,15 @@ impl Layout {
     /// - `Pairs`: eight scales, four for each block, and eight corrections: integers that are added to the eight sums of
     ///   products of codes, or, for types with minima, the sums of the activations of the two blocks at 0 and 4
     /// - `Words`: the scale
+    /// - `Wide`: sixteen scales, eight for each block, and sixteen corrections as in `Pairs`, or the sums of the
+    ///   activations of the two blocks at 0 and 8
     /// - `Supers`: eight sums of the activations of 32 columns for types with minima, otherwise sixteen 16-bit sums of 16
     ///   codes for each digit; then the scale
     fn rest_len(self, precision: Precision) -> usize {
         match self {
             Self::Pairs { .. } => 16,
             Self::Words => 8,
+            Self::Wide { .. } => 32,
             Self::Supers { has_minima: true } => 16,
             Self::Supers { has_minima: false } => match precision {
                 Precision::Exact => 8 * DIGITS + 8,
@@ -105,7 +119,7 @@ pub(super) const WORD_DIGIT: f32 = 1024.0;
 /// Converts a row of activations to groups.
 ///
 /// # Safety
-/// The CPU supports the enabled target features.
+/// The CPU supports the enabled target features, and AVX-512 if the layout is for it.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn pack(layout: Layout, precision: Precision, x: &[f32], packed: &mut [f32]) {
     let (columns, group_len, codes_len) = (layout.columns(), layout.group_len(precision), layout.codes_len(precision));
@@ -118,6 +132,7 @@ pub(super) unsafe fn pack(layout: Layout, precision: Precision, x: &[f32], packe
             match layout {
                 Layout::Pairs { offset, has_minima } => pack_pair(precision, x, offset, has_minima, codes, rest),
                 Layout::Words => pack_words(precision, x, codes, rest),
+                Layout::Wide { offset, has_minima } => pack_wide(precision, x, offset, has_minima, codes, rest),
                 Layout::Supers { has_minima } => pack_super(precision, x, has_minima, codes, rest),
             }
         }
@@ -126,7 +141,7 @@ pub(super) unsafe fn pack(layout: Layout, precision: Precision, x: &[f32], packe
 
 /// Returns the largest magnitude of whole vectors of activations. If a value is not finite, neither is the result.
 #[inline(always)]
-unsafe fn largest(x: &[f32]) -> f32 {
+pub(in super::super) unsafe fn largest(x: &[f32]) -> f32 {
     // SAFETY: the caller guarantees CPU support.
     unsafe {
         // Without the sign bit, the bit patterns of f32 are ordered like the magnitudes, with ∞ and NaN at the end.
@@ -145,7 +160,7 @@ unsafe fn largest(x: &[f32]) -> f32 {
 /// Returns the number of steps per unit, and the size of a step, for values up to `largest` and `steps` steps. If
 /// `largest` is not finite, the size is NaN.
 #[inline(always)]
-fn scale(largest: f32, steps: f32) -> (f32, f32) {
+pub(in super::super) fn scale(largest: f32, steps: f32) -> (f32, f32) {
     match largest {
         _ if !largest.is_finite() => (0.0, f32::NAN),
         _ if largest < SMALLEST => (0.0, 0.0),
@@ -153,9 +168,25 @@ fn scale(largest: f32, steps: f32) -> (f32, f32) {
     }
 }
 
+/// Returns the number of steps per unit and the size of a step for 256 rounded activations. The first activation of the
+/// largest magnitude becomes −127, as in llama.cpp.
+#[inline(always)]
+pub(in super::super) unsafe fn super_scale(x: &[f32]) -> (f32, f32) {
+    // SAFETY: the caller guarantees CPU support.
+    let largest = unsafe { largest(x) };
+    match scale(largest, 1.0) {
+        (0.0, size) => (0.0, size),
+        _ => {
+            let extreme = x.iter().copied().find(|x| x.abs() == largest).unwrap_or(largest);
+            let per_unit = -127.0 / extreme;
+            (per_unit, 1.0 / per_unit)
+        }
+    }
+}
+
 /// Converts 32 activations to whole numbers of steps.
 #[inline(always)]
-unsafe fn steps(x: &[f32], per_unit: f32) -> [i32; PART] {
+pub(in super::super) unsafe fn steps(x: &[f32], per_unit: f32) -> [i32; PART] {
     let mut steps = [0; PART];
     // SAFETY: the caller guarantees CPU support; both sides have whole vectors.
     unsafe {
@@ -262,15 +293,8 @@ unsafe fn pack_super(precision: Precision, x: &[f32], has_minima: bool, codes: &
     let largest = unsafe { largest(x) };
     let (per_unit, size) = match precision {
         Precision::Exact => scale(largest, 127.0 * 65536.0),
-        // The first activation of the largest magnitude becomes −127, as in llama.cpp.
-        Precision::Rounded => match scale(largest, 1.0) {
-            (0.0, size) => (0.0, size),
-            _ => {
-                let extreme = x.iter().copied().find(|x| x.abs() == largest).unwrap_or(largest);
-                let per_unit = -127.0 / extreme;
-                (per_unit, 1.0 / per_unit)
-            }
-        },
+        // SAFETY: as above.
+        Precision::Rounded => unsafe { super_scale(x) },
     };
     let n_rest = rest.len();
     rest[n_rest - 8] = size;

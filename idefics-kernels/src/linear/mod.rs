@@ -3,9 +3,9 @@
 //! - Up to [`MAX_GEMV_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with
 //!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved format, [`int4`] for groups with zero
 //!   points, [`blocks`] for GGUF files).
+//!   GGUF blocks are multiplied without a copy of the weight with up to 64 rows on AVX2, and any number on AVX-512.
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
-//!   On AVX2, GGUF blocks are multiplied in this way with any number of rows, eight at a time.
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
 //!   [`panels::PANEL_BYTES`] per thread and multiplied by the `gemm` crate.
 //! - Transposed products, for gradients: panels of the weight's rows ([`transposed`]).
@@ -246,8 +246,8 @@ pub fn linear_int8_on(
 pub fn compute_unit(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(ComputeUnit, f64)> {
     let isa = Isa::best();
     if let Weight::Blocks(blocks) = weight
-        && (activations == Activations::Int8 || n_rows == 1)
-        && blocks::rounds(blocks.kind())
+        && (blocks::is_integer(isa, blocks.kind(), n_rows)
+            || (activations == Activations::Int8 && blocks::rounds(blocks.kind())))
     {
         return None; // integer products
     }
