@@ -52,10 +52,12 @@ fn up_to(tokens: usize) -> Speculation {
     Speculation::UpTo(NonZeroUsize::new(tokens).unwrap())
 }
 
-/// Returns settings with which all proposals are verified, whether or not they pay.
+/// Returns settings with which all proposals are verified, whether or not they pay. The number of steps of a prompt does
+/// not depend on their time.
 fn eager(speculation: Speculation) -> EngineOptions {
     let options = engine_options();
-    EngineOptions { speculation, policy: Policy { min_gain: 0.0, ..options.policy.clone() }, ..options }
+    let policy = Policy { min_gain: 0.0, slice_floor: 1_000_000_000, ..options.policy.clone() };
+    EngineOptions { speculation, policy, ..options }
 }
 
 /// Answers a request alone. Returns the answers and the number of steps.
