@@ -126,6 +126,7 @@ impl Idefics {
             tokenizer,
             logprobs,
             prompt_logprobs,
+            speculation,
             graph_capture: _,
             #[cfg(feature = "grammar")]
             grammar,
@@ -147,6 +148,7 @@ impl Idefics {
                     processors,
                     tokenizer,
                     logprobs,
+                    speculation,
                     graph_capture: GraphCapture::Never,
                     prompt_logprobs,
                     #[cfg(feature = "grammar")]

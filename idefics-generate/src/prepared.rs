@@ -273,7 +273,7 @@ pub(crate) struct Ready<'m> {
     pub(crate) process: ProcessOptions,
     prompts: Prompts,
     pub(crate) options: GenerationConfig,
-    controls: Controls<'m>,
+    pub(crate) controls: Controls<'m>,
     pub(crate) timings: Timings,
 }
 
@@ -334,7 +334,7 @@ impl<'m> Ready<'m> {
     /// Computes the prompts, or submits them to an engine.
     fn start(mut self) -> Result<Run<'m>, Error> {
         if self.uses_engine() {
-            let session = Session::start(self.model, self.requests()?)?;
+            let session = Session::start(self.model, self.requests()?, self.controls.speculation)?;
             return Ok(Run { running: Running::Engine(Box::new(session)), inputs: self.inputs, timings: self.timings });
         }
         self.start_generation()

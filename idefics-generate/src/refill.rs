@@ -8,7 +8,7 @@ use std::thread;
 
 use idefics_processor::{ProcessOptions, ProcessedInputs, Sample};
 
-use crate::engine::{Collected, Engine, EngineOptions, Request};
+use crate::engine::{Collected, Engine, EngineOptions, Request, Speculation};
 use crate::{Answer, Controls, Error, GenerationConfig, Idefics, Prepared, Timings};
 
 /// Takes the answers of [`Idefics::answer_batches`].
@@ -178,7 +178,7 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
             return Ok(());
         }
         let requests = ready.requests()?;
-        self.make_room(&requests)?;
+        self.make_room(&requests, ready.controls.speculation)?;
         let Some((engine, _)) = &mut self.engine else { return Ok(()) };
         let (inputs, timings) = (Rc::new(ready.inputs), ready.timings);
         let mut items = Vec::with_capacity(requests.len());
@@ -191,7 +191,7 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
     }
 
     /// Makes sure that the memory of the engine is large enough for `rows` requests like these.
-    fn make_room(&mut self, requests: &[Request<'m>]) -> Result<(), Error> {
+    fn make_room(&mut self, requests: &[Request<'m>], speculation: Speculation) -> Result<(), Error> {
         let (mut needed, mut answers) = (0, 1);
         for request in requests {
             needed = needed.max(request.pages(self.model.model())?);
@@ -205,7 +205,7 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
         }
         self.engine = None; // its memory is free before that of the next engine is allocated
         let pages = needed.saturating_mul(self.rows);
-        let options = EngineOptions::offline(pages, self.rows.saturating_mul(answers));
+        let options = EngineOptions { speculation, ..EngineOptions::offline(pages, self.rows.saturating_mul(answers)) };
         self.engine = Some((Engine::of(self.model, options)?, needed));
         Ok(())
     }

@@ -277,6 +277,7 @@ impl GenerationArgs {
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             grammar: grammar.cloned(),
+            speculation: global.speculate,
             graph_capture: global.lease.as_ref().map_or(GraphCapture::Never, GraphCapture::WhenLong),
             ..Controls::default()
         }

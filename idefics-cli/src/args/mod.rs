@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use idefics_checkpoint::PicklePolicy;
 use idefics_checkpoint::gguf::{GgufMix, UnknownGgufMix};
+use idefics_generate::engine::Speculation;
 use idefics_generate::nn::Activations;
 use idefics_generate::placement::MaxMemory;
 use idefics_generate::processor::ProcessOptions;
@@ -109,6 +110,12 @@ pub(crate) struct Global {
     /// slower, and meant for comparisons and for faulty drivers.
     #[arg(long, global = true)]
     pub(crate) no_replay: bool,
+    /// Whether to guess the next tokens of an answer from text that it repeats, and to verify several of them in one
+    /// step. This is faster if an answer copies parts of its prompt. It is done on the CPU while a single answer is
+    /// generated, except in chats and beam search. auto guesses up to 7 tokens if the answer stays the same to the last
+    /// bit, N guesses up to N tokens in any case, off guesses none.
+    #[arg(long, global = true, value_name = "auto|N|off", default_value = "auto")]
+    pub(crate) speculate: Speculation,
     /// Read PyTorch pickles (`pytorch_model.bin`) if a folder has no safetensors. No code in them is executed.
     #[arg(long, global = true)]
     pub(crate) allow_pickle: bool,

@@ -6,7 +6,7 @@ use idefics_processor::image::ImageTile;
 use serde::Serialize;
 
 use super::{BenchOptions, BenchProcessors, Spread};
-use crate::engine::{Engine, EngineOptions, Event, Prompt, Request, Ticket};
+use crate::engine::{Engine, EngineOptions, Event, Prompt, Request, Speculation, Ticket};
 use crate::{AssembledModel, EosTokenId, Error, GenerationConfig, ModelConfig};
 
 /// The measurements for a number of clients. Each client asks one question at a time.
@@ -75,7 +75,9 @@ impl ModelConfig {
         let measure = |&n: &usize| {
             progress(n);
             let pages = n * EngineOptions::pages_of(prompt.ids().len(), options.new_tokens.max(1), 1);
-            let mut settings = EngineOptions { prefix_cache: false, ..EngineOptions::new(pages) };
+            // The answers of random weights repeat themselves, so verified proposals would be measured.
+            let speculation = Speculation::Off;
+            let mut settings = EngineOptions { prefix_cache: false, speculation, ..EngineOptions::new(pages) };
             settings.policy.max_batch = n;
             settings.policy.max_queue = n;
             settings.policy.max_queue_tokens = u64::MAX;

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device};
 use idefics_nn::{PageStore, PagedRow};
@@ -14,7 +14,8 @@ use super::context::{LayerContexts, RowContexts};
 use super::options::EngineOptions;
 use super::prefill::{Prefill, sync};
 use super::row::Answers;
-use super::scheduler::{Answer, Outcome, PageCopy, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
+use super::scheduler::{Answer, Offer, Outcome, PageCopy, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan, Verdict};
+use super::speculation::{Exactness, Speculation};
 use crate::feature_cache::FeatureCache;
 use crate::generation::logprobs::read;
 use crate::inputs::upload_ids;
@@ -48,6 +49,11 @@ pub(super) struct Executor<'m> {
     isolates_panics: bool,
     /// Whether a single row is computed twice, because one row has other kernels than several.
     doubles_single_rows: bool,
+    /// Maximum number of proposed tokens.
+    most_proposals: usize,
+    exactness: Exactness,
+    /// Time of the current step that was not spent on the step itself.
+    uncounted: Duration,
     work: HashMap<SeqId, Work<'m>>,
     contexts: RowContexts,
     timings: Timings,
@@ -56,6 +62,14 @@ pub(super) struct Executor<'m> {
 }
 
 type Verdicts = Vec<(RowId, Verdict)>;
+
+/// A token of a decode step.
+#[derive(Debug, Clone, Copy)]
+struct NewToken {
+    row: RowId,
+    id: u32,
+    position: usize,
+}
 
 impl<'m> Executor<'m> {
     /// Allocates the KV cache. `features` caches the vectors of images.
@@ -75,6 +89,12 @@ impl<'m> Executor<'m> {
             features,
             isolates_panics: options.isolates_panics,
             doubles_single_rows: options.reproducible,
+            most_proposals: options.speculation.limit(),
+            exactness: match options.speculation {
+                Speculation::UpTo(_) => Exactness::Proven,
+                _ => Exactness::Unknown,
+            },
+            uncounted: Duration::ZERO,
             store: store(model, options.pages, dtype),
             dtype,
             work: HashMap::new(),
@@ -103,6 +123,22 @@ impl<'m> Executor<'m> {
     /// Returns the time of all steps so far, by stage.
     pub(super) fn timings(&self) -> Timings {
         self.timings
+    }
+
+    /// Returns the time of the last step that was not spent on the step itself.
+    pub(super) fn take_uncounted(&mut self) -> Duration {
+        std::mem::take(&mut self.uncounted)
+    }
+
+    /// Proposes tokens for the only row that decodes.
+    pub(super) fn offer(&mut self, scheduler: &Scheduler) -> Option<Offer> {
+        if self.most_proposals == 0 || self.exactness == Exactness::Refuted {
+            return None;
+        }
+        let row = scheduler.only_row()?;
+        let answer = self.work.get_mut(&row.id)?.answers.row_mut(row.answer as usize)?;
+        let (n_tokens, acceptance) = answer.propose(self.most_proposals);
+        (n_tokens > 0).then_some(Offer { row, tokens: n_tokens as u32, acceptance })
     }
 
     /// Returns the reason of the last step that failed as a whole.
@@ -152,6 +188,7 @@ impl<'m> Executor<'m> {
         match step {
             StepPlan::Idle { .. } => Ok(Vec::new()),
             StepPlan::Decode(rows) => self.decode(rows, scheduler),
+            StepPlan::Verify { row, tokens } => self.verify(*row, *tokens as usize, scheduler),
             StepPlan::Slice(Slice::Vision { id, image, layers }) => {
                 let layers = layers.start as usize..layers.end as usize;
                 let Some(prefill) = self.work.get_mut(id).and_then(|work| work.prefill.as_mut()) else {
@@ -210,47 +247,121 @@ impl<'m> Executor<'m> {
     /// Runs a decode step, in which each row has one token.
     fn decode(&mut self, rows: &[RowId], scheduler: &Scheduler) -> Result<Verdicts, Error> {
         let clock = Instant::now();
-        let decoder = self.model.decoder();
-        let rules = decoder.position_rules();
-        let (mut tokens, mut positions, mut paged) = (Vec::new(), Vec::new(), Vec::new());
-        let mut contexts = Vec::new();
-        for row in rows {
-            let (Some(answer), Some(work)) = (scheduler.answer(*row), self.work.get(&row.id)) else {
-                return Err(Error::Execution { reason: format!("{row:?} has no pages") });
-            };
-            let position = answer.written() as usize;
-            tokens.push(work.answers.rows()[row.answer as usize].last_token());
-            positions.push(position);
-            paged.push(PagedRow { pages: pages(answer), seen: rules.seen(position), attention_mask: None });
-            contexts.push(&work.context);
-        }
-        if self.doubles_single_rows && rows.len() == 1 {
-            tokens.push(tokens[0]);
-            positions.push(positions[0]);
-            paged.push(paged[0].clone()); // the same values are written to the same slot twice
-            contexts.push(contexts[0]);
-        }
+        let tokens = rows.iter().map(|row| self.last_token(*row, scheduler)).collect::<Result<Vec<_>, _>>()?;
+        let logits = self.forward(&tokens, scheduler)?;
         let vocab_size = self.model.shape().vocab_size;
-        let input_ids = upload_ids(&tokens, [tokens.len(), 1], vocab_size, &self.model.device())?;
-        let inputs_embeds = decoder.embed(input_ids); // [rows, 1, d]
-        let (context, seen) = self.contexts.join(rows, &contexts);
-        let positions = rules.for_rows(&inputs_embeds, &positions, seen);
-        let mut key_values = self.store.decode(paged).with_context(context);
-        let all = 0..decoder.n_layers();
-        let hidden_states = decoder.layers(all, inputs_embeds, &positions, &mut key_values, &mut NoObserver);
-        let logits = read(self.model.logits(hidden_states))?; // [rows, vocab_size]
         let mut verdicts = Vec::with_capacity(rows.len());
-        let mut panics = Panics { are_isolated: self.isolates_panics, reason: &mut self.reason };
         for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
-            let verdict = match self.work.get_mut(&row.id) {
-                Some(work) => choose(&mut work.answers, row.answer as usize, logits, &mut panics),
-                None => Verdict::Failed(RowFault::Internal),
-            };
-            verdicts.push((*row, verdict));
+            verdicts.push((*row, self.choose(*row, logits)));
         }
         self.timings.decode_ms += milliseconds(clock);
         Ok(verdicts)
     }
+
+    /// Runs a decode step in which a single row has `n_tokens` tokens: its last one, and proposals. Chooses the next
+    /// tokens in order, up to the first one that differs from its proposal.
+    fn verify(&mut self, row: RowId, n_tokens: usize, scheduler: &Scheduler) -> Result<Verdicts, Error> {
+        let clock = Instant::now();
+        let last = self.last_token(row, scheduler)?;
+        let proposals = self.proposals(row).get(..n_tokens - 1).ok_or_else(|| lost(row))?.to_vec();
+        let ids = std::iter::once(last.id).chain(proposals.iter().copied());
+        let tokens: Vec<NewToken> =
+            ids.enumerate().map(|(index, id)| NewToken { row, id, position: last.position + index }).collect();
+        let logits = self.forward(&tokens, scheduler)?;
+        if self.exactness == Exactness::Unknown
+            && let Some(logits) = self.compare(last, &logits, scheduler)?
+        {
+            return Ok(vec![(row, self.choose(row, &logits))]);
+        }
+        let mut count = 0;
+        let mut verdict = Verdict::Failed(RowFault::Internal);
+        for logits in logits.chunks_exact(self.model.shape().vocab_size) {
+            verdict = self.choose(row, logits);
+            if verdict != Verdict::Token {
+                break;
+            }
+            count += 1;
+            verdict = Verdict::Tokens(count);
+            let chosen = self.work.get(&row.id).map(|work| work.answers.rows()[row.answer as usize].last_token());
+            if chosen.as_ref() != proposals.get(count as usize - 1) {
+                break;
+            }
+        }
+        self.timings.decode_ms += milliseconds(clock);
+        Ok(vec![(row, verdict)])
+    }
+
+    /// Finds out whether a step of several tokens has the bits of a step of one. `last` is the first token of the step,
+    /// and `logits` begins with the logits after it. If the bits differ, returns the logits of a step of one token, which
+    /// has also written the keys and values of the token again.
+    fn compare(&mut self, last: NewToken, logits: &[f32], scheduler: &Scheduler) -> Result<Option<Vec<f32>>, Error> {
+        let clock = Instant::now();
+        let mut single = self.forward(&[last], scheduler)?;
+        single.truncate(self.model.shape().vocab_size);
+        let is_exact = single.iter().zip(logits).all(|(one, other)| one.to_bits() == other.to_bits());
+        self.exactness = if is_exact { Exactness::Proven } else { Exactness::Refuted };
+        self.uncounted += clock.elapsed();
+        Ok((!is_exact).then_some(single))
+    }
+
+    /// Returns the last token of a row, which the next decode step reads.
+    fn last_token(&self, row: RowId, scheduler: &Scheduler) -> Result<NewToken, Error> {
+        let (Some(answer), Some(work)) = (scheduler.answer(row), self.work.get(&row.id)) else { return Err(lost(row)) };
+        let id = work.answers.rows()[row.answer as usize].last_token();
+        Ok(NewToken { row, id, position: answer.written() as usize })
+    }
+
+    fn proposals(&self, row: RowId) -> &[u32] {
+        let answer = self.work.get(&row.id).and_then(|work| work.answers.rows().get(row.answer as usize));
+        answer.map_or(&[], |answer| answer.proposals())
+    }
+
+    /// Runs the decoder on tokens, each of which sees the tokens of its row up to its own position. Writes their keys
+    /// and values. Returns the logits after each, `[tokens, vocab_size]`. A single token may be computed twice; its logits
+    /// then follow twice.
+    fn forward(&mut self, tokens: &[NewToken], scheduler: &Scheduler) -> Result<Vec<f32>, Error> {
+        let twice; // the same values are written to the same slot twice
+        let tokens = match tokens {
+            [token] if self.doubles_single_rows => {
+                twice = [*token; 2];
+                &twice[..]
+            }
+            tokens => tokens,
+        };
+        let decoder = self.model.decoder();
+        let rules = decoder.position_rules();
+        let (mut paged, mut contexts) = (Vec::new(), Vec::new());
+        for NewToken { row, position, .. } in tokens {
+            let (Some(answer), Some(work)) = (scheduler.answer(*row), self.work.get(&row.id)) else {
+                return Err(lost(*row));
+            };
+            paged.push(PagedRow { pages: pages(answer), seen: rules.seen(*position), attention_mask: None });
+            contexts.push(&work.context);
+        }
+        let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        let rows: Vec<RowId> = tokens.iter().map(|token| token.row).collect();
+        let positions: Vec<usize> = tokens.iter().map(|token| token.position).collect();
+        let input_ids = upload_ids(&ids, [ids.len(), 1], self.model.shape().vocab_size, &self.model.device())?;
+        let inputs_embeds = decoder.embed(input_ids); // [tokens, 1, d]
+        let (context, seen) = self.contexts.join(&rows, &contexts);
+        let positions = rules.for_rows(&inputs_embeds, &positions, seen);
+        let mut key_values = self.store.decode(paged).with_context(context);
+        let all = 0..decoder.n_layers();
+        let hidden_states = decoder.layers(all, inputs_embeds, &positions, &mut key_values, &mut NoObserver);
+        read(self.model.logits(hidden_states))
+    }
+
+    /// Chooses the next token of a row.
+    fn choose(&mut self, row: RowId, logits: &[f32]) -> Verdict {
+        let Some(work) = self.work.get_mut(&row.id) else { return Verdict::Failed(RowFault::Internal) };
+        let mut panics = Panics { are_isolated: self.isolates_panics, reason: &mut self.reason };
+        choose(&mut work.answers, row.answer as usize, logits, &mut panics)
+    }
+}
+
+/// The error of a step whose row is not known, which is a defect of the program.
+fn lost(row: RowId) -> Error {
+    Error::Execution { reason: format!("{row:?} has no pages") }
 }
 
 /// How panics in the choice of a token are handled.

@@ -7,6 +7,8 @@
 //!
 //! An [`Engine`] runs on the caller's thread, one step at a time. A [`Worker`] is a thread with an engine.
 //!
+//! If a single answer is generated, a step can verify several proposed tokens of it; see [`Speculation`].
+//!
 //! An answer depends only on its own request, not on other requests, the prefix cache or the order of arrival. A row
 //! that fails ends only its own request.
 
@@ -19,6 +21,7 @@ mod request;
 mod row;
 pub mod scheduler;
 mod session;
+mod speculation;
 mod ticket;
 mod worker;
 
@@ -42,6 +45,7 @@ use scheduler::{
     Ask, Counts, Ending, Job, Micros, Notice, Outcome, RowFault, Scheduler, SeqId, SettingError, Slice, StepPlan,
 };
 pub(crate) use session::{Collected, Session};
+pub use speculation::{Speculation, UnknownSpeculation};
 use ticket::Outbox;
 pub use ticket::{Event, Ticket};
 pub use worker::{Pulse, Worker};
@@ -183,6 +187,9 @@ impl<'m> Engine<'m> {
         let unwanted: Vec<SeqId> =
             self.requests.iter().filter(|(_, active)| is_unwanted(active)).map(|(id, _)| *id).collect();
         unwanted.into_iter().for_each(|id| self.scheduler.end(id, Ending::Cancelled));
+        if let Some(offer) = self.executor.offer(&self.scheduler) {
+            self.scheduler.offer(offer);
+        }
         let step = self.scheduler.plan(self.now());
         self.deliver_notices();
         if matches!(step, StepPlan::Idle { .. }) {
@@ -191,6 +198,7 @@ impl<'m> Engine<'m> {
         let begun = self.now();
         let ran = self.executor.run(&step, &self.scheduler);
         let now = self.now();
+        let took = (now - begun).saturating_sub(micros(self.executor.take_uncounted()));
         let outcome = match ran {
             Ran::Outcome(outcome) => outcome,
             Ran::Invalid(id, error) => {
@@ -203,7 +211,7 @@ impl<'m> Engine<'m> {
         };
         self.deliver_tokens(&step);
         let kept = if self.executor.is_intact() {
-            self.scheduler.done(outcome, now - begun, now);
+            self.scheduler.done(outcome, took, now);
             Ok(())
         } else {
             let restored = catch_unwind(AssertUnwindSafe(|| self.executor.restore(self.options.pages)));
@@ -253,6 +261,7 @@ impl<'m> Engine<'m> {
     fn deliver_tokens(&mut self, step: &StepPlan) {
         match step {
             StepPlan::Decode(rows) => rows.iter().for_each(|row| self.deliver_tokens_of(row.id)),
+            StepPlan::Verify { row, .. } => self.deliver_tokens_of(row.id),
             StepPlan::Slice(Slice::Chunk { id, .. }) => self.deliver_tokens_of(*id),
             _ => {}
         }

@@ -4,6 +4,7 @@ use idefics_kernels::MAX_GEMV_ROWS;
 use idefics_nn::PAGE_LEN;
 
 use super::scheduler::{Layout, Policy};
+use super::speculation::Speculation;
 use crate::Model;
 
 /// Default number of tokens of a chunk.
@@ -26,6 +27,9 @@ pub struct EngineOptions {
     /// twice. Without this, the last bits of four-bit weights differ between one row and several on the CPU, and those
     /// of all weights between [`MAX_GEMV_ROWS`] rows and more.
     pub reproducible: bool,
+    /// Whether tokens are proposed from the text of an answer and verified several at a time, while a single answer is
+    /// generated. The answers are the same, up to the last bits of some weight formats; see [`Speculation`].
+    pub speculation: Speculation,
     /// Whether a panic in a step is a failure of its requests. Otherwise it unwinds to the caller.
     pub isolates_panics: bool,
     /// The rules of the scheduler.
@@ -41,6 +45,7 @@ impl EngineOptions {
             max_images: u32::MAX as usize,
             prefix_cache: true,
             reproducible: false,
+            speculation: Speculation::default(),
             isolates_panics: true,
             policy: Policy::default(),
         }

@@ -64,8 +64,8 @@ impl<'m> Request<'m> {
         Ok(EngineOptions::pages_of(tokens, options.max_length() - before, options.num_return_sequences()))
     }
 
-    /// Takes over cancellation, seed, processors, grammar, tokenizer and log-probabilities of `controls`. Graph capture
-    /// and the log-probabilities of the prompt have no effect.
+    /// Takes over cancellation, seed, processors, grammar, tokenizer and log-probabilities of `controls`. Graph capture,
+    /// speculation and the log-probabilities of the prompt have no effect.
     #[must_use]
     pub fn with_controls(self, mut controls: Controls<'m>) -> Self {
         controls.add_mask(&self.options);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::prompt::Prompt;
 use super::request::Request;
 use super::scheduler::{AnswerEnd, RowFault, Verdict};
+use super::speculation::Proposer;
 use crate::generation::{Stops, logprobs};
 use crate::logits::{LogitsProcessor, ProcessorChain, Row, RowEnd, RowError, RowKey, Sampler, argmax};
 use crate::{Error, FinishReason, GeneratedLogprob, GenerationConfig, GenerationError};
@@ -37,6 +38,7 @@ pub(super) struct AnswerRow {
     logprobs: Vec<GeneratedLogprob>,
     finish: Option<FinishReason>,
     failure: Option<RowError>,
+    proposer: Proposer,
 }
 
 impl AnswerRow {
@@ -63,6 +65,17 @@ impl AnswerRow {
     /// Returns the token that the next decode step reads.
     pub(super) fn last_token(&self) -> u32 {
         self.tokens[self.tokens.len() - 1]
+    }
+
+    /// Proposes at most `limit` tokens for the next positions. Returns their number, and the expected share of right
+    /// ones.
+    pub(super) fn propose(&mut self, limit: usize) -> (usize, f64) {
+        (self.proposer.propose(&self.tokens, limit).len(), self.proposer.acceptance())
+    }
+
+    /// Returns the proposals for the next positions.
+    pub(super) fn proposals(&self) -> &[u32] {
+        self.proposer.proposals(self.tokens.len())
     }
 }
 
@@ -121,6 +134,7 @@ impl<'m> Answers<'m> {
                 logprobs: Vec::new(),
                 finish: None,
                 failure: None,
+                proposer: Proposer::new(),
             })
         };
         let rows = (0..config.num_return_sequences()).map(row).collect::<Result<_, GenerationError>>()?;
@@ -140,6 +154,11 @@ impl<'m> Answers<'m> {
     /// Returns the answers.
     pub(super) fn rows(&self) -> &[AnswerRow] {
         &self.rows
+    }
+
+    /// Returns an answer.
+    pub(super) fn row_mut(&mut self, answer: usize) -> Option<&mut AnswerRow> {
+        self.rows.get_mut(answer)
     }
 
     /// Returns the maximum number of tokens of an answer.
@@ -189,6 +208,7 @@ impl<'m> Answers<'m> {
                 });
             }
         };
+        row.proposer.compare(row.tokens.len(), token);
         row.tokens.push(token);
         if let Some(n_top) = self.n_top {
             row.logprobs.push(logprobs::of_token(logits, token, n_top));

@@ -1,6 +1,6 @@
 //! Requests that are answered on the caller's thread.
 
-use super::{Engine, EngineOptions, Event, Request, Ticket};
+use super::{Engine, EngineOptions, Event, Request, Speculation, Ticket};
 use crate::running::Generated;
 use crate::{Error, FinishReason, GeneratedLogprob, Idefics, Timings};
 
@@ -36,13 +36,18 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// Those of [`Engine::new`] and [`Engine::submit`].
-    pub(crate) fn start(model: &'m Idefics, requests: Vec<Request<'m>>) -> Result<Self, Error> {
+    pub(crate) fn start(
+        model: &'m Idefics,
+        requests: Vec<Request<'m>>,
+        speculation: Speculation,
+    ) -> Result<Self, Error> {
         let (mut pages, mut rows) = (0_usize, 0_usize);
         for request in &requests {
             pages = pages.saturating_add(request.pages(model.model())?);
             rows = rows.saturating_add(request.options.num_return_sequences());
         }
-        let mut engine = Engine::of(model, EngineOptions::offline(pages, rows.max(1)))?;
+        let options = EngineOptions { speculation, ..EngineOptions::offline(pages, rows.max(1)) };
+        let mut engine = Engine::of(model, options)?;
         let submit = |request| Collected::submit(&mut engine, request);
         let requests = requests.into_iter().map(submit).collect::<Result<_, Error>>()?;
         Ok(Self { engine, requests })

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use idefics_nn::DeviceLease;
 use idefics_processor::Tokenizer;
 
+use crate::engine::Speculation;
 use crate::logits::LogitsProcessor;
 use crate::{Error, GenerationConfig};
 
@@ -71,6 +72,9 @@ pub struct Controls<'a> {
     /// If this is `n`, the log-probabilities of each generated token and of the `n` most likely tokens are returned.
     /// They are computed before any logits processor.
     pub logprobs: Option<usize>,
+    /// Whether several tokens are proposed from the text and verified at a time, while a single answer is generated. Beam
+    /// search, prompt log-probabilities, conversations and GPUs with graph capture do not use it.
+    pub speculation: Speculation,
     /// When to use graph capture.
     pub graph_capture: GraphCapture<'a>,
     /// Whether to return the log-probabilities of the prompt's tokens. Prompt tokens that are already in the KV cache

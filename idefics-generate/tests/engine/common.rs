@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     /// Returns an ordinary token that is neither special nor an image token.
-    fn token(&self, random: &mut Random) -> u32 {
+    pub(crate) fn token(&self, random: &mut Random) -> u32 {
         let vocab_size = self.model.model().shape().vocab_size.min(400);
         loop {
             let id = 10 + random.below(vocab_size - 10) as u32;

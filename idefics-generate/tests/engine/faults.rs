@@ -18,10 +18,10 @@ use crate::common::load;
 
 /// A model whose decoder panics if a decode step reads a certain token.
 #[derive(Debug)]
-struct Fragile<'m>(&'m dyn Model, FragileDecoder<'m>);
+pub(crate) struct Fragile<'m>(pub(crate) &'m dyn Model, pub(crate) FragileDecoder<'m>);
 
 #[derive(Debug)]
-struct FragileDecoder<'m>(&'m dyn DecoderStack, u32);
+pub(crate) struct FragileDecoder<'m>(pub(crate) &'m dyn DecoderStack, pub(crate) u32);
 
 impl DecoderStack for FragileDecoder<'_> {
     fn n_layers(&self) -> usize {

@@ -13,6 +13,11 @@ pub enum Cost {
         /// Number of rows of the step.
         rows: u32,
     },
+    /// A decode step in which a single row has several tokens.
+    Verify {
+        /// Number of tokens of the step.
+        tokens: u32,
+    },
     /// One layer of a chunk.
     ChunkLayer {
         /// Number of tokens of the chunk.
@@ -31,6 +36,7 @@ pub enum Cost {
 #[derive(Debug, Default)]
 pub struct CostModel {
     steps: BTreeMap<u32, f64>,
+    verified: BTreeMap<u32, f64>,
     chunk_layers: BTreeMap<u32, f64>,
     vision_layers: BTreeMap<u32, f64>,
     solo_steps: Option<f64>,
@@ -43,6 +49,7 @@ impl CostModel {
         let average = |old: f64| old + NEWEST * (newest - old);
         let (times, size) = match cost {
             Cost::Step { rows } => (&mut self.steps, rows),
+            Cost::Verify { tokens } => (&mut self.verified, tokens),
             Cost::ChunkLayer { tokens } => (&mut self.chunk_layers, class(tokens)),
             Cost::VisionLayer { patches } => (&mut self.vision_layers, class(patches)),
             Cost::SoloStep => {
@@ -59,11 +66,30 @@ impl CostModel {
     /// there is none, it is the time of the largest step that has run. For a layer, it is the time of the next larger
     /// size that has run, scaled in proportion to the size. Times of smaller sizes are not used, because they may be
     /// mostly the time to read the weights.
+    ///
+    /// For a step that verifies proposals, the time lies on the line through the next smaller and the next larger size
+    /// that have run. Beyond the largest size, it lies on the line through the largest one and a decode step of one row,
+    /// which counts as a size of one token.
     pub fn expect(&self, cost: Cost) -> Option<f64> {
         match cost {
             Cost::Step { rows } => {
                 let (above, below) = (self.steps.range(rows..).next(), self.steps.range(..rows).next_back());
                 above.or(below).map(|(_, time)| *time)
+            }
+            Cost::Verify { tokens } => {
+                let one = (1, *self.steps.get(&1)?);
+                let at = |(size, time): (&u32, &f64)| (*size, *time);
+                let largest = self.verified.last_key_value().map(at)?;
+                let below = self.verified.range(..=tokens).next_back().map_or(one, at);
+                let (below, above) = match self.verified.range(tokens..).next() {
+                    Some(above) => (below, at(above)),
+                    None => (one, largest),
+                };
+                if above.0 == below.0 {
+                    return Some(above.1);
+                }
+                let slope = (above.1 - below.1) / f64::from(above.0 - below.0);
+                Some((below.1 + slope * f64::from(tokens - below.0)).max(below.1))
             }
             Cost::ChunkLayer { tokens } => larger(&self.chunk_layers, class(tokens)),
             Cost::VisionLayer { patches } => larger(&self.vision_layers, class(patches)),
@@ -101,6 +127,19 @@ mod tests {
         assert_eq!(costs.expect(Cost::Step { rows: 8 }), Some(400.0));
         costs.note(Cost::Step { rows: 8 }, 1, 500);
         assert_eq!(costs.expect(Cost::Step { rows: 5 }), Some(500.0));
+    }
+
+    #[test]
+    fn times_of_verified_tokens_are_interpolated() {
+        let mut costs = CostModel::default();
+        let time = |costs: &CostModel, tokens| costs.expect(Cost::Verify { tokens });
+        assert_eq!(time(&costs, 4), None);
+        costs.note(Cost::Step { rows: 1 }, 1, 400);
+        assert_eq!(time(&costs, 4), None);
+        costs.note(Cost::Verify { tokens: 3 }, 1, 600);
+        assert_eq!([2, 3, 4, 8].map(|tokens| time(&costs, tokens)), [500.0, 600.0, 700.0, 1100.0].map(Some));
+        costs.note(Cost::Verify { tokens: 8 }, 1, 1_600);
+        assert_eq!([2, 3, 4, 8].map(|tokens| time(&costs, tokens)), [500.0, 600.0, 800.0, 1600.0].map(Some));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The invariants of the scheduler, which hold between any two calls.
 
 use super::Scheduler;
+use super::plan::{RowId, StepPlan};
 use super::sequence::{Answer, Sequence, State};
 
 impl Scheduler {
@@ -9,6 +10,7 @@ impl Scheduler {
     /// 1. Free, idle and owned pages add up to all pages. The page that an answer writes next has no other owner.
     /// 2. Reserved pages are available: the sum of the reservations is at most the number of free and idle pages.
     /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables.
+    ///    The step that runs writes only slots of such pages, and at most as many as the answer may still have tokens.
     /// 4. Each submitted request either has ended exactly once or is in one state. The rows, solo jobs and prompts that
     ///    have turns belong to requests that have not ended.
     /// 5. Chunks begin at multiples of the chunk length, and the chunk of a prompt's last token never comes from the
@@ -30,6 +32,7 @@ impl Scheduler {
     pub fn broken_invariant(&self) -> Option<String> {
         self.broken_memory()
             .or_else(|| self.sequences.values().find_map(|sequence| self.broken_sequence(sequence)))
+            .or_else(|| self.broken_step())
             .or_else(|| self.broken_turns())
             .or_else(|| self.broken_queue())
     }
@@ -93,6 +96,26 @@ impl Scheduler {
         let next = (answer.written / self.layout.page_tokens) as usize;
         let pages = answer.table.get(next..).unwrap_or_default();
         sequence.begun && pages.iter().any(|page| !self.memory.pages.is_writable(*page))
+    }
+
+    /// Checks invariant 3 for the step that runs.
+    fn broken_step(&self) -> Option<String> {
+        let (rows, tokens) = match &self.in_flight {
+            Some(StepPlan::Decode(rows)) => (rows.as_slice(), 1),
+            Some(StepPlan::Verify { row, tokens }) => (std::slice::from_ref(row), *tokens),
+            _ => return None,
+        };
+        let wrong = |row: &&RowId| {
+            let (Some(sequence), Some(answer)) = (self.sequences.get(&row.id), self.answer(**row)) else {
+                return false;
+            };
+            let end = u64::from(answer.written) + u64::from(tokens);
+            answer.ended.is_none()
+                && (self.layout.pages_for(end) > answer.table.len() as u64
+                    || answer.generated + tokens > sequence.ask.max_tokens)
+        };
+        let row = rows.iter().find(wrong)?;
+        Some(format!("{row:?} has {tokens} tokens in the step, which is too much for {:?}", self.answer(*row)))
     }
 
     /// Checks invariant 4.

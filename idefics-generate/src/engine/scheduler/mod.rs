@@ -27,6 +27,7 @@
 //! - **Fork**: a step that copies the last, partly filled page of a prompt, so that each answer can write to a copy of
 //!   its own.
 //! - **Credit**: the time in microseconds that slices and steps of solo jobs may take. Decode steps earn it.
+//! - **Proposals**: tokens that may follow in an answer. A step that verifies them has several tokens of one row.
 //! - **Suspects**: the rows of a decode step that failed, which run again in smaller groups.
 //!
 //! # Rules
@@ -44,17 +45,22 @@
 //!   decode step, and the credit that a decode step earns. A slice has at least one layer, and all further layers that
 //!   fit into this time.
 //! - **Rows.** If more rows decode than [`Policy::max_batch`], they take turns of [`Policy::turn_steps`] steps.
+//! - **Proposals.** If a single row decodes, its caller may [offer](Scheduler::offer) proposals before a plan. They are
+//!   verified if [`Policy::min_gain`] times more tokens per second are expected than from decode steps. The row then
+//!   writes at most as many slots as its answer may still have tokens.
 //! - **Prefix cache.** Other requests can reuse the chunks of a prompt once its first token is chosen, or once its solo
 //!   job has its result. The pages of these chunks are kept after the request has ended, until other requests need the
 //!   pages. The least recently used pages are taken first.
 //! - **Faults.** A row that fails ends only its own request. A decode step that fails has no effect. Its rows run again
-//!   in smaller groups, until each row that fails is alone in a step.
+//!   in smaller groups, until each row that fails is alone in a step. If a step that verifies proposals fails, its row
+//!   decodes without proposals from then on, because a wrong proposal may be the cause.
 //!
 //! # Reasons
 //!
 //! - A row of a decode step is an answer, not a request ([`RowId`]). The answers of a request decode side by side, and
 //!   each ends on its own. A fault of one answer ends the whole request, because a request cannot be answered in part.
-//! - The scheduler never sees tokens, so its decisions cannot depend on them.
+//! - The scheduler never sees tokens, so its decisions cannot depend on them. It sees only how many are proposed, and
+//!   how many of such proposals were right.
 //! - A partly filled page that several answers share is copied in a separate step ([`StepPlan::Fork`]) before they
 //!   decode. A decode step that fails therefore never leaves a copy half done.
 //! - A fault of a whole step is an [`Outcome`], not a [`Verdict`] of a row, because all results of such a step are
@@ -79,6 +85,7 @@ mod queue;
 mod sequence;
 #[cfg(test)]
 mod simulator;
+mod speculation;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -91,6 +98,7 @@ pub use plan::{AnswerEnd, Ending, Notice, Outcome, PageCopy, Refusal, RowFault, 
 pub use policy::{Layout, Micros, Policy, SECOND, SettingError};
 pub use prefix::{ChunkKey, PrefixIndex, chunk_keys};
 pub use sequence::{Answer, Ask, ImageShape, Job, PromptShape, SeqId, Sequence, State, Tenant};
+pub use speculation::Offer;
 
 use memory::Memory;
 use queue::Queue;
@@ -110,6 +118,10 @@ pub struct Scheduler {
     memory: Memory,
     costs: CostModel,
     turns: Turns,
+    /// Proposals for the next plan.
+    offer: Option<Offer>,
+    /// Number of promising offers since the last one that was accepted.
+    declined: u32,
     /// The step that runs now.
     in_flight: Option<StepPlan>,
     /// Groups of rows that run again after a failed decode step. The last group runs first.
@@ -153,6 +165,8 @@ impl Scheduler {
             memory: Memory::new(layout.pages, layout.slabs),
             costs: CostModel::default(),
             turns: Turns::default(),
+            offer: None,
+            declined: 0,
             in_flight: None,
             suspects: Vec::new(),
             notices: Vec::new(),
@@ -260,6 +274,7 @@ impl Scheduler {
         self.end_late(now);
         self.admit(now);
         let step = self.choose();
+        self.offer = None;
         if !matches!(step, StepPlan::Idle { .. }) {
             self.in_flight = Some(step.clone());
         }

@@ -36,6 +36,7 @@ impl Scheduler {
         match &step {
             StepPlan::Idle { .. } => {}
             StepPlan::Decode(rows) => self.turns.decoded(rows, took, &self.policy, suspects),
+            StepPlan::Verify { row, .. } => self.turns.decoded(&[*row], took, &self.policy, false),
             StepPlan::Slice(_) => self.turns.slice_ran(took),
             StepPlan::Fork { .. } => self.turns.other_ran(took),
             StepPlan::Solo(id) => self.turns.solo_ran(took, *id),
@@ -52,7 +53,11 @@ impl Scheduler {
             StepPlan::Idle { .. } => {}
             StepPlan::Decode(rows) => {
                 self.costs.note(Cost::Step { rows: rows.len() as u32 }, 1, took);
-                rows.into_iter().for_each(|row| self.row_decoded(row, verdicts.of(row)));
+                rows.into_iter().for_each(|row| self.row_decoded(row, 1, verdicts.of(row)));
+            }
+            StepPlan::Verify { row, tokens } => {
+                self.costs.note(Cost::Verify { tokens }, 1, took);
+                self.row_decoded(row, tokens, verdicts.of(row));
             }
             StepPlan::Slice(Slice::Vision { id, image, layers }) => {
                 self.layers_of_image_done(id, image, &layers, verdicts.of(id.answer(0)), took);
@@ -80,7 +85,8 @@ impl Scheduler {
     }
 
     /// Handles a step that failed. The rows of a decode step run again in two halves. If a decode step has only one
-    /// row, or for any other step, the request of the step fails.
+    /// row, or for any other step, the request of the step fails. If the step verified proposals, its row decodes without
+    /// them from now on.
     fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
         if !suspects {
             self.note_incident(now);
@@ -88,6 +94,11 @@ impl Scheduler {
         match step {
             StepPlan::Idle { .. } => {}
             StepPlan::Decode(rows) if rows.len() == 1 => self.end(rows[0].id, Ending::Failed(fault)),
+            StepPlan::Verify { row, .. } => {
+                let sequence = self.sequences.get_mut(&row.id);
+                let answer = sequence.and_then(|sequence| sequence.answers.get_mut(row.answer as usize));
+                answer.into_iter().for_each(|answer| answer.refuses_proposals = true);
+            }
             StepPlan::Decode(mut rows) => {
                 let second = rows.split_off(rows.len() / 2);
                 self.suspects.push(second);
@@ -99,18 +110,21 @@ impl Scheduler {
         }
     }
 
-    fn row_decoded(&mut self, row: RowId, verdict: Verdict) {
+    /// Applies the verdict of a row that had at most `most` new tokens.
+    fn row_decoded(&mut self, row: RowId, most: u32, verdict: Verdict) {
         let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
         let Some(answer) = sequence.answers.get_mut(row.answer as usize).filter(|answer| answer.ended.is_none()) else {
             return;
         };
-        let end = match verdict {
-            Verdict::Token => (answer.generated + 1 >= sequence.ask.max_tokens).then_some(AnswerEnd::Length),
-            Verdict::Ended(end) => Some(end),
+        let (count, end) = match verdict {
+            Verdict::Token => (1, None),
+            Verdict::Tokens(count) if (1..=most).contains(&count) => (count, None),
+            Verdict::Ended(end) => (1, Some(end)),
             other => return self.end(row.id, Ending::Failed(fault_of(other))),
         };
-        answer.written += 1;
-        answer.generated += 1;
+        answer.written += count;
+        answer.generated += count;
+        let end = end.or((answer.generated >= sequence.ask.max_tokens).then_some(AnswerEnd::Length));
         if let Some(end) = end {
             self.end_answer(row, end);
         }

@@ -29,6 +29,15 @@ pub enum StepPlan {
     /// A decode step: one token for each row. Each row writes to the slot at position `Answer::written` of its page
     /// table. The outcome has one verdict for each row.
     Decode(Vec<RowId>),
+    /// A decode step in which a single row has several tokens: its last token, and proposals for the tokens after it.
+    /// The row writes to the slots from position `Answer::written` on. The outcome has one verdict for the row. Only the
+    /// tokens that the verdict counts are kept; the slots of the others are written again later.
+    Verify {
+        /// The row.
+        row: RowId,
+        /// Number of tokens of the step, at least 2. The row gets between one token and this number of tokens.
+        tokens: u32,
+    },
     /// Some layers of a picture or of a chunk of a prompt.
     Slice(Slice),
     /// Copies the last, partial page of a prompt for each further answer. The outcome has one verdict, for answer 0.
@@ -92,7 +101,10 @@ pub enum Outcome {
 pub enum Verdict {
     /// A token was chosen, and the answer continues (unless it has reached its maximum length).
     Token,
-    /// The answer ended with this token, or the solo job has its result.
+    /// This number of tokens was chosen in a [`StepPlan::Verify`], and the answer continues (unless it has reached its
+    /// maximum length).
+    Tokens(u32),
+    /// The answer ended with the last token that was chosen, or the solo job has its result.
     Ended(AnswerEnd),
     /// The layers, the copies or the step of a solo job are done.
     Done,

@@ -53,6 +53,9 @@ pub struct Policy {
     pub max_passes: u32,
     /// Time during which other requests may start before the first waiting request, from when it became the first.
     pub pass_window: Micros,
+    /// Factor by which more tokens per second must be expected from a step with proposals than from a decode step. Above
+    /// 1, it covers errors of the estimates; 0 verifies all proposals.
+    pub min_gain: f64,
 }
 
 impl Default for Policy {
@@ -68,6 +71,7 @@ impl Default for Policy {
             queue_timeout: 30 * SECOND,
             max_passes: 8,
             pass_window: 2 * SECOND,
+            min_gain: 1.1,
         }
     }
 }

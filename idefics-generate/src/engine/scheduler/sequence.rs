@@ -125,6 +125,8 @@ pub struct Answer {
     pub(super) written: u32,
     pub(super) generated: u32,
     pub(super) ended: Option<AnswerEnd>,
+    /// Whether a step that verified proposals failed, so that no more proposals are verified.
+    pub(super) refuses_proposals: bool,
 }
 
 impl Answer {

@@ -9,7 +9,10 @@ mod stub;
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{AnswerEnd, Ending, Micros, Notice, Outcome, Refusal, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan};
+use super::{
+    AnswerEnd, Ending, Micros, Notice, Offer, Outcome, Refusal, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan,
+    Verdict,
+};
 use checks::{Admissions, Fairness};
 use scenario::{Outside, Random, Request, Scenario};
 use stub::Stub;
@@ -93,6 +96,7 @@ impl Simulation {
         for steps in 0.. {
             assert!(steps < 50_000, "the simulation runs for too many steps: {:?}", self.scheduler);
             self.happen(self.now);
+            self.offer();
             let step = self.scheduler.plan(self.now);
             self.scheduler.check_invariants();
             assert_eq!(self.scheduler.plan(self.now), step, "a second call of `plan` returns another step");
@@ -111,6 +115,16 @@ impl Simulation {
         self.seen
     }
 
+    /// Offers proposals for the only row that decodes. The number of proposals and their acceptance are arbitrary.
+    fn offer(&mut self) {
+        if self.scenario.speculates
+            && let Some(row) = self.scheduler.only_row()
+        {
+            let acceptance = f64::from(self.random.from(0..11)) / 10.0;
+            self.scheduler.offer(Offer { row, tokens: self.random.from(0..10), acceptance });
+        }
+    }
+
     fn execute(&mut self, step: &StepPlan) {
         let transient = self.scenario.transient > 0 && self.random.chance(self.scenario.transient);
         let outcome = self.stub.run(step, &self.scheduler, &self.requests, transient, &mut self.random);
@@ -121,11 +135,18 @@ impl Simulation {
             StepPlan::Idle { .. } => "idle",
             StepPlan::Decode(_) if failed => "decode failed",
             StepPlan::Decode(_) => "decode",
+            StepPlan::Verify { .. } if failed => "verify failed",
+            StepPlan::Verify { .. } => "verify",
             StepPlan::Slice(Slice::Vision { .. }) => "vision",
             StepPlan::Slice(Slice::Chunk { .. }) => "chunk",
             StepPlan::Fork { .. } => "fork",
             StepPlan::Solo(_) => "solo",
         });
+        if let Outcome::Rows(verdicts) = &outcome
+            && verdicts.iter().any(|(_, verdict)| matches!(verdict, Verdict::Tokens(2..)))
+        {
+            self.note("several tokens");
+        }
         self.now += took;
         if self.random.chance(4) {
             // In one step of four, some events happen while the step runs.
@@ -144,6 +165,7 @@ impl Simulation {
         let micros = match step {
             StepPlan::Idle { .. } => 0,
             StepPlan::Decode(rows) => 500 + 50 * rows.len() as u32,
+            StepPlan::Verify { tokens, .. } => 500 + 50 * tokens,
             StepPlan::Slice(Slice::Vision { id, image, layers }) => {
                 200 * self.requests[id].images[*image as usize].length * (layers.end - layers.start)
             }
@@ -340,6 +362,9 @@ fn random_requests_get_the_same_tokens_as_alone() {
     let rare = [
         "decode",
         "decode failed",
+        "verify",
+        "verify failed",
+        "several tokens",
         "vision",
         "chunk",
         "fork",

@@ -172,14 +172,14 @@ impl Scheduler {
             if rows.is_empty() {
                 return Some(StepPlan::Idle { until: self.next_limit() });
             }
-            return self.decode(rows);
+            return self.decode_or_verify(rows);
         };
         if !rows.is_empty() {
             // Credit that the next piece of work does not need is not saved, so that later pieces cannot run in a
             // burst.
             self.turns.credit = self.turns.credit.min(cost.max(self.earning(rows.len() as u32)));
             if self.turns.other_ran || cost > self.turns.credit {
-                return self.decode(rows);
+                return self.decode_or_verify(rows);
             }
         }
         let (id, step) = match other {
@@ -193,7 +193,7 @@ impl Scheduler {
         step
     }
 
-    fn decode(&mut self, rows: Vec<RowId>) -> Option<StepPlan> {
+    pub(super) fn decode(&mut self, rows: Vec<RowId>) -> Option<StepPlan> {
         for row in &rows {
             let written = self.answer(*row).map_or(0, |answer| answer.written);
             if !self.extend(*row, u64::from(written) + 1) {

@@ -1,6 +1,7 @@
 //! Tests of single rules, with concrete numbers. The simulator tests the properties that hold for all inputs.
 
 mod memory;
+mod speculation;
 
 use super::*;
 
@@ -33,6 +34,7 @@ fn good(scheduler: &Scheduler, step: &StepPlan) -> Outcome {
     let verdicts = match step {
         StepPlan::Idle { .. } => Vec::new(),
         StepPlan::Decode(rows) => rows.iter().map(|row| (*row, Verdict::Token)).collect(),
+        StepPlan::Verify { row, tokens } => vec![(*row, Verdict::Tokens(*tokens))],
         StepPlan::Slice(Slice::Chunk { id, tokens, layers }) => {
             let sequence = scheduler.sequence(*id).unwrap();
             let last = layers.end == 4 && tokens.end == sequence.prompt().tokens;

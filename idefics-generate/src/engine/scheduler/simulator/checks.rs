@@ -100,7 +100,12 @@ impl Fairness {
         let counts = scheduler.counts();
         let earns = (1.0 - policy.decode_share) / policy.decode_share;
         self.most_rows = self.most_rows.max(counts.rows);
-        if let StepPlan::Decode(rows) = step {
+        let rows = match step {
+            StepPlan::Decode(rows) => Some(rows.as_slice()),
+            StepPlan::Verify { row, .. } => Some(std::slice::from_ref(row)),
+            _ => None,
+        };
+        if let Some(rows) = rows {
             assert!(rows.len() <= policy.max_batch);
             let took = took as f64;
             self.shortest_step = if self.longest_step == 0.0 { took } else { self.shortest_step.min(took) };

@@ -138,6 +138,8 @@ pub(super) struct Scenario {
     pub(super) transient: u32,
     pub(super) loses_pages_at: Option<Micros>,
     pub(super) drains_at: Option<Micros>,
+    /// Whether tokens are proposed.
+    pub(super) speculates: bool,
     pub(super) tenants: u32,
 }
 
@@ -163,6 +165,7 @@ impl Scenario {
             queue_timeout: random.one_of(&[8_000, 30 * SECOND, 30 * SECOND]),
             max_passes: random.one_of(&[8, 2]),
             pass_window: random.one_of(&[2_000, 10_000, 2 * SECOND]),
+            min_gain: random.one_of(&[0.0, 1.1]),
         };
         let tenants = random.one_of(&[1, 1, 3]);
         let bases: Vec<Vec<u32>> = (0..3).map(|_| (0..100).map(|_| random.from(1..50)).collect()).collect();
@@ -185,6 +188,7 @@ impl Scenario {
             transient: if faults { random.one_of(&[0, 0, 60, 15]) } else { 0 },
             loses_pages_at: if faults { late(random, 6) } else { None },
             drains_at: late(random, 10),
+            speculates: random.chance(2),
             layout,
             policy,
             arrivals,

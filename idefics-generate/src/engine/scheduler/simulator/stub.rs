@@ -120,6 +120,9 @@ impl Stub {
         let outcome = match step {
             StepPlan::Idle { .. } => unreachable!("an idle step does not run"),
             StepPlan::Decode(rows) => self.decode(rows, scheduler, requests, transient, random),
+            StepPlan::Verify { row, tokens } => {
+                self.verify(*row, *tokens, scheduler, &requests[&row.id], transient, random)
+            }
             StepPlan::Slice(Slice::Vision { id, image, layers }) => {
                 let request = &requests[id];
                 let verdict = self.vision(scheduler, *id, request, *image, layers, random);
@@ -151,7 +154,7 @@ impl Stub {
         if matches!(outcome, Outcome::Failed(_)) {
             let alone = match step {
                 StepPlan::Decode(rows) => (rows.len() == 1).then(|| rows[0].id),
-                StepPlan::Idle { .. } => None,
+                StepPlan::Idle { .. } | StepPlan::Verify { .. } => None,
                 StepPlan::Slice(Slice::Vision { id, .. } | Slice::Chunk { id, .. })
                 | StepPlan::Fork { id, .. }
                 | StepPlan::Solo(id) => Some(*id),
@@ -200,6 +203,54 @@ impl Stub {
             (row, self.choose(row, chosen, fault))
         };
         Outcome::Rows(written_rows.into_iter().map(choose).collect())
+    }
+
+    /// Writes the last token of a row and proposals, of which two in three are right. Chooses tokens until one differs
+    /// from its proposal. A proposal may be the cause of a panic.
+    fn verify(
+        &mut self,
+        row: RowId,
+        tokens: u32,
+        scheduler: &Scheduler,
+        request: &Request,
+        transient: bool,
+        random: &mut Random,
+    ) -> Outcome {
+        assert!(tokens > 1, "a step of one token is a decode step");
+        let answer = scheduler.answer(row).expect("the row has an answer");
+        let (table, written, generated) = (answer.table(), answer.written(), answer.generated());
+        assert_eq!(generated as usize, self.tokens[&row].len());
+        let fault = |generated| request.fault.filter(|fault| fault.applies(row.answer, generated));
+        let panics = matches!(fault(generated + tokens - 1), Some(Fault::Panics { .. }));
+        if panics || transient {
+            for position in written..written + tokens {
+                let slot = self.slot(table, position);
+                self.slots[slot] = random.next();
+            }
+            return Outcome::Failed(if panics { RowFault::Panic } else { RowFault::Device });
+        }
+        let (right, _) = request.alone(row.answer);
+        let proposal = |place: u32| right.get(place as usize).copied().filter(|_| !random.chance(3)).unwrap_or(1);
+        let proposals: Vec<u32> = (generated..generated + tokens - 1).map(proposal).collect();
+        let last = *self.tokens[&row].last().expect("there is a first token");
+        let mut all = self.read(table, written);
+        for (position, token) in (written..).zip(std::iter::once(&last).chain(&proposals)) {
+            let slot = self.slot(table, position);
+            self.slots[slot] = content(all, position, u64::from(*token));
+            all = mix(all, self.slots[slot]);
+        }
+        for count in 1..=tokens {
+            let position = written + count - 1;
+            let chosen = token(self.read(table, position + 1), position, request.seed, row.answer);
+            let verdict = self.choose(row, chosen, fault(generated + count - 1));
+            if verdict != Verdict::Token {
+                return Outcome::Rows(vec![(row, verdict)]);
+            }
+            if proposals.get(count as usize - 1) != Some(&chosen) {
+                return Outcome::Rows(vec![(row, Verdict::Tokens(count))]);
+            }
+        }
+        unreachable!("after the last token there is no proposal")
     }
 
     fn vision(

@@ -1,0 +1,144 @@
+//! Tests of the rules for proposals.
+
+use super::*;
+
+/// Runs until a single row decodes, which may have `max_tokens` tokens. Its decode step takes 1 ms.
+fn decoding(scheduler: &mut Scheduler, max_tokens: u32, now: &mut Micros) -> RowId {
+    let id = add(scheduler, ask(6, max_tokens), *now);
+    until_decode(scheduler, now);
+    id.answer(0)
+}
+
+/// Offers proposals and returns the next step.
+fn offered(scheduler: &mut Scheduler, row: RowId, tokens: u32, acceptance: f64) -> StepPlan {
+    scheduler.offer(Offer { row, tokens, acceptance });
+    scheduler.plan(0)
+}
+
+/// Notes that the step has taken this time.
+fn done(scheduler: &mut Scheduler, step: &StepPlan, took: Micros) {
+    let outcome = good(scheduler, step);
+    scheduler.done(outcome, took, 0);
+}
+
+#[test]
+fn proposals_are_verified_if_this_gives_more_tokens_per_second() {
+    let mut scheduler = scheduler(Policy::default());
+    let row = decoding(&mut scheduler, 90, &mut 0);
+    let decode = StepPlan::Decode(vec![row]);
+    // The time of proposals is unknown, so a quarter of a step is assumed for each.
+    for (tokens, acceptance) in [(7, 0.3), (0, 1.0)] {
+        let step = offered(&mut scheduler, row, tokens, acceptance);
+        assert_eq!(step, decode);
+        done(&mut scheduler, &step, 1_000);
+    }
+    let step = offered(&mut scheduler, row, 7, 0.95);
+    assert_eq!(step, StepPlan::Verify { row, tokens: 8 });
+    done(&mut scheduler, &step, 7_000);
+    assert_eq!(scheduler.answer(row).unwrap().generated(), 1 + 3 + 8);
+    assert_eq!(scheduler.answer(row).unwrap().written(), 6 + 3 + 8);
+    // Each proposal has taken 6/7 of a step: it pays only if nearly all are right.
+    let step = offered(&mut scheduler, row, 7, 0.95);
+    assert_eq!(step, decode);
+    done(&mut scheduler, &step, 1_000);
+    assert_eq!(scheduler.plan(0), decode, "an offer counts for one plan");
+    done(&mut scheduler, &decode, 1_000);
+    let step = offered(&mut scheduler, row, 7, 1.0);
+    assert_eq!(step, StepPlan::Verify { row, tokens: 8 });
+}
+
+#[test]
+fn fewer_proposals_are_verified_if_fewer_are_right() {
+    let mut scheduler = scheduler(Policy::default());
+    let row = decoding(&mut scheduler, 90, &mut 0);
+    // Each proposal takes a tenth of a decode step.
+    for (acceptance, tokens) in [(0.95, 8), (0.6, 4), (0.3, 2)] {
+        let step = offered(&mut scheduler, row, 7, acceptance);
+        assert_eq!(step, StepPlan::Verify { row, tokens });
+        done(&mut scheduler, &step, 900 + 100 * Micros::from(tokens));
+    }
+    assert_eq!(offered(&mut scheduler, row, 7, 0.1), StepPlan::Decode(vec![row]));
+}
+
+#[test]
+fn promising_proposals_are_tried_again_after_64_steps() {
+    let mut scheduler = Scheduler::new(Layout { pages: 200, ..layout() }, Policy::default()).unwrap();
+    let row = decoding(&mut scheduler, 500, &mut 0);
+    let step = offered(&mut scheduler, row, 1, 0.9);
+    assert_eq!(step, StepPlan::Verify { row, tokens: 2 });
+    done(&mut scheduler, &step, 100_000); // a disturbance
+    let mut tries = Vec::new();
+    for number in 0..200 {
+        let step = offered(&mut scheduler, row, 1, 0.9);
+        if matches!(step, StepPlan::Verify { .. }) {
+            tries.push(number);
+        }
+        done(&mut scheduler, &step, 1_000);
+    }
+    assert_eq!(tries[..2], [63, 127]);
+}
+
+#[test]
+fn proposals_end_with_the_answer_and_need_no_further_pages() {
+    for max_tokens in 2..30 {
+        let mut scheduler = scheduler(Policy::default());
+        let row = decoding(&mut scheduler, max_tokens, &mut 0);
+        let mut steps = 0;
+        while scheduler.sequence(row.id).is_some() {
+            let left = max_tokens - scheduler.answer(row).unwrap().generated();
+            let step = offered(&mut scheduler, row, 7, 1.0);
+            match &step {
+                StepPlan::Verify { tokens, .. } => assert_eq!(*tokens, 8.min(left)),
+                step => assert_eq!((step, left), (&StepPlan::Decode(vec![row]), 1)),
+            }
+            done(&mut scheduler, &step, 1_000);
+            steps += 1;
+        }
+        assert_eq!(steps, (max_tokens - 2).div_ceil(8));
+        assert_eq!(scheduler.counts().pages.free, 40);
+    }
+}
+
+#[test]
+fn nothing_is_verified_if_several_rows_decode() {
+    let mut scheduler = scheduler(Policy { max_batch: 1, ..Policy::default() });
+    let mut now = 0;
+    let row = decoding(&mut scheduler, 60, &mut now);
+    assert_eq!(scheduler.only_row(), Some(row));
+    let other = decoding(&mut scheduler, 60, &mut now);
+    while scheduler.counts().rows < 2 {
+        step(&mut scheduler, &mut now);
+    }
+    assert_eq!(scheduler.only_row(), None);
+    let step = offered(&mut scheduler, row, 7, 1.0);
+    assert!(matches!(step, StepPlan::Decode(_)), "{step:?}");
+    done(&mut scheduler, &step, 1_000);
+    scheduler.end(other.id, Ending::Cancelled);
+    assert!(matches!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { .. }));
+}
+
+#[test]
+fn a_failed_verification_ends_no_request() {
+    let mut scheduler = scheduler(Policy::default());
+    let row = decoding(&mut scheduler, 60, &mut 0);
+    let before = scheduler.answer(row).unwrap().generated();
+    let step = offered(&mut scheduler, row, 7, 1.0);
+    assert!(matches!(step, StepPlan::Verify { .. }));
+    scheduler.done(Outcome::Failed(RowFault::Panic), 1_000, 0);
+    assert_eq!((scheduler.answer(row).unwrap().generated(), scheduler.incidents(0)), (before, 1));
+    let step = offered(&mut scheduler, row, 7, 1.0);
+    assert_eq!(step, StepPlan::Decode(vec![row]), "the row decodes without proposals");
+    scheduler.done(Outcome::Failed(RowFault::Panic), 1_000, 0);
+    assert_eq!(endings(&mut scheduler), [(row.id, Ending::Failed(RowFault::Panic))]);
+}
+
+#[test]
+fn a_wrong_number_of_tokens_is_an_internal_fault() {
+    for count in [0, 9] {
+        let mut scheduler = scheduler(Policy::default());
+        let row = decoding(&mut scheduler, 60, &mut 0);
+        assert_eq!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { row, tokens: 8 });
+        scheduler.done(Outcome::Rows(vec![(row, Verdict::Tokens(count))]), 1_000, 0);
+        assert_eq!(endings(&mut scheduler), [(row.id, Ending::Failed(RowFault::Internal))]);
+    }
+}

@@ -1,0 +1,300 @@
+//! Proposed tokens change nothing but the number of steps.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use idefics_generate::engine::scheduler::Policy;
+use idefics_generate::engine::{Engine, EngineOptions, Request, Speculation};
+use idefics_generate::logits::{LogitsProcessor, Row};
+use idefics_generate::{GenerationConfig, Model, WeightOptions};
+use serde_json::{Value, json};
+
+use super::common::{Answered, Case, Fixture, Random, collect, engine_options};
+use super::faults::{Fragile, FragileDecoder};
+
+const CHECKPOINTS: [&str; 7] = [
+    "odd-heads",
+    "sliding-sharded",
+    "rope-dynamic",
+    "tiny-idefics3",
+    "tiny-smolvlm",
+    "idefics1-vector",
+    "idefics1-float",
+];
+
+/// Makes the next token of a text likely, most of the time, so that answers copy the text with a few changes. Notes what
+/// it sees.
+#[derive(Debug, Clone)]
+struct Copier {
+    text: Arc<[u32]>,
+    /// One token in this number is left to the model.
+    changes: usize,
+    seen: Arc<Mutex<Vec<Vec<u32>>>>,
+}
+
+impl Copier {
+    fn new(text: &[u32], changes: usize) -> Self {
+        Self { text: text.into(), changes, seen: Arc::default() }
+    }
+}
+
+impl LogitsProcessor for Copier {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        self.seen.lock().unwrap().push(row.input_ids.to_vec());
+        if row.n_generated() % self.changes + 1 < self.changes {
+            scores[self.text[row.n_generated() % self.text.len()] as usize] += 20.0;
+        }
+    }
+}
+
+fn up_to(tokens: usize) -> Speculation {
+    Speculation::UpTo(NonZeroUsize::new(tokens).unwrap())
+}
+
+/// Returns settings with which all proposals are verified, whether or not they pay. The number of steps of a prompt does
+/// not depend on their time.
+fn eager(speculation: Speculation) -> EngineOptions {
+    let options = engine_options();
+    let policy = Policy { min_gain: 0.0, slice_floor: 1_000_000_000, ..options.policy.clone() };
+    EngineOptions { speculation, policy, ..options }
+}
+
+/// Answers a request alone. Returns the answers and the number of steps.
+fn run<'m>(model: &'m dyn Model, options: EngineOptions, request: Request<'m>) -> (Vec<Answered>, usize) {
+    let mut engine = Engine::new(model, options).unwrap();
+    let ticket = engine.submit(request).unwrap();
+    let mut steps = 0;
+    while engine.step().unwrap() {
+        steps += 1;
+    }
+    assert_eq!((engine.counts().pages.owned, engine.counts().pages.reserved), (0, 0));
+    (collect(&ticket).unwrap(), steps)
+}
+
+/// Returns a random text in which parts occur several times.
+fn text(fixture: &Fixture, random: &mut Random) -> Vec<u32> {
+    let part = |random: &mut Random| (0..3 + random.below(9)).map(|_| fixture.token(random)).collect::<Vec<_>>();
+    let parts = [part(random), part(random), part(random)];
+    (0..4 + random.below(6)).flat_map(|_| parts[random.below(3)].clone()).collect()
+}
+
+/// Returns a case whose prompt contains `text`, with random options that may end the answer within a copy of it.
+fn copying(fixture: &Fixture, text: &[u32], random: &mut Random) -> Case {
+    let mut case = fixture.case(random);
+    case.ids.extend(text);
+    let mut options = serde_json::to_value(&case.options).unwrap();
+    options["max_new_tokens"] = json!(1 + random.below(2 * text.len()));
+    let ends = match random.below(2) {
+        0 => vec![2],
+        _ => vec![2, text[random.below(text.len())]],
+    };
+    options["eos_token_id"] = json!(ends);
+    options.as_object_mut().unwrap().remove("num_return_sequences");
+    if random.below(3) == 0 {
+        let first = random.below(text.len() - 1);
+        options["stop_strings"] = match fixture.model.processor().tokenizer().decode(&text[first..first + 2], true) {
+            Ok(piece) if !piece.trim().is_empty() => json!([piece.trim()]),
+            _ => Value::Null,
+        };
+    }
+    if random.below(3) == 0 {
+        options["bad_words_ids"] = json!([text[..2], [text[text.len() - 1]]]);
+    }
+    Case { options: serde_json::from_value(options).unwrap(), ..case }
+}
+
+#[test]
+fn answers_have_the_same_bits_with_and_without_speculation() {
+    let (mut fewer, mut plain) = (0, 0);
+    for checkpoint in CHECKPOINTS {
+        let fixture = Fixture::new(checkpoint);
+        let mut random = Random(5);
+        for number in 0..9 {
+            let text = text(&fixture, &mut random);
+            let case = copying(&fixture, &text, &mut random);
+            let changes = [2, 5, 1000][number % 3];
+            let answer = |options| {
+                let copier = Copier::new(&text, changes);
+                let seen = copier.seen.clone();
+                let request = Request { processors: vec![Box::new(copier)], ..fixture.request(&case) };
+                let (answers, steps) = run(fixture.model.model(), options, request);
+                (answers, seen.lock().unwrap().clone(), steps)
+            };
+            let (expected, seen, steps) = answer(eager(Speculation::Off));
+            for speculation in [Speculation::Exact, up_to(1), up_to(3), up_to(7)] {
+                let found = answer(eager(speculation));
+                let what = format!("{checkpoint}, case {number}, {speculation:?}: {:?}", case.options);
+                assert_eq!(found.0, expected, "{what}");
+                assert_eq!(found.1, seen, "the processor sees other tokens: {what}");
+                assert!(found.2 <= steps, "{what}");
+                (fewer, plain) = (fewer + steps - found.2, plain + steps);
+            }
+        }
+    }
+    assert!(10 * fewer > plain, "{fewer} of {plain} steps were saved");
+}
+
+#[test]
+fn answers_without_processors_are_the_same_too() {
+    for checkpoint in CHECKPOINTS {
+        let fixture = Fixture::new(checkpoint);
+        let mut random = Random(8);
+        for number in 0..8 {
+            let text = text(&fixture, &mut random);
+            let mut case = copying(&fixture, &text, &mut random);
+            if number % 2 == 0 {
+                // Plain greedy answers of small models soon repeat themselves.
+                case.options = serde_json::from_value(json!({"max_new_tokens": 40, "eos_token_id": []})).unwrap();
+            }
+            let logprobs = [None, Some(3)][number / 2 % 2];
+            let request = || Request { logprobs, ..fixture.request(&case) };
+            let (expected, _) = run(fixture.model.model(), eager(Speculation::Off), request());
+            for options in [eager(up_to(7)), EngineOptions { speculation: up_to(7), ..engine_options() }] {
+                let (found, _) = run(fixture.model.model(), options, request());
+                assert_eq!(found, expected, "{checkpoint}, case {number}: {:?}", case.options);
+            }
+        }
+    }
+}
+
+/// By default, the bits of formats whose kernels differ between one row and several stay the same too.
+#[test]
+fn default_speculation_changes_no_bits_in_any_format() {
+    for format in ["none", "int8", "nf4", "fp4", "q4"] {
+        let weights = WeightOptions { quantize: format.parse().unwrap(), ..WeightOptions::default() };
+        for checkpoint in ["odd-heads", "idefics1-vector"] {
+            let fixture = Fixture::with_weights(checkpoint, weights);
+            let mut random = Random(3);
+            for reproducible in [false, true] {
+                let text = text(&fixture, &mut random);
+                let case = copying(&fixture, &text, &mut random);
+                let answer = |speculation| {
+                    let copier = Box::new(Copier::new(&text, 6));
+                    let request = Request { processors: vec![copier], ..fixture.request(&case) };
+                    run(fixture.model.model(), EngineOptions { reproducible, ..eager(speculation) }, request)
+                };
+                let ((expected, steps), (found, fewer)) = (answer(Speculation::Off), answer(Speculation::Exact));
+                assert_eq!(found, expected, "{checkpoint}, {format}, {:?}", case.options);
+                let long = expected[0].tokens.len() > 12;
+                assert!(!(long && reproducible) || fewer < steps, "{checkpoint}, {format}: no step was saved");
+            }
+        }
+    }
+}
+
+#[test]
+fn speculation_pauses_while_several_answers_run() {
+    let fixture = Fixture::new("odd-heads");
+    let mut random = Random(9);
+    let texts = [0; 3].map(|_| text(&fixture, &mut random));
+    let cases = texts.each_ref().map(|text| copying(&fixture, text, &mut random));
+    let request = |number: usize| {
+        let copier = Box::new(Copier::new(&texts[number], 5));
+        Request { processors: vec![copier], ..fixture.request(&cases[number]) }
+    };
+    let mut engine = Engine::new(fixture.model.model(), eager(up_to(7))).unwrap();
+    let tickets = [0, 1, 2].map(|number| {
+        let ticket = engine.submit(request(number)).unwrap();
+        (0..random.below(9)).for_each(|_| _ = engine.step().unwrap());
+        ticket
+    });
+    while engine.step().unwrap() {}
+    for (number, ticket) in tickets.iter().enumerate() {
+        let (alone, _) = run(fixture.model.model(), eager(Speculation::Off), request(number));
+        assert_eq!(collect(ticket).unwrap(), alone, "request {number}");
+    }
+}
+
+#[test]
+fn a_proposal_that_breaks_the_step_does_not_end_the_answer() {
+    let fixture = Fixture::new("odd-heads");
+    let model = fixture.model.model();
+    let poison = 77;
+    let fragile = Fragile(model, FragileDecoder(model.decoder(), poison));
+    let repeated = [30, 31, 32, 33];
+    let ids = [&[1][..], &repeated, &[poison, 40], &repeated, &[41, 42]].concat();
+    let options = json!({"max_new_tokens": 9, "eos_token_id": [], "bad_words_ids": [[poison]]});
+    let options = serde_json::from_value(options).unwrap();
+    let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
+    let answer = |speculation| {
+        // The answer copies the repeated part, after which the prompt has the poison in the first copy.
+        let copier = Box::new(Copier::new(&[30, 31, 32, 33, 50, 51, 52, 53, 54], 1000));
+        let mut engine = Engine::new(&fragile, eager(speculation)).unwrap();
+        let ids = [&case.ids[..7], &case.ids[11..]].concat();
+        let request = fixture.request(&Case { ids, ..case.clone() });
+        let ticket = engine.submit(Request { processors: vec![copier], ..request }).unwrap();
+        while engine.step().unwrap() {}
+        (collect(&ticket).unwrap(), engine.incidents())
+    };
+    let (expected, incidents) = answer(Speculation::Off);
+    assert_eq!((expected[0].tokens.len(), incidents), (9, 0));
+    assert_eq!(answer(up_to(7)), (expected, 1));
+}
+
+/// Draws the second and third token with and without speculation, with different seeds, and compares their frequencies.
+#[test]
+fn sampled_tokens_have_the_same_distribution() {
+    const DRAWS: u64 = 1500;
+    let fixture = Fixture::new("odd-heads");
+    let options: GenerationConfig = serde_json::from_value(json!({
+        "max_new_tokens": 3, "eos_token_id": [], "do_sample": true, "top_k": 3, "temperature": 1.5,
+    }))
+    .unwrap();
+    let text: Vec<u32> = [20, 21, 22].repeat(6);
+    let ids = [&[1], &text[..]].concat();
+    let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
+    let mut engines = [up_to(7), Speculation::Off, Speculation::Off].map(|speculation| {
+        let mut options = eager(speculation);
+        options.prefix_cache = false;
+        Engine::new(fixture.model.model(), options).unwrap()
+    });
+    let mut steps = [0; 3];
+    let mut draw = |index: usize, seed: u64| {
+        let copier = Box::new(HalfCopier);
+        let request = Request { processors: vec![copier], seed, logprobs: None, ..fixture.request(&case) };
+        let ticket = engines[index].submit(request).unwrap();
+        while engines[index].step().unwrap() {
+            steps[index] += 1;
+        }
+        collect(&ticket).unwrap().remove(0).tokens
+    };
+    let mut counts: BTreeMap<(usize, u32), [f64; 2]> = BTreeMap::new();
+    for seed in 0..DRAWS {
+        let (with, without) = (draw(0, seed), draw(1, DRAWS + seed));
+        if seed < 100 {
+            assert_eq!(with, draw(2, seed), "seed {seed}");
+        }
+        for place in [1, 2] {
+            counts.entry((place, with[place])).or_default()[0] += 1.0;
+            counts.entry((place, without[place])).or_default()[1] += 1.0;
+        }
+    }
+    assert!(50 * steps[0] < 49 * steps[1], "{steps:?}");
+    for place in [1, 2] {
+        let rows: Vec<[f64; 2]> =
+            counts.iter().filter(|((other, _), _)| *other == place).map(|(_, counts)| *counts).collect();
+        // Tokens that are drawn less than ten times are counted together.
+        let (rare, mut rows): (Vec<[f64; 2]>, Vec<_>) = rows.into_iter().partition(|[a, b]| a + b < 10.0);
+        let rest = rare.iter().fold([0.0; 2], |sum, row| [sum[0] + row[0], sum[1] + row[1]]);
+        rows.extend((rest[0] + rest[1] >= 10.0).then_some(rest));
+        let chi_square: f64 = rows.iter().map(|[a, b]| (a - b).powi(2) / (a + b)).sum();
+        let freedom = rows.len() as f64 - 1.0;
+        assert!(freedom >= 2.0, "{rows:?}");
+        // The 99.9 % quantile, by the approximation of Wilson and Hilferty.
+        let limit = freedom * (1.0 - 2.0 / (9.0 * freedom) + 3.09 * (2.0 / (9.0 * freedom)).sqrt()).powi(3);
+        assert!(chi_square < limit, "token {place}: {chi_square:.1}, the limit is {limit:.1}: {rows:?}");
+    }
+}
+
+/// Makes the token that continues the period of the prompt about as likely as all others together.
+#[derive(Debug)]
+struct HalfCopier;
+
+impl LogitsProcessor for HalfCopier {
+    fn process(&mut self, row: &Row<'_>, scores: &mut [f32]) {
+        let next = 20 + (row.input_ids.len() as u32 - 1) % 3;
+        let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        scores[next as usize] = best + 1.0;
+    }
+}
