@@ -72,9 +72,28 @@ fn gguf_files_answer_like_their_source() {
             }
             assert_eq!(answered(&out)["token_ids"], expected["token_ids"]);
         }
-        // Blocks of four to eight bits make `--activations int8` a valid option; plain numbers do not.
-        let rounded = idefics(&out, &[&ask[..], &["--activations", "int8"]].concat());
-        assert_eq!(rounded.status.success(), to != "f32", "{to}: {}", text(&rounded.stderr));
+    }
+}
+
+#[test]
+fn activations_of_gguf_blocks_can_be_rounded() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = scratch.path().join("source"); // rows of 32 weights, with a scaling of rope that GGUF can describe
+    fs::create_dir(&source).unwrap();
+    for (name, bytes) in contents(&xtask_folder("checkpoints/tiny-idefics3")) {
+        fs::write(source.join(name), bytes).unwrap();
+    }
+    let mut config: serde_json::Value = serde_json::from_slice(&contents(&source)["config.json"]).unwrap();
+    for key in ["rope_scaling", "rope_parameters"] {
+        config["text_config"].as_object_mut().unwrap().remove(key);
+    }
+    fs::write(source.join("config.json"), config.to_string()).unwrap();
+    for (to, code) in [("q8_0", 0), ("f32", 2)] {
+        let out = scratch.path().join(to);
+        let written = quantize(&source, &format!("gguf:{to}"), &out, &[]);
+        assert!(written.status.success(), "{}", text(&written.stderr));
+        let answer = idefics(&out, &["--activations", "int8", "ask", &photo(), "What?", "--max-new-tokens", "2"]);
+        assert_eq!(answer.status.code(), Some(code), "{to}: {}", text(&answer.stderr));
     }
 }
 

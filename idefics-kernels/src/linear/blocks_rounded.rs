@@ -130,7 +130,7 @@ unsafe fn expand<F: Format>(weight: &Blocks<'_>, first: usize, codes: &mut [f32]
     let [d_out, d_in] = weight.dims();
     let (row_bytes, n_numbers) = (weight.row_bytes(), (F::SCALES + usize::from(F::HAS_MINIMA)) * PANEL);
     let blocks_len = F::PARTS * PART;
-    assert!(codes.len() * size_of::<f32>() == d_in * PANEL && numbers.len() == d_in / PART * n_numbers);
+    assert!(codes.len() == d_in * PANEL / size_of::<f32>() && numbers.len() == d_in / PART * n_numbers);
     assert_eq!(row_bytes * blocks_len, d_in * F::BYTES, "a row must be whole blocks");
     let starts: [*const u8; PANEL] = std::array::from_fn(|lane| {
         let row = (first + lane).min(d_out - 1);
