@@ -32,6 +32,29 @@ fn json_and_streamed_text_agree() {
 }
 
 #[test]
+fn speculation_changes_no_token() {
+    for command in [&["caption"][..], &["ask"]] {
+        let photo = photo();
+        let mut args = vec![command[0], &photo];
+        if command[0] == "ask" {
+            args.push("What is this?");
+        }
+        args.extend(["--json", "--max-new-tokens", "60", "--eos-token-id", "2"]);
+        let with = |setting: &str| {
+            let answer: Value =
+                serde_json::from_str(&answer(&[&["--speculate", setting][..], &args].concat())).unwrap();
+            answer["token_ids"].clone()
+        };
+        let without = with("off");
+        assert!(without.as_array().unwrap().len() > 1);
+        assert_eq!(["auto", "1", "7"].map(with), [(); 3].map(|()| without.clone()));
+    }
+    let refused = idefics(&checkpoint(), &["--speculate", "8", "caption", &photo()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("expected auto, off, or a number of tokens from 1 to 7"));
+}
+
+#[test]
 fn batch_with_zero_one_and_two_images_matches_reference() {
     let case: Value = serde_json::from_slice(&fs::read(xtask_folder("cases/two-images/case.json")).unwrap()).unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -271,7 +271,9 @@ impl<'m> Executor<'m> {
         if self.exactness == Exactness::Unknown
             && let Some(logits) = self.compare(last, &logits, scheduler)?
         {
-            return Ok(vec![(row, self.choose(row, &logits))]);
+            let verdict = self.choose(row, &logits);
+            self.timings.decode_ms += milliseconds(clock);
+            return Ok(vec![(row, verdict)]);
         }
         let mut count = 0;
         let mut verdict = Verdict::Failed(RowFault::Internal);
