@@ -47,9 +47,14 @@ pub fn in_thread_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send)
     })
 }
 
-/// Keeps the other threads of this thread's pool awake until the returned value is dropped.
+/// Whether a call keeps threads awake. Only one call at a time does: a thread that waits for a result of its own call
+/// could otherwise do the work of another call until that one ends.
+static IS_AWAKE: AtomicBool = AtomicBool::new(false);
+
+/// Keeps the other threads of this thread's pool awake until the returned value is dropped. Returns `None` if another
+/// call does so already, or if the pool is too large.
 fn keep_awake() -> Option<End> {
-    if !(2..=MAX_AWAKE).contains(&rayon::current_num_threads()) {
+    if !(2..=MAX_AWAKE).contains(&rayon::current_num_threads()) || IS_AWAKE.swap(true, Ordering::Relaxed) {
         return None;
     }
     let is_done = Arc::new(AtomicBool::new(false));
@@ -63,12 +68,13 @@ fn keep_awake() -> Option<End> {
     Some(end)
 }
 
-/// Sets its flag when it is dropped.
+/// Sets its flag when it is dropped, and lets the next call keep threads awake.
 struct End(Arc<AtomicBool>);
 
 impl Drop for End {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+        IS_AWAKE.store(false, Ordering::Relaxed);
     }
 }
 

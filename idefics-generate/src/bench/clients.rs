@@ -75,7 +75,7 @@ impl ModelConfig {
         let measure = |&n: &usize| {
             progress(n);
             let pages = n * EngineOptions::pages_of(prompt.ids().len(), options.new_tokens.max(1), 1);
-            // The answers of random weights repeat themselves, so verified proposals would be measured.
+            // A model with random weights repeats itself, so unusually many proposals would be right.
             let speculation = Speculation::Off;
             let mut settings = EngineOptions { prefix_cache: false, speculation, ..EngineOptions::new(pages) };
             settings.policy.max_batch = n;

@@ -9,7 +9,7 @@ use super::scheduler::RowId;
 /// Keys and values of each gated layer, each `[rows, heads, n_keys, head_dim]`; empty if there is no context.
 pub(super) type LayerContexts = Vec<(Tensor<4>, Tensor<4>)>;
 
-/// Returns the context of the tokens that `view` describes, and what they see of it.
+/// Returns the context of the tokens that `view` describes, and which parts of it they see.
 pub(super) fn of_chunk(
     context: Option<&ContextCache>,
     view: Option<ContextView>,
@@ -48,7 +48,8 @@ pub(super) struct RowContexts {
 }
 
 impl RowContexts {
-    /// Returns the contexts of `rows`, whose own contexts are `contexts`, and what the rows see.
+    /// Returns the joined context of `rows`, and which of its vectors the rows see. `contexts` has the context of each
+    /// row.
     pub(super) fn join(&mut self, rows: &[RowId], contexts: &[&LayerContexts]) -> (LayerContexts, Option<SeenContext>) {
         if self.rows != rows {
             (self.layers, self.seen) = join(contexts);

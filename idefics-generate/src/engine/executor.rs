@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Device};
-use idefics_nn::{PageStore, PagedRow};
+use idefics_kernels::MAX_GEMV_ROWS;
+use idefics_nn::{PageStore, PagedRow, in_thread_pool};
 use idefics_text::NoObserver;
 
 use super::context::{LayerContexts, RowContexts};
@@ -45,13 +46,14 @@ pub(super) struct Executor<'m> {
     features: Option<&'m Mutex<FeatureCache>>,
     store: PageStore,
     dtype: DType,
-    /// Whether a panic in a step is a failure of its requests.
+    /// Whether a panic in a step counts as a failure of the step.
     isolates_panics: bool,
-    /// Whether a single row is computed twice, because one row has other kernels than several.
+    /// Whether a single row is computed twice, because a step of one row uses other kernels than a step of several.
     doubles_single_rows: bool,
     /// Maximum number of proposed tokens.
     most_proposals: usize,
-    exactness: Exactness,
+    /// Whether steps of this number of tokens have the bits of steps of one.
+    exactness: [Exactness; MAX_GEMV_ROWS + 1],
     /// Time of the current step that was not spent on the step itself.
     uncounted: Duration,
     work: HashMap<SeqId, Work<'m>>,
@@ -91,8 +93,8 @@ impl<'m> Executor<'m> {
             doubles_single_rows: options.reproducible,
             most_proposals: options.speculation.limit(),
             exactness: match options.speculation {
-                Speculation::UpTo(_) => Exactness::Proven,
-                _ => Exactness::Unknown,
+                Speculation::UpTo(_) => [Exactness::Proven; MAX_GEMV_ROWS + 1],
+                _ => [Exactness::Unknown; MAX_GEMV_ROWS + 1],
             },
             uncounted: Duration::ZERO,
             store: store(model, options.pages, dtype),
@@ -132,7 +134,7 @@ impl<'m> Executor<'m> {
 
     /// Proposes tokens for the only row that decodes.
     pub(super) fn offer(&mut self, scheduler: &Scheduler) -> Option<Offer> {
-        if self.most_proposals == 0 || self.exactness == Exactness::Refuted {
+        if self.most_proposals == 0 || self.exactness.contains(&Exactness::Refuted) {
             return None;
         }
         let row = scheduler.only_row()?;
@@ -268,7 +270,7 @@ impl<'m> Executor<'m> {
         let tokens: Vec<NewToken> =
             ids.enumerate().map(|(index, id)| NewToken { row, id, position: last.position + index }).collect();
         let logits = self.forward(&tokens, scheduler)?;
-        if self.exactness == Exactness::Unknown
+        if self.exactness[n_tokens] == Exactness::Unknown
             && let Some(logits) = self.compare(last, &logits, scheduler)?
         {
             let verdict = self.choose(row, &logits);
@@ -293,15 +295,16 @@ impl<'m> Executor<'m> {
         Ok(vec![(row, verdict)])
     }
 
-    /// Finds out whether a step of several tokens has the bits of a step of one. `last` is the first token of the step,
-    /// and `logits` begins with the logits after it. If the bits differ, returns the logits of a step of one token, which
-    /// has also written the keys and values of the token again.
+    /// Finds out whether a step of several tokens gives the same bits as a step of one token. `last` is the first token
+    /// of the step, and `logits` begins with the logits after it. If the bits differ, returns the logits of a step of
+    /// one token, which has also written the keys and values of the token again.
     fn compare(&mut self, last: NewToken, logits: &[f32], scheduler: &Scheduler) -> Result<Option<Vec<f32>>, Error> {
         let clock = Instant::now();
+        let n_tokens = logits.len() / self.model.shape().vocab_size;
         let mut single = self.forward(&[last], scheduler)?;
         single.truncate(self.model.shape().vocab_size);
         let is_exact = single.iter().zip(logits).all(|(one, other)| one.to_bits() == other.to_bits());
-        self.exactness = if is_exact { Exactness::Proven } else { Exactness::Refuted };
+        self.exactness[n_tokens] = if is_exact { Exactness::Proven } else { Exactness::Refuted };
         self.uncounted += clock.elapsed();
         Ok((!is_exact).then_some(single))
     }
@@ -319,8 +322,8 @@ impl<'m> Executor<'m> {
     }
 
     /// Runs the decoder on tokens, each of which sees the tokens of its row up to its own position. Writes their keys
-    /// and values. Returns the logits after each, `[tokens, vocab_size]`. A single token may be computed twice; its logits
-    /// then follow twice.
+    /// and values. Returns the logits after each token, `[tokens, vocab_size]`. A single token may be computed twice;
+    /// the result then has its logits twice.
     fn forward(&mut self, tokens: &[NewToken], scheduler: &Scheduler) -> Result<Vec<f32>, Error> {
         let twice; // the same values are written to the same slot twice
         let tokens = match tokens {
@@ -347,10 +350,14 @@ impl<'m> Executor<'m> {
         let inputs_embeds = decoder.embed(input_ids); // [tokens, 1, d]
         let (context, seen) = self.contexts.join(&rows, &contexts);
         let positions = rules.for_rows(&inputs_embeds, &positions, seen);
-        let mut key_values = self.store.decode(paged).with_context(context);
-        let all = 0..decoder.n_layers();
-        let hidden_states = decoder.layers(all, inputs_embeds, &positions, &mut key_values, &mut NoObserver);
-        read(self.model.logits(hidden_states))
+        let (model, store) = (self.model, &mut self.store);
+        let logits = in_thread_pool(&model.device(), || {
+            let mut key_values = store.decode(paged).with_context(context);
+            let all = 0..decoder.n_layers();
+            let hidden_states = decoder.layers(all, inputs_embeds, &positions, &mut key_values, &mut NoObserver);
+            model.logits(hidden_states)
+        });
+        read(logits)
     }
 
     /// Chooses the next token of a row.
@@ -361,7 +368,7 @@ impl<'m> Executor<'m> {
     }
 }
 
-/// The error of a step whose row is not known, which is a defect of the program.
+/// The error of a step with an unknown row. This can only be a defect of the program.
 fn lost(row: RowId) -> Error {
     Error::Execution { reason: format!("{row:?} has no pages") }
 }
@@ -369,7 +376,7 @@ fn lost(row: RowId) -> Error {
 /// How panics in the choice of a token are handled.
 struct Panics<'r> {
     are_isolated: bool,
-    /// The reason of the last one.
+    /// The message of the last panic.
     reason: &'r mut String,
 }
 

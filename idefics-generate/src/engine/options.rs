@@ -15,8 +15,8 @@ const CHUNK_TOKENS: usize = 256;
 pub struct EngineOptions {
     /// Number of pages of the KV cache; a page has [`PAGE_LEN`] tokens.
     pub pages: usize,
-    /// Number of tokens of a chunk, a multiple of [`PAGE_LEN`]. Prompts are always cut at multiples of it, so answers
-    /// depend on it in the last bits.
+    /// Number of tokens of a chunk, a multiple of [`PAGE_LEN`]. Prompts are always cut at multiples of this number, so
+    /// the last bits of answers depend on it.
     pub chunk_tokens: usize,
     /// Maximum number of images of all running requests, for models with cross-attention.
     pub max_images: usize,
@@ -24,13 +24,13 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Whether decode steps use the same kernels for any number of rows, so that answers have the same bits alone and in
     /// company in every weight format. Steps then have at most [`MAX_GEMV_ROWS`] rows, and a single row is computed
-    /// twice. Without this, the last bits of four-bit weights differ between one row and several on the CPU, and those
-    /// of all weights between [`MAX_GEMV_ROWS`] rows and more.
+    /// twice. Without this, the last bits of four-bit weights, and of GGUF blocks without AVX-512, differ between one row
+    /// and several on the CPU, and those of all weights between [`MAX_GEMV_ROWS`] rows and more.
     pub reproducible: bool,
     /// Whether tokens are proposed from the text of an answer and verified several at a time, while a single answer is
     /// generated. The answers are the same, up to the last bits of some weight formats; see [`Speculation`].
     pub speculation: Speculation,
-    /// Whether a panic in a step is a failure of its requests. Otherwise it unwinds to the caller.
+    /// Whether a panic in a step counts as a failure of the step. Otherwise, the panic unwinds to the caller.
     pub isolates_panics: bool,
     /// The rules of the scheduler.
     pub policy: Policy,
@@ -52,7 +52,8 @@ impl EngineOptions {
     }
 
     /// Settings for the caller's thread: at most `max_batch` answers run at once, and nothing is refused because the
-    /// queue is long. Prompts run before decode steps, so that these have many rows. A panic unwinds to the caller.
+    /// queue is long. Prompts run before decode steps, so that decode steps have many rows. A panic unwinds to the
+    /// caller.
     pub fn offline(pages: usize, max_batch: usize) -> Self {
         let policy = Policy {
             max_batch,

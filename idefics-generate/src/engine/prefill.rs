@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use idefics_nn::{ContextCache, KvCache, PageStore};
+use idefics_nn::{ContextCache, KvCache, PageStore, in_thread_pool};
 use idefics_text::{NoObserver, Positions};
 
 use super::context::{self, LayerContexts};
@@ -44,7 +44,8 @@ impl<'m> Prefill<'m> {
     }
 
     /// Runs layers of the vision tower on an image, and then the connector. The connector counts as the layer after the
-    /// last one. Returns whether the vectors were known, so that no further layers are needed.
+    /// last one. Returns true if the image's vectors were already available, from an equal image or the cache; then no
+    /// layers need to run.
     ///
     /// # Errors
     /// [`Error::Input`] if the image does not fit the model, [`Error::Execution`].
@@ -93,8 +94,8 @@ impl<'m> Prefill<'m> {
     }
 
     /// Runs layers of the decoder on the tokens of a chunk. Before the first layer of the first chunk, embeds the
-    /// prompt from its first token on. Returns the hidden states after the final norm, `[1, n, d]`, if the last layer
-    /// has run.
+    /// prompt from the chunk's first token on. After the last layer, returns the hidden states after the final norm,
+    /// `[1, n, d]`.
     ///
     /// # Errors
     /// [`Error::Input`] if tokens or images do not match the model or each other, [`Error::Execution`].
@@ -120,8 +121,10 @@ impl<'m> Prefill<'m> {
             self.chunk = Some(Chunk { hidden_states, positions, context });
         }
         let Chunk { hidden_states, positions, context } = self.chunk.take().ok_or_else(lost)?;
-        let mut key_values = store.chunk(pages, tokens.clone()).with_context(context.clone());
-        let hidden_states = decoder.layers(layers.clone(), hidden_states, &positions, &mut key_values, &mut NoObserver);
+        let hidden_states = in_thread_pool(&model.device(), || {
+            let mut key_values = store.chunk(pages, tokens.clone()).with_context(context.clone());
+            decoder.layers(layers.clone(), hidden_states, &positions, &mut key_values, &mut NoObserver)
+        });
         if layers.end == decoder.n_layers() {
             return Ok(Some(hidden_states));
         }
@@ -143,7 +146,7 @@ impl<'m> Prefill<'m> {
         let vectors = if self.prompt.has_context() {
             images.map(|(_, vectors)| vectors.clone().ok_or_else(lost)).collect::<Result<Vec<_>, Error>>()?
         } else {
-            // Of an image that is partly cached, only the last vectors are needed.
+            // If an image is partly cached, only its last vectors are needed.
             let rest = |(image, vectors): (&PromptImage, &Option<Tensor<2>>)| {
                 let n_cached = cached.max(image.tokens.start) - image.tokens.start;
                 let vectors = vectors.clone().ok_or_else(lost)?;
@@ -174,7 +177,7 @@ fn lock<'c>(features: Option<&'c Mutex<FeatureCache>>) -> Option<std::sync::Mute
     features.map(|features| features.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The error of a slice whose earlier slices are missing, which is a defect of the program.
+/// The error of a slice whose earlier slices have not run. This can only be a defect of the program.
 fn lost() -> Error {
     Error::Execution { reason: "a step of the prompt is missing".to_owned() }
 }

@@ -16,9 +16,9 @@ pub struct Prompt {
     /// A single row without padding.
     pub(super) tokens: Prompts,
     pub(super) images: Vec<PromptImage>,
-    /// Number of slots of padding that lengths count, as in a batch of the reference.
+    /// Number of padding slots that are counted in lengths such as `max_length`, as in a batch of the reference.
     pub(super) padding: usize,
-    /// Index of the prompt in its batch, which logits processors get.
+    /// Index of the prompt in its batch. It is passed to the logits processors.
     pub(super) sample: usize,
     image_token_id: u32,
 }
@@ -39,7 +39,7 @@ impl Prompt {
     /// not used if the batch says which images each token attends to ([`Prompts::seen_images`]).
     ///
     /// # Errors
-    /// [`InputError::ImageTokenCount`] or [`InputError::ImageCount`] if the row has other images.
+    /// [`InputError::ImageTokenCount`] or [`InputError::ImageCount`] if the images do not match the row.
     ///
     /// # Panics
     /// If the batch has no such row.
@@ -114,8 +114,8 @@ impl Prompt {
         })
     }
 
-    /// Adds to the salt what else the keys and values of a chunk depend on, besides the tokens and images up to its
-    /// end.
+    /// Adds to the salt everything that the keys and values of a chunk depend on, except the tokens and images up to
+    /// the end of the chunk.
     fn salted(&self, salt: &[u8], model: &dyn Model) -> Vec<u8> {
         let mut digest = Sha256::new();
         digest.update(salt);

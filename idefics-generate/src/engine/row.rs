@@ -67,8 +67,8 @@ impl AnswerRow {
         self.tokens[self.tokens.len() - 1]
     }
 
-    /// Proposes at most `limit` tokens for the next positions. Returns their number, and the expected share of right
-    /// ones.
+    /// Proposes at most `limit` tokens for the next positions. Returns the number of proposals, and the share of them
+    /// that is expected to be right.
     pub(super) fn propose(&mut self, limit: usize) -> (usize, f64) {
         (self.proposer.propose(&self.tokens, limit).len(), self.proposer.acceptance())
     }

@@ -2,32 +2,33 @@
 //! step verifies several of them.
 //!
 //! Answers that copy or edit a given text repeat it for many tokens. The last three tokens of prompt and answer are
-//! searched in the text before them, then the last two. The tokens that followed the latest match are the proposals.
-//! Source: prompt lookup decoding, <https://github.com/apoorvumang/prompt-lookup-decoding>.
+//! searched for in the text before them. If they are not found there, the last two are. The tokens that followed the
+//! latest match are the proposals. Source: prompt lookup decoding,
+//! <https://github.com/apoorvumang/prompt-lookup-decoding>.
 //!
 //! # Verification
 //!
-//! The step has a row for the last token and for each proposal. All rows have the pages of the answer, and each sees the
-//! positions up to its own token. Every layer writes the keys and values of all rows before it attends. The logits of
-//! each row are therefore those of a step of one token, if the tokens before it are right. Tokens are then chosen in
-//! order, each by the answer's own logits processors and draw, until one differs from its proposal. This token is the
-//! last one that counts. Processors are called exactly as without speculation, with the same tokens before each
-//! position, so grammars and custom processors need no special case.
+//! The step has a row for the last token and for each proposal. All rows have the pages of the answer, and each row
+//! sees the positions up to its own token. Every layer writes the keys and values of all rows before it attends. The
+//! logits of each row are therefore those of a step of one token, if the tokens before it are right. Tokens are then
+//! chosen in order, each by the answer's own logits processors and draw, until one differs from its proposal. This
+//! token is the last one that counts. Processors are called exactly as without speculation, with the same tokens before
+//! each position, so grammars and custom processors need no special case.
 //!
 //! # Equality
 //!
-//! The tokens are those without speculation, greedy or drawn: a draw depends on the seed, the prompt, the answer's number
-//! and the step ([`Sampler`](crate::logits::Sampler)), and on the logits. The logits have the same bits if the kernels
-//! of a step with several rows give each row the bits that it has alone. On the CPU this holds for weights in floating
-//! point and for int8, for up to [`MAX_GEMV_ROWS`] rows. It holds for all formats if
-//! [`EngineOptions::reproducible`](super::EngineOptions::reproducible) is set, because a single row then has the kernels
-//! of several. It does not hold for weights in four bits and for GGUF blocks otherwise, and it is not known for GPUs.
-//! There, the tokens may differ where two tokens are almost equally likely, as they may between an answer alone and in
-//! company.
+//! The tokens are those without speculation, greedy or drawn: a draw depends on the seed, the prompt, the answer's
+//! number and the step ([`Sampler`](crate::logits::Sampler)), and on the logits. The logits have the same bits if the
+//! kernels of a step with several rows give each row the bits that it has alone. On the CPU this holds for weights in
+//! floating point and for int8, for up to [`MAX_GEMV_ROWS`] rows. It holds for all formats if
+//! [`EngineOptions::reproducible`](super::EngineOptions::reproducible) is set, because a single row then uses the same
+//! kernels as several rows. It does not hold for weights in four bits otherwise, nor for GGUF blocks without AVX-512,
+//! and it is not known for GPUs. There, the tokens may differ where two tokens are almost equally likely, as they may between an
+//! answer alone and in company.
 //!
-//! [`Speculation::Exact`], the default, therefore compares the bits once for each engine: after the first step that
-//! verifies proposals, its first token also runs alone. If the logits differ, those of the token alone count, the
-//! proposals are dropped, and the engine does not speculate again.
+//! [`Speculation::Exact`], the default, therefore compares the bits once for each number of tokens that a step
+//! verifies: after the first such step, the first token of the step also runs alone. If the logits differ, those of the
+//! token alone count, the proposals are dropped, and the engine does not speculate again.
 //!
 //! # Cost
 //!
@@ -44,7 +45,7 @@ use idefics_kernels::MAX_GEMV_ROWS;
 /// Maximum number of tokens that are proposed at once.
 const MOST: usize = MAX_GEMV_ROWS - 1;
 
-/// Lengths of the n-grams that are searched, in this order.
+/// Lengths of the n-grams that are searched for, in this order.
 const NGRAMS: [usize; 2] = [3, 2];
 
 /// Expected share of right proposals before any has been compared.
@@ -58,7 +59,8 @@ const NEWEST: f64 = 0.15;
 pub enum Speculation {
     /// Never.
     Off,
-    /// If a step that verifies proposals has the same bits as steps of one token, with this model on this device.
+    /// Only if a step that verifies proposals gives the same bits as steps of one token, with this model on this
+    /// device.
     #[default]
     Exact,
     /// At most this number of tokens at once, but not more than 7, even if the bits differ. Answers may then change where
@@ -136,7 +138,8 @@ impl Proposer {
         if self.at <= at { self.tokens.get(at - self.at..).unwrap_or_default() } else { &[] }
     }
 
-    /// Returns the share of proposals that were right, given that all earlier ones of the same step were.
+    /// Returns the share of proposals that were right, counting only proposals before which all others of the same step
+    /// were right.
     pub(super) fn acceptance(&self) -> f64 {
         self.acceptance
     }
@@ -154,7 +157,8 @@ impl Proposer {
 }
 
 /// Returns the tokens that followed the latest earlier occurrence of the last three tokens of `text`, or else of the
-/// last two. If this reaches the end of the text, the text is taken to repeat with this period.
+/// last two. If fewer than `limit` tokens followed, the text is taken to repeat from there, with the distance between
+/// the two occurrences as its period.
 fn lookup(text: &[u32], limit: usize) -> Vec<u32> {
     let Some(after) = NGRAMS.into_iter().find_map(|n| latest_match(text, n)) else { return Vec::new() };
     let period = text.len() - after;

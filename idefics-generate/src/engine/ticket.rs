@@ -59,7 +59,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// The events that the caller has not read yet. Its size is limited by the length of the answers, so the engine never
+/// The events that the caller has not read yet. Their size is limited by the length of the answers, so the engine never
 /// waits for a caller.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -98,7 +98,7 @@ impl Outbox {
 }
 
 impl State {
-    /// Adds tokens to an unread event of the same answer, or as a new event.
+    /// Appends tokens to the unread event of the same answer, or adds a new event if there is none.
     fn add_tokens(&mut self, answer: usize, tokens: Vec<u32>, logprobs: Vec<GeneratedLogprob>) {
         for event in self.events.iter_mut().rev() {
             if let Event::Tokens { answer: other, tokens: unread, logprobs: unread_logprobs } = event

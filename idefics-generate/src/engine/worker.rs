@@ -110,8 +110,8 @@ impl Worker {
         answered.recv().unwrap_or(Err(EngineError::Stopped.into()))
     }
 
-    /// Refuses new requests from now on, and waits until all others have ended. Those that have not ended within this
-    /// time fail.
+    /// Refuses new requests from now on, and waits until all earlier requests have ended. Requests that have not ended
+    /// within this time fail.
     pub fn drain(&self, within: Duration) {
         let now = Instant::now();
         let end = now.checked_add(within).unwrap_or_else(|| now + Duration::from_secs(u32::MAX.into()));

@@ -49,7 +49,7 @@ pub(crate) struct Answered {
     pub(crate) finish: Option<FinishReason>,
 }
 
-/// Forces the token `id` after `after` generated tokens, or a score of NaN if there is no `id`.
+/// Once `after` tokens are generated, forces the token `id`. If `id` is `None`, sets a score to NaN instead.
 #[derive(Debug)]
 pub(crate) struct Force {
     pub(crate) after: usize,

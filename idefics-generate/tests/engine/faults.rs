@@ -97,7 +97,7 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     (0..5).map(|_| fixture.case(&mut random)).collect()
 }
 
-/// Runs [`cases`] together with requests that have these processors. Returns the errors of those.
+/// Runs [`cases`] together with requests that have these processors. Returns the errors of the latter requests.
 fn run_beside(fixture: &Fixture, model: &dyn Model, processors: Vec<Box<dyn LogitsProcessor>>) -> Vec<Error> {
     let cases = cases(fixture);
     let mut engine = Engine::new(model, engine_options()).unwrap();
@@ -193,7 +193,7 @@ fn a_worker_answers_other_threads_and_can_be_drained() {
     });
     let pulse = worker.pulse();
     assert!(pulse.is_running && pulse.steps > 0 && pulse.incidents == 0, "{pulse:?}");
-    // What runs when the worker is drained ends normally; nothing new is taken.
+    // Requests that run when the worker is drained end normally; new requests are refused.
     let long = Case {
         options: serde_json::from_value(json!({"max_new_tokens": 60, "eos_token_id": []})).unwrap(),
         ..cases[0].clone()

@@ -56,7 +56,7 @@ fn answers_are_the_same_alone_and_in_company() {
     }
 }
 
-/// All weight formats, with more rows than a step may have.
+/// Tests weight formats with more requests than a step may have rows.
 #[test]
 fn reproducible_answers_have_the_same_bits_in_every_format() {
     let formats = ["none", "int8", "nf4", "fp4", "q4"]
@@ -88,7 +88,7 @@ fn known_chunks_change_nothing() {
         let shown = fixture.prompt_with(&images);
         let mut engine = Engine::of(&fixture.model, engine_options()).unwrap();
         for before in [CHUNK - 3, CHUNK, 3 * CHUNK] {
-            // The images lie across and behind the ends of chunks.
+            // Some images lie across the end of a chunk, and others begin at or after it.
             let mut ids: Vec<u32> = (0..before as u32).map(|place| 20 + (place * 7 + before as u32) % 200).collect();
             ids.extend(&shown.ids);
             ids.extend((0..5).map(|_| 30 + random.below(100) as u32));

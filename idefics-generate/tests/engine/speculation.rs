@@ -23,12 +23,12 @@ const CHECKPOINTS: [&str; 7] = [
     "idefics1-float",
 ];
 
-/// Makes the next token of a text likely, most of the time, so that answers copy the text with a few changes. Notes what
-/// it sees.
+/// Makes the next token of a text likely, most of the time, so that answers copy the text with a few changes. Records
+/// the token ids of each call.
 #[derive(Debug, Clone)]
 struct Copier {
     text: Arc<[u32]>,
-    /// One token in this number is left to the model.
+    /// The model chooses one token out of this number itself.
     changes: usize,
     seen: Arc<Mutex<Vec<Vec<u32>>>>,
 }
@@ -218,7 +218,7 @@ fn a_proposal_that_breaks_the_step_does_not_end_the_answer() {
     let options = serde_json::from_value(options).unwrap();
     let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
     let answer = |speculation| {
-        // The answer copies the repeated part, after which the prompt has the poison in the first copy.
+        // The answer copies the part `repeated`. In the prompt, the poison token follows this part, so it is proposed.
         let copier = Box::new(Copier::new(&[30, 31, 32, 33, 50, 51, 52, 53, 54], 1000));
         let mut engine = Engine::new(&fragile, eager(speculation)).unwrap();
         let ids = [&case.ids[..7], &case.ids[11..]].concat();

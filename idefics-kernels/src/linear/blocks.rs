@@ -1,10 +1,10 @@
 //! Products with a weight in GGUF blocks, and the expansion of such weights.
 //!
 //! The most common types have loops for AVX2 ([`avx2`]) and AVX-512 ([`avx512`], [`rounded`]); AMX machines run the
-//! AVX-512 loops for few rows. For all other types and instruction sets, rows are dequantised one after another
-//! ([`super::plain`]; many rows on AVX-512: [`avx512`]).
+//! AVX-512 loops for few rows. All other types are expanded in panels on AVX-512 ([`avx512`]). On other instruction
+//! sets, their rows are dequantised one after another ([`super::plain`]).
 //!
-//! With one row of activations, and with a few on AVX-512, codes are multiplied as integers with activations of 22 to 24
+//! With one row of activations, and with up to [`MAX_GEMV_ROWS`] on AVX-512, codes are multiplied as integers with activations of 22 to 24
 //! bits. With more rows, activations stay f32, and codes are converted. Both give the product with the dequantised
 //! weight to about the precision of f32. A minimum (of `q4_1`, `q4_k` and similar types) is multiplied by the sum of 32
 //! activations, not by each activation.
@@ -42,13 +42,9 @@ enum Precision {
     Rounded,
 }
 
-/// Largest number of rows for which AVX2 unpacks the codes again for every eight rows. For a prompt of 512 tokens,
-/// panels and gemm take less time.
+/// Largest number of activation rows for which AVX2 unpacks the codes again for every eight rows. For a prompt of 512
+/// tokens, panels and gemm take less time.
 const MAX_UNPACKED_ROWS: usize = 64;
-
-/// Largest number of exact rows that AVX-512 multiplies as integers. With more rows, converting the codes to f32 takes
-/// less time.
-const MAX_INTEGER_ROWS: usize = 4;
 
 /// Whether [`product`] is the fastest way to multiply this number of rows.
 pub(super) fn is_fast(isa: Isa, blocks: &Blocks<'_>, n_rows: usize) -> bool {
@@ -63,7 +59,9 @@ pub(super) fn is_fast(isa: Isa, blocks: &Blocks<'_>, n_rows: usize) -> bool {
 
 /// Whether [`product`] multiplies this number of rows as integers.
 pub(super) fn is_integer(isa: Isa, kind: GgufType, n_rows: usize) -> bool {
-    let most = if matches!(isa, Isa::Avx512 | Isa::Amx) { MAX_INTEGER_ROWS } else { 1 };
+    // All small numbers of rows have the same kernels, so that a row has the same bits alone and in company. From five
+    // rows on, converting the codes to f32 would take less time for some types.
+    let most = if matches!(isa, Isa::Avx512 | Isa::Amx) { MAX_GEMV_ROWS } else { 1 };
     n_rows <= most && has_loops(isa, kind)
 }
 

@@ -22,13 +22,13 @@ pub(super) mod integers;
 #[path = "blocks_packed.rs"]
 pub(super) mod packed;
 
-/// Weight rows that are processed together with one row of activations.
+/// Number of weight rows that are processed together if there is one row of activations.
 const ROWS: usize = 4;
 
 /// The number of weight rows per task is a multiple of this.
 const UNIT: usize = ROWS;
 
-/// Rows of activations that are packed together.
+/// Number of activation rows that are packed together.
 const PACKED_ROWS: usize = 128;
 
 /// Prefetch distance in each row, in bytes.
@@ -99,7 +99,7 @@ struct Packed<'a> {
     rows: &'a Range<usize>,
 }
 
-/// Computes the product, for [`PACKED_ROWS`] rows of activations after another.
+/// Computes the product for [`PACKED_ROWS`] rows of activations at a time.
 pub(super) fn product(product: &Product<'_>, weight: &Blocks<'_>) {
     assert_checked(product.isa);
     for first in (0..product.n_rows).step_by(PACKED_ROWS) {
@@ -197,7 +197,8 @@ unsafe fn rows<F: Format, const R: usize, const N: usize>(
             let row = feature.min(range.end - 1);
             bytes[row * row_bytes..(row + 1) * row_bytes].as_ptr()
         });
-        // SAFETY: the blocks are inside their rows, the parts inside the activations, which are checked above.
+        // SAFETY: the blocks are inside their rows, and the parts are inside the activations; the lengths of both are
+        // checked above.
         unsafe {
             let mut state = State { sums: [[_mm256_setzero_ps(); N]; R], offsets: [[0f32; N]; R] };
             for block in 0..row_bytes / F::BYTES {
@@ -342,7 +343,7 @@ pub(super) fn expand(isa: Isa, weight: &Blocks<'_>, range: Range<usize>, out: &m
 unsafe fn expand_blocks<F: Format>(blocks: &[u8], out: &mut [f32]) {
     for (block, out) in blocks.chunks_exact(F::BYTES).zip(out.chunks_exact_mut(F::PARTS * PART)) {
         let (block, out) = (block.as_ptr(), out.as_mut_ptr());
-        // SAFETY: the block has all its bytes, and the output room for its values.
+        // SAFETY: the block has all its bytes, and the output has room for its values.
         unsafe {
             let opened = F::open(block);
             expand_part::<F, 0>(block, &opened, out);

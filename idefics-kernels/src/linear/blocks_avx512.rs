@@ -13,17 +13,17 @@ use crate::Isa;
 use crate::formats::{Blocks, GgufType};
 use crate::shared::with_scratch;
 
-/// Weight rows that are multiplied together.
+/// Number of weight rows that are multiplied together.
 const ROWS: usize = 4;
 
-/// Rows of activations that are multiplied together.
+/// Number of activation rows that are multiplied together.
 const TOGETHER: usize = 6;
 
-/// Columns that are multiplied before the sums leave the registers: a multiple of the length of every block. The
-/// activations of this many columns stay in the first cache.
+/// Number of columns that are multiplied before the sums leave the registers. It is a multiple of every block length.
+/// The activations of this many columns stay in the first-level cache.
 const CHUNK: usize = 1024;
 
-/// Values of a panel, which stays in the second cache.
+/// Number of values in a panel. A panel stays in the second-level cache.
 const PANEL: usize = 64 << 10;
 
 /// Panics unless the instruction set includes AVX-512. [`Product::checked`] has checked that the CPU supports it.
@@ -93,7 +93,7 @@ pub(super) fn expand(isa: Isa, weight: &Blocks<'_>, range: Range<usize>, out: &m
 unsafe fn expand_blocks<F: Format>(blocks: &[u8], out: &mut [f32]) {
     for (block, out) in blocks.chunks_exact(F::BYTES).zip(out.chunks_exact_mut(F::PARTS * PART)) {
         let (block, out) = (block.as_ptr(), out.as_mut_ptr());
-        // SAFETY: the block has all its bytes, and the output room for its values.
+        // SAFETY: the block has all its bytes, and the output has room for its values.
         unsafe {
             let opened = F::open(block);
             expand_part::<F, 0>(block, &opened, out);
@@ -146,7 +146,7 @@ unsafe fn multiply(product: &Product<'_>, features: Range<usize>, columns: Range
     assert!(columns.end <= product.d_in && n_columns.is_multiple_of(PART));
     assert_eq!(panel.len(), features.len().next_multiple_of(ROWS) * n_columns, "the panel must have whole groups");
     assert!(product.x.len() == product.n_rows * product.d_in && features.end <= product.d_out);
-    // Passes of almost equal numbers of rows.
+    // All passes have almost the same number of rows.
     let n_passes = product.n_rows.div_ceil(TOGETHER);
     for pass in 0..n_passes {
         let rows = product.n_rows * pass / n_passes..product.n_rows * (pass + 1) / n_passes;

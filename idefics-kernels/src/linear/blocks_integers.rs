@@ -1,8 +1,9 @@
 //! Products of GGUF blocks with activations that are packed as integers ([`super::packed`]).
 //!
-//! Codes and digits are multiplied and summed as integers, one sum per lane, exactly. Each group of columns then adds its
-//! sums, times the scales of weight and activations, to the f32 sums of the lanes. Codes are unpacked once for `N` rows
-//! of activations. The loops over rows and groups are the same on all instruction sets; [`Groups`] is the difference.
+//! Codes and digits are multiplied and summed as integers, one sum per lane, exactly. Each group of columns then adds
+//! its sums, times the scales of weight and activations, to the f32 sums of the lanes. Codes are unpacked once for `N`
+//! rows of activations. The loops over rows and groups are the same on all instruction sets; only the implementations
+//! of [`Groups`] differ.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -24,7 +25,7 @@ mod avx512;
 #[path = "blocks_integers_formats.rs"]
 mod formats;
 
-/// Weight rows that are processed together with one row of activations.
+/// Number of weight rows that are processed together if there is one row of activations.
 const ROWS: usize = 4;
 
 /// Maximum number of rows of activations that are multiplied with unpacked codes at once.
@@ -208,11 +209,11 @@ trait Groups {
     /// Whether several exact rows are multiplied together. Otherwise, such products are computed in f32.
     const EXACT_ROWS: bool;
 
-    /// Sums of nothing.
+    /// Returns sums that are zero.
     unsafe fn zero() -> Self::Sums;
 
     /// Adds the products of a group of a weight row. With `WHOLE`, `group` has [`Self::BYTES`] bytes. Otherwise, it has
-    /// the first of two blocks only.
+    /// only the first of its two blocks.
     ///
     /// # Safety
     /// `group` is valid, and each of `x` is a packed group of activations of the layout and precision.
@@ -226,7 +227,7 @@ trait Groups {
     unsafe fn finish<const EXACT: bool>(sums: Self::Sums) -> f32;
 }
 
-/// Prefetches the lines that a group of `bytes` bytes will be read from soon.
+/// Prefetches the cache lines of a group of `bytes` bytes that will soon be read.
 #[inline(always)]
 unsafe fn prefetch(at: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {

@@ -11,7 +11,7 @@ use super::{Groups, prefetch};
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
     main: __m256,
-    /// Products of minima and sums of activations, or of the lower digits, or nothing.
+    /// Products of the minima with sums of activations, or products of the lower digits; zero for other types.
     other: __m256,
 }
 

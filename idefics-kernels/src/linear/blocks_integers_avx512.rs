@@ -85,7 +85,7 @@ unsafe fn halves(first: *const u8, second: *const u8) -> __m512 {
 #[derive(Clone, Copy)]
 pub(super) struct PairSums {
     main: __m512,
-    /// Products of minima and sums of activations, or nothing.
+    /// Products of the minima with sums of activations; zero for types without minima.
     other: __m512,
 }
 
@@ -256,7 +256,7 @@ impl WideSuper for Q6K {
 #[derive(Clone, Copy)]
 pub(super) struct SuperSums {
     main: __m512,
-    /// Products of minima and sums of activations, or nothing.
+    /// Products of the minima with sums of activations; zero for types without minima.
     other: __m256,
 }
 

@@ -96,7 +96,7 @@ pub(super) trait Super: Format {
     /// for the others.
     unsafe fn scales_of<const P: usize>(scales: &Self::Scales) -> __m256i;
 
-    /// The f32 scale of the integer scales.
+    /// The factor by which the integer scales of a block are multiplied.
     unsafe fn block_scale(block: *const u8) -> f32;
 
     /// The minima of the eight parts, which are added to the values.

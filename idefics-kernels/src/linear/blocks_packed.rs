@@ -56,7 +56,7 @@ impl Layout {
         }
     }
 
-    /// Columns of a group: the columns that one step of the product takes.
+    /// Number of columns in a group. Each step of the product processes one group.
     pub(super) fn columns(self) -> usize {
         match self {
             Self::Pairs { .. } | Self::Wide { .. } => 2 * PART,
@@ -65,12 +65,13 @@ impl Layout {
         }
     }
 
-    /// Size of a group of activations in f32 values: its codes, and then its other numbers.
+    /// Size of a group of activations, in units of one f32. The codes of the group come first, and then its other
+    /// numbers.
     pub(super) fn group_len(self, precision: Precision) -> usize {
         self.codes_len(precision) + self.rest_len(precision)
     }
 
-    /// Size of the codes of a group in f32 values.
+    /// Size of the codes of a group, in units of one f32.
     pub(super) fn codes_len(self, precision: Precision) -> usize {
         let bytes = match (self, precision) {
             (Self::Words, Precision::Exact) => 4,
@@ -104,7 +105,7 @@ impl Layout {
     }
 }
 
-/// Digits of an exact activation in bytes.
+/// Number of digits of an exact activation, if each digit is a byte.
 pub(super) const DIGITS: usize = 3;
 
 /// Weights of the digits in `Pairs`, which must fit 16 bits. The third digit is stored negated.
@@ -157,8 +158,8 @@ pub(in super::super) unsafe fn largest(x: &[f32]) -> f32 {
     }
 }
 
-/// Returns the number of steps per unit, and the size of a step, for values up to `largest` and `steps` steps. If
-/// `largest` is not finite, the size is NaN.
+/// Returns the number of steps per unit and the size of a step, if `largest` is to become `steps` steps. If `largest`
+/// is not finite, the size is NaN.
 #[inline(always)]
 pub(in super::super) fn scale(largest: f32, steps: f32) -> (f32, f32) {
     match largest {

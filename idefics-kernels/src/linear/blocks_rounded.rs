@@ -1,8 +1,8 @@
 //! GGUF blocks on AVX-512 with VNNI: products of many rows of activations that are rounded to eight bits.
 //!
-//! The codes of sixteen weight rows are transposed, so a lane is an output feature. One instruction then adds the
-//! products of four columns to each of sixteen lanes. The codes become unsigned bytes by an offset of 128, and sums
-//! start at −128 times the sum of the activations to compensate.
+//! The codes of sixteen weight rows are transposed, so that each lane belongs to one output feature. One instruction
+//! then adds the products of four columns to each of sixteen lanes. The codes become unsigned bytes by an offset of
+//! 128, and sums start at −128 times the sum of the activations to compensate.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -19,16 +19,16 @@ use crate::amx::transposed;
 use crate::formats::{Blocks, GgufType};
 use crate::shared::with_scratch;
 
-/// Output features per panel: one per lane.
+/// Number of output features in a panel: one per lane.
 const PANEL: usize = 16;
 
-/// Panels that share each load of activations.
+/// Number of panels that share each load of activations.
 const PANELS: usize = 2;
 
-/// Rows of activations that share each load of weights.
+/// Number of activation rows that share each load of weights.
 const ROWS: usize = 6;
 
-/// Bytes of four columns of a panel.
+/// Number of bytes that four columns of a panel take.
 const GROUP: usize = 4 * PANEL;
 
 /// Where the numbers of a row of activations are, in f32 values from its start. The codes are first.
@@ -52,7 +52,7 @@ impl Places {
     }
 }
 
-/// Computes the product. There are loops for the type.
+/// Computes the product. The type must be one that has loops here.
 pub(super) fn product(product: &Product<'_>, weight: &Blocks<'_>) {
     assert!(matches!(product.isa, Isa::Avx512 | Isa::Amx), "CPU support was not checked");
     by_kind!(weight.kind(), F => product_of::<F>(product, weight));

@@ -3,7 +3,8 @@
 //! - Up to [`MAX_GEMV_ROWS`] rows of activations: every weight is read once, expanded in registers and multiplied with
 //!   all rows ([`rows`] for the row-major formats, [`q4`] for the interleaved format, [`int4`] for groups with zero
 //!   points, [`blocks`] for GGUF files).
-//!   GGUF blocks are multiplied without a copy of the weight with up to 64 rows on AVX2, and any number on AVX-512.
+//! - More rows of GGUF blocks: up to 64 rows on AVX2 are multiplied in the same way; on AVX-512, small panels are
+//!   expanded and multiplied in registers, without gemm.
 //! - More rows, with AMX: blocks of the weight are expanded to bf16 and multiplied with activations that are split into
 //!   three bf16 parts ([`amx`]).
 //! - More rows, without AMX: panels of the weight are expanded to f32 in scratch memory of at most
@@ -241,8 +242,8 @@ pub fn linear_int8_on(
     Some(())
 }
 
-/// Returns the arithmetic unit that a product of `n_rows` rows uses on the best instruction set, and the number of its
-/// operations that one multiplication of the product takes. `None` if unknown.
+/// Returns the arithmetic unit that a product of `n_rows` rows uses on the best instruction set, and how many
+/// operations of this unit one multiplication of the product takes. `None` if unknown.
 pub fn compute_unit(n_rows: usize, weight: &Weight<'_>, activations: Activations) -> Option<(ComputeUnit, f64)> {
     let isa = Isa::best();
     if let Weight::Blocks(blocks) = weight
@@ -309,7 +310,7 @@ impl<'a> Product<'a> {
         Self { isa, x, n_rows, d_in, d_out, bias, out: SharedOut::new(out) }
     }
 
-    /// Calls `work` with the same product of other activations, which must have the same shape.
+    /// Calls `work` with a copy of this product that has the activations `x`, which must have the same shape.
     fn with_activations(&self, x: &[f32], work: impl FnOnce(&Product<'_>)) {
         assert_eq!(x.len(), self.x.len(), "other activations must have the same shape");
         let Self { isa, n_rows, d_in, d_out, bias, out, .. } = *self;

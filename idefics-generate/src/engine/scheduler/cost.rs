@@ -18,12 +18,12 @@ pub enum Cost {
         /// Number of tokens of the step.
         tokens: u32,
     },
-    /// One layer of a chunk.
+    /// One layer of the decoder, run on a chunk.
     ChunkLayer {
         /// Number of tokens of the chunk.
         tokens: u32,
     },
-    /// One layer of a picture.
+    /// One layer of the vision tower, or the connector, run on a picture.
     VisionLayer {
         /// Number of patches of the picture.
         patches: u32,

@@ -22,12 +22,13 @@
 //! - **Chunk**: the part of a prompt between two multiples of [`Layout::chunk_tokens`]. The last chunk may be shorter.
 //! - **Slice**: some layers of one chunk or one picture, run as one step.
 //! - **Cut**: a point in the computation of a prompt at which no chunk or picture is half computed.
-//! - **Guest**: a short prompt that runs at a cut of a longer prompt. It has one chunk and no picture left.
+//! - **Guest**: a short prompt that runs at a cut of a longer prompt. The guest has only one chunk and no picture left
+//!   to compute.
 //! - **Solo job**: a job that is not batched: beams, ranking or prompt log-probabilities.
 //! - **Fork**: a step that copies the last, partly filled page of a prompt, so that each answer can write to a copy of
 //!   its own.
 //! - **Credit**: the time in microseconds that slices and steps of solo jobs may take. Decode steps earn it.
-//! - **Proposals**: tokens that may follow in an answer. A step that verifies them has several tokens of one row.
+//! - **Proposals**: guesses of the next tokens of an answer. A step that verifies them has several tokens of one row.
 //! - **Suspects**: the rows of a decode step that failed, which run again in smaller groups.
 //!
 //! # Rules
@@ -60,7 +61,7 @@
 //! - A row of a decode step is an answer, not a request ([`RowId`]). The answers of a request decode side by side, and
 //!   each ends on its own. A fault of one answer ends the whole request, because a request cannot be answered in part.
 //! - The scheduler never sees tokens, so its decisions cannot depend on them. It sees only how many are proposed, and
-//!   how many of such proposals were right.
+//!   which share of earlier proposals was right.
 //! - A partly filled page that several answers share is copied in a separate step ([`StepPlan::Fork`]) before they
 //!   decode. A decode step that fails therefore never leaves a copy half done.
 //! - A fault of a whole step is an [`Outcome`], not a [`Verdict`] of a row, because all results of such a step are

@@ -85,8 +85,8 @@ impl Scheduler {
     }
 
     /// Handles a step that failed. The rows of a decode step run again in two halves. If a decode step has only one
-    /// row, or for any other step, the request of the step fails. If the step verified proposals, its row decodes without
-    /// them from now on.
+    /// row, its request fails. If the step verified proposals, its row decodes without proposals from now on. If any
+    /// other step fails, its request fails.
     fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
         if !suspects {
             self.note_incident(now);
@@ -110,7 +110,7 @@ impl Scheduler {
         }
     }
 
-    /// Applies the verdict of a row that had at most `most` new tokens.
+    /// Applies the verdict of a row that can have got at most `most` new tokens.
     fn row_decoded(&mut self, row: RowId, most: u32, verdict: Verdict) {
         let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
         let Some(answer) = sequence.answers.get_mut(row.answer as usize).filter(|answer| answer.ended.is_none()) else {

@@ -29,7 +29,7 @@ impl Reservation {
         self.pages
     }
 
-    /// Moves `pages` pages into a new reservation, or all pages if there are fewer.
+    /// Moves `pages` pages of this reservation into a new one, or all of them if there are fewer.
     pub fn split(&mut self, pages: u32) -> Self {
         let pages = pages.min(self.pages);
         self.pages -= pages;

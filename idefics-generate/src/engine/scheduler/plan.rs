@@ -8,7 +8,7 @@ use super::Micros;
 use super::pages::PageId;
 use super::sequence::SeqId;
 
-/// One answer of a request, which is a row of decode steps.
+/// Identifies one answer of a request. Each answer is one row in a decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowId {
     /// The request.
@@ -55,7 +55,8 @@ pub enum StepPlan {
 /// Some layers of one request's prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slice {
-    /// Layers of a picture. Its vectors are ready after the last layer. The outcome has one verdict, for answer 0.
+    /// Layers of the vision tower and the connector, run on one picture. The picture's vectors are ready after the last
+    /// layer. The outcome has one verdict, for answer 0.
     Vision {
         /// The request.
         id: SeqId,
@@ -64,8 +65,8 @@ pub enum Slice {
         /// The layers.
         layers: Range<u32>,
     },
-    /// Layers of a chunk. The outcome has one verdict, for answer 0. After the last layer of the last chunk, it has
-    /// instead one verdict for the first token of each answer, unless the request is a solo job.
+    /// Layers of the decoder, run on one chunk. The outcome has one verdict, for answer 0. After the last layer of the
+    /// last chunk, it has instead one verdict for the first token of each answer, unless the request is a solo job.
     Chunk {
         /// The request.
         id: SeqId,
@@ -164,18 +165,18 @@ pub enum Ending {
     BadInput,
     /// Its prepared prompt needs more pages than the KV cache has.
     NeverFits {
-        /// Pages that it needs.
+        /// Number of pages that the request needs.
         pages: u64,
-        /// Pages of the KV cache.
+        /// Number of pages of the KV cache.
         total: u32,
     },
     /// The server is shutting down.
     Drained,
-    /// A row or a step of it failed.
+    /// A row or a step of the request failed.
     Failed(RowFault),
 }
 
-/// An event of a request, which its caller should be told about.
+/// An event of a request that the caller should be told about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
     /// The request was admitted. All pages that it can need are reserved or already its own.
@@ -228,17 +229,17 @@ pub enum Refusal {
         "prompt and answers need {pages} pages of the KV cache, but it has {total}; ask for fewer tokens or answers"
     )]
     NeverFits {
-        /// Pages that it needs.
+        /// Number of pages that the request needs.
         pages: u64,
-        /// Pages of the KV cache.
+        /// Number of pages of the KV cache.
         total: u32,
     },
     /// The request needs more slabs than the context store has.
     #[error("the images need {slabs} slabs of the context store, but it has {total}; send fewer images")]
     TooManyImages {
-        /// Slabs that it needs.
+        /// Number of slabs that the request needs.
         slabs: u32,
-        /// Slabs of the context store.
+        /// Number of slabs of the context store.
         total: u32,
     },
     /// The server is shutting down.

@@ -20,7 +20,7 @@ pub struct Layout {
     pub chunk_tokens: u32,
     /// Number of layers of the decoder.
     pub text_layers: u32,
-    /// Number of layers that encode a picture, those of the connector included.
+    /// Number of layers that encode a picture. The connector counts as one of them.
     pub vision_layers: u32,
     /// Number of slabs of the context store, which holds the keys and values of images for cross-attention (IDEFICS
     /// v1); 0 for other models.
@@ -51,7 +51,8 @@ pub struct Policy {
     pub queue_timeout: Micros,
     /// Maximum number of requests that may start before the first waiting request while the first does not fit.
     pub max_passes: u32,
-    /// Time during which other requests may start before the first waiting request, from when it became the first.
+    /// Time during which other requests may start before the first waiting request, counted from the moment when this
+    /// request became the first.
     pub pass_window: Micros,
     /// Factor by which more tokens per second must be expected from a step with proposals than from a decode step. Above
     /// 1, it covers errors of the estimates; 0 verifies all proposals.

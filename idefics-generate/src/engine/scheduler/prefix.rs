@@ -42,8 +42,8 @@ pub fn chunk_keys(salt: &[u8], ids: &[u32], images: &[(u32, [u8; 32])], chunk_to
 
 /// The pages of all chunks whose keys and values are completely computed.
 ///
-/// A chunk is found only if all chunks before it are found. If an earlier chunk is evicted, later chunks stay until
-/// they are the least recently used. They are found again once the earlier chunk has been computed again.
+/// A chunk is found only if all chunks before it are found. If an earlier chunk is evicted, the later chunks stay until
+/// they are the least recently used. They can be found again once the earlier chunk has been computed again.
 #[derive(Debug, Default)]
 pub struct PrefixIndex {
     by_chunk: HashMap<ChunkKey, Box<[PageId]>>,
@@ -56,8 +56,8 @@ impl PrefixIndex {
         keys.iter().map_while(|key| self.by_chunk.get(key)).flatten().copied().collect()
     }
 
-    /// Adds a chunk whose pages are all written, and tells the pool to keep them. Does nothing if the index has the
-    /// chunk or one of the pages already.
+    /// Adds a chunk whose pages are all written, and tells the pool to keep them. Does nothing if the index already has
+    /// the chunk or one of the pages.
     pub fn insert(&mut self, key: ChunkKey, pages: &[PageId], pool: &mut PagePool) {
         if self.by_chunk.contains_key(&key) || pages.iter().any(|page| self.by_page.contains_key(page)) {
             return;

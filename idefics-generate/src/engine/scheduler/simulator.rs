@@ -40,7 +40,7 @@ struct Simulation {
     events: BTreeMap<(Micros, usize), Event>,
     made: usize,
     requests: HashMap<SeqId, Request>,
-    /// The requests that an event has ended, and how.
+    /// The requests that an event from outside has ended, and how each was ended.
     outside: HashMap<SeqId, Outside>,
     lost: Vec<SeqId>,
     ended: HashMap<SeqId, Ending>,
@@ -386,5 +386,5 @@ fn random_requests_get_the_same_tokens_as_alone() {
         "Draining",
     ];
     let missing: Vec<_> = rare.iter().filter(|what| !seen.contains_key(**what)).collect();
-    assert!(seeds < 300 || missing.is_empty(), "{missing:?} never happened: {seen:?}");
+    assert!(seeds < 300 || missing.is_empty(), "these events never happened: {missing:?}; these did: {seen:?}");
 }

@@ -4,11 +4,11 @@ use super::Scheduler;
 use super::cost::{Cost, CostModel};
 use super::plan::{RowId, StepPlan};
 
-/// Time of a proposal that is expected before a step with proposals has run, as a share of the time of a decode step.
+/// Expected time of a proposal as a share of the time of a decode step, used until a step with proposals has run.
 const UNKNOWN: f64 = 0.25;
 
-/// Acceptance from which an offer is promising. After [`PATIENCE`] promising offers that were declined, one is accepted
-/// on trial, because the known times may have been measured while other programs were running.
+/// Lowest acceptance with which an offer is promising. After [`PATIENCE`] promising offers that were declined, one is
+/// accepted on trial, because the known times may have been measured while other programs were running.
 const PROMISING: f64 = 0.8;
 
 /// See [`PROMISING`].
@@ -21,7 +21,7 @@ pub struct Offer {
     pub row: RowId,
     /// Number of proposed tokens.
     pub tokens: u32,
-    /// Expected share of such tokens that are right, given that all earlier ones are; from 0 to 1.
+    /// Expected share of right proposals, from 0 to 1, among those whose predecessors are all right.
     pub acceptance: f64,
 }
 
@@ -46,7 +46,7 @@ impl Offer {
 }
 
 impl Scheduler {
-    /// Offers proposals for the next [`plan`](Self::plan). They are dropped if the plan is not to verify them.
+    /// Offers proposals for the next [`plan`](Self::plan). They are dropped if the plan does not verify them.
     pub fn offer(&mut self, offer: Offer) {
         self.offer = Some(offer);
     }
@@ -57,7 +57,7 @@ impl Scheduler {
         rows.front().copied().filter(|_| rows.len() == 1)
     }
 
-    /// Decodes rows, or verifies proposals for the only one.
+    /// Plans a decode step of `rows`, or a step that verifies proposals if only one row decodes.
     pub(super) fn decode_or_verify(&mut self, rows: Vec<RowId>) -> Option<StepPlan> {
         let Some((row, tokens)) = self.verified_tokens() else { return self.decode(rows) };
         let written = self.answer(row).map_or(0, |answer| answer.written);

@@ -22,8 +22,8 @@ impl Admissions {
         self.first = self.first.filter(|(first, ..)| *first != id);
     }
 
-    /// Notes that a request starts. With one tenant, checks that it is the first waiting request, or that it may start
-    /// before the first.
+    /// Notes that a request starts. With one tenant, checks that the request is the first waiting request, or may start
+    /// before it.
     pub(super) fn admit(&mut self, id: SeqId, now: Micros, scenario: &Scenario) {
         if scenario.tenants == 1 {
             let (first, since, passed) = self.known_first(now).expect("a request waits");

@@ -70,7 +70,7 @@ pub(super) struct Stub {
     vision_layers: u32,
     slots: Vec<u64>,
     pub(super) tokens: HashMap<RowId, Vec<u32>>,
-    /// The images of requests whose vectors are ready, each with the request and its index.
+    /// The images whose vectors are ready: the request and the index of the image in it.
     vectors: HashSet<(SeqId, u32)>,
     /// Keys of the images in the cache of image vectors.
     features: HashSet<u64>,
@@ -205,8 +205,8 @@ impl Stub {
         Outcome::Rows(written_rows.into_iter().map(choose).collect())
     }
 
-    /// Writes the last token of a row and proposals, of which two in three are right. Chooses tokens until one differs
-    /// from its proposal. A proposal may be the cause of a panic.
+    /// Writes the last token of a row and the proposals after it. Two in three proposals are right. Chooses tokens
+    /// until one differs from its proposal. A proposal may be the cause of a panic.
     fn verify(
         &mut self,
         row: RowId,

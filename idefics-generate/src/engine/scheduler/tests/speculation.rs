@@ -37,7 +37,7 @@ fn proposals_are_verified_if_this_gives_more_tokens_per_second() {
     done(&mut scheduler, &step, 7_000);
     assert_eq!(scheduler.answer(row).unwrap().generated(), 1 + 3 + 8);
     assert_eq!(scheduler.answer(row).unwrap().written(), 6 + 3 + 8);
-    // Each proposal has taken 6/7 of a step: it pays only if nearly all are right.
+    // Each proposal has taken 6/7 of a decode step, so proposals pay only if nearly all are right.
     let step = offered(&mut scheduler, row, 7, 0.95);
     assert_eq!(step, decode);
     done(&mut scheduler, &step, 1_000);
