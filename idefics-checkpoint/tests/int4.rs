@@ -298,7 +298,7 @@ fn errors_name_tensors_of_the_wrong_type_or_shape() {
         (
             replaced(compressed(), tensor("up.weight_shape", Dtype::I64, &[2], vec![0; 16])),
             compressed_config(),
-            "`up.weight_shape` is [0, 0], but the configuration requires [8, 64]",
+            "`up.weight_shape` stores the shape [0, 0], but the configuration requires [8, 64]",
         ),
     ];
     for (tensors, config, expected) in cases {

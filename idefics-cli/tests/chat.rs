@@ -176,6 +176,27 @@ fn accepts_home_folder_spaces_and_escapes_in_paths() {
 }
 
 #[test]
+fn save_replaces_only_files_of_the_same_chat() {
+    let home = tempfile::tempdir().unwrap();
+    let (notes, talk) = (home.path().join("notes.txt"), home.path().join("talk.json"));
+    fs::write(&notes, "precious").unwrap();
+    let (_, stderr) = chat(home.path(), b"/save ~/notes.txt\nOne?\n/save ~/talk.json\nTwo?\n/save ~/talk.json\n");
+    assert!(stderr.contains("notes.txt: already exists") && stderr.contains("give another name"), "{stderr}");
+    assert_eq!(fs::read_to_string(&notes).unwrap(), "precious");
+    assert_eq!(stderr.matches("saved to").count(), 2, "{stderr}");
+    let saved = fs::read_to_string(&talk).unwrap();
+    assert!(saved.contains("One?") && saved.contains("Two?"), "{saved}");
+    let is_file = |entry: &fs::DirEntry| entry.file_type().unwrap().is_file();
+    let n_files = fs::read_dir(home.path()).unwrap().map(Result::unwrap).filter(is_file).count();
+    assert_eq!(n_files, 2, "no temporary file is left");
+
+    // Another chat does not replace the file.
+    let (_, stderr) = chat(home.path(), b"Three?\n/save ~/talk.json\n");
+    assert!(stderr.contains("talk.json: already exists"), "{stderr}");
+    assert_eq!(fs::read_to_string(&talk).unwrap(), saved);
+}
+
+#[test]
 fn history_is_saved_when_the_chat_fails() {
     let home = tempfile::tempdir().unwrap();
     let input = "First\n/image missing.png\n/nonsense\nSecond\n";

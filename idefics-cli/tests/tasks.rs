@@ -77,7 +77,10 @@ fn warns_about_useless_options_and_rejects_impossible_ones() {
         assert!(text(&output.stderr).contains(more[more.len() - 1]), "{}", text(&output.stderr));
     }
     for (more, expected) in [
-        (&["--num-return-sequences", "2"][..], "num_return_sequences"),
+        (
+            &["--num-return-sequences", "2"][..],
+            "`num_return_sequences` is 2; expected 1 in greedy search; several answers need",
+        ),
         (&["--num-beams", "2", "--num-return-sequences", "3"], "num_beams"),
         (&["--do-sample", "--top-p", "1.5"], "top_p"),
         (&["--bad-words-ids", "[[99999]]"], "99999"),

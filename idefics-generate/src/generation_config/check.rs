@@ -147,7 +147,9 @@ impl GenerationConfig {
         let conflict = |option, other, reason| Err(GenerationError::Conflict { option, other, reason });
         let (num_beams, answers) = (self.num_beams(), self.num_return_sequences());
         if answers > 1 && num_beams == 1 && !self.do_sample() {
-            return conflict("num_return_sequences", "do_sample", "greedy search returns only one answer");
+            let expected =
+                "1 in greedy search; several answers need `do_sample`, or `num_beams` of at least this number";
+            return in_range("num_return_sequences", answers as f64, false, expected);
         }
         if num_beams > 1 && answers > num_beams {
             return conflict("num_return_sequences", "num_beams", "there cannot be more answers than beams");

@@ -60,7 +60,20 @@ pub(super) fn parser(
 }
 
 fn rejected(what: GrammarKind, reason: &str) -> GrammarError {
-    GrammarError::Rejected { what, reason: short(reason) }
+    match (regex_error(reason), what) {
+        (Some(error), GrammarKind::Regex) => GrammarError::Invalid { what, reason: cut(error) },
+        (Some(error), _) => GrammarError::Invalid { what, reason: format!("{} {}", short(reason), cut(error)) },
+        (None, _) => GrammarError::Rejected { what, reason: short(reason) },
+    }
+}
+
+/// Returns what the parser of regular expressions found wrong, if `reason` is one of its messages. Such a message
+/// repeats the expression in lines that are indented or numbered, and then has a line `error: …`.
+///
+/// Source: `Formatter` in `error.rs` of the crate `regex-syntax`.
+fn regex_error(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("regex parse error:\n")?;
+    rest.lines().find_map(|line| line.strip_prefix("error: "))
 }
 
 /// Returns the beginning of a message of the library, without the position in the generated grammar and without
@@ -72,6 +85,11 @@ fn short(reason: &str) -> String {
         Some((_, rest)) => rest,
         None => line,
     };
+    cut(line)
+}
+
+/// Shortens a text to [`MAX_REASON`].
+fn cut(line: &str) -> String {
     let end = (0..=MAX_REASON.min(line.len())).rev().find(|&end| line.is_char_boundary(end)).unwrap_or(0);
     if end < line.len() { format!("{}…", &line[..end]) } else { line.to_owned() }
 }
@@ -107,6 +125,21 @@ mod tests {
         assert_eq!(short(""), "unknown reason");
         let long = short(&"é".repeat(MAX_REASON));
         assert!(long.len() <= MAX_REASON + '…'.len_utf8() && long.ends_with('…'));
+    }
+
+    #[test]
+    fn syntax_errors_of_regular_expressions_say_what_is_wrong() {
+        let message = "at 2(8): invalid regex \"error: [0\" (in VALUE): regex parse error:\n    error: [0\n\
+                       error: unclosed character class\n  1 | start: ANSWER";
+        assert_eq!(regex_error(message), Some("unclosed character class"));
+        assert_eq!(regex_error("unknown name: \"a\""), None);
+        let error = rejected(GrammarKind::Regex, message).to_string();
+        assert_eq!(error, "the regular expression is not valid: unclosed character class");
+        let error = rejected(GrammarKind::JsonSchema, message).to_string();
+        assert!(
+            error.contains("error: [0") && error.ends_with("regex parse error: unclosed character class"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -74,6 +74,14 @@ pub enum GrammarError {
     /// No choices, or an empty choice.
     #[error("there are no choices, or a choice is empty; give at least one choice with text")]
     NoChoices,
+    /// A regular expression with a syntax error, alone or in a JSON schema.
+    #[error("the {what} is not valid: {reason}")]
+    Invalid {
+        /// The kind of grammar.
+        what: GrammarKind,
+        /// The error of the parser of regular expressions.
+        reason: String,
+    },
     /// The grammar library rejected the grammar.
     #[error("the {what} is not supported: {reason}")]
     Rejected {

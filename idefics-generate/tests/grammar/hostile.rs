@@ -206,7 +206,7 @@ fn unsupported_keywords_are_named() {
     assert!(matches!(Grammar::choices(["a", ""]), Err(GrammarError::NoChoices)));
     assert!(matches!(Grammar::regex(""), Err(GrammarError::EmptyRegex)));
     assert!(matches!(Grammar::regex("a\\"), Err(GrammarError::TrailingBackslash { .. })));
-    assert!(matches!(Grammar::regex("a)|(?:b"), Err(GrammarError::Rejected { .. })));
+    assert!(matches!(Grammar::regex("a)|(?:b"), Err(GrammarError::Invalid { .. })));
 }
 
 #[test]

@@ -3,8 +3,9 @@
 mod lines;
 mod path;
 
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message};
@@ -23,7 +24,7 @@ const HELP: &str = "\
 /image PATH  add an image or video to the next question (a path, or the URL of an image; may be repeated)
 /undo        remove the last question, its images and its answer
 /reset       start a new conversation
-/save PATH   save the conversation as a prompt file for `idefics generate`
+/save PATH   save the conversation as a prompt file for `idefics generate`; does not overwrite other files
 /help        print this help
 PATH may start with ~ and may be quoted. Ctrl-C stops an answer, Ctrl-D ends the program.";
 
@@ -43,6 +44,7 @@ pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
         conversation: Conversation::new(&model, args.generation.process(global)),
         images: args.images.iter().map(|image| Media::of(image.clone(), &model, &global.image_limits())).collect(),
         model: &model,
+        saved: Vec::new(),
     };
     chat.reset();
     chat.read(&model)
@@ -56,6 +58,8 @@ struct Chat<'a> {
     model: &'a Idefics,
     /// Images and videos for the next question.
     images: Vec<Media>,
+    /// Files that this chat has saved and may replace.
+    saved: Vec<PathBuf>,
 }
 
 impl Chat<'_> {
@@ -121,12 +125,24 @@ impl Chat<'_> {
         Ok(())
     }
 
-    /// Saves the conversation as a prompt file.
-    fn save(&self, path: &Path) -> Result<(), Failure> {
+    /// Saves the conversation as a prompt file. Replaces the file only if this chat has saved it before.
+    fn save(&mut self, path: &Path) -> Result<(), Failure> {
         let messages = self.conversation.messages().iter().map(message_json);
         let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
         let sample = json!({"messages": messages, "add_generation_prompt": true});
-        std::fs::write(path, format!("{sample:#}\n")).map_err(|error| Failure::io(path, &error))?;
+        let content = format!("{sample:#}\n");
+        let is_own = self.saved.iter().any(|saved| saved == path);
+        let written = if is_own { replace(path, content.as_bytes()) } else { create(path, content.as_bytes()) };
+        written.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                let reason = "already exists and is not overwritten; give another name: /save PATH";
+                Failure::file_system(format!("{}: {reason}", path.display()))
+            }
+            _ => Failure::io(path, &error),
+        })?;
+        if !is_own {
+            self.saved.push(path.to_owned());
+        }
         say!("saved to {}", path.display());
         Ok(())
     }
@@ -184,6 +200,28 @@ impl Chat<'_> {
         }
         Ok(())
     }
+}
+
+/// Creates a file. If writing fails, no partial file is left.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] if there is something at `path`; it is unchanged.
+fn create(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(content).inspect_err(|_| {
+        _ = fs::remove_file(path); // the error of writing is the one to report
+    })
+}
+
+/// Replaces a file. If writing fails, the earlier file is unchanged.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut unfinished = tempfile::NamedTempFile::new_in(folder)?;
+    unfinished.write_all(content)?;
+    if let Ok(earlier) = fs::metadata(path) {
+        unfinished.as_file().set_permissions(earlier.permissions())?;
+    }
+    unfinished.persist(path).map(|_| ()).map_err(|error| error.error)
 }
 
 fn count(n: usize, what: &str) -> String {
