@@ -176,7 +176,7 @@ fn rest_of_a_step(c: &mut Criterion) {
     group.bench_function("swiglu/14336", |b| b.iter(|| swiglu(black_box(&mut gate), &up)));
     let (cos, sin) = (vec![0.8; 128], vec![0.6; 128]);
     let mut states = vec![0.5; 32 * 128];
-    group.bench_function("rope/32x128", |b| b.iter(|| rope(black_box(&mut states), [1, 32, 1, 128], &cos, &sin)));
+    group.bench_function("rope/32x128", |b| b.iter(|| rope(black_box(&mut states), [1, 32, 128], &cos, &sin)));
     let (heads, kv_heads, head_dim, capacity) = (32, 8, 128, 4096);
     let cache = vec![0.5; kv_heads * capacity * head_dim];
     let query = vec![0.1; heads * head_dim];

@@ -67,13 +67,15 @@ pub fn attend_on(isa: Isa, attention: &Attention<'_>, out: &mut [f32]) {
     let Attention { batch, heads, kv_heads, queries, .. } = *attention;
     let (group, n_blocks) = (heads / kv_heads, queries.div_ceil(BLOCK));
     let sizes = Sizes::new(isa, attention.head_dim);
+    let seen = |row| (0..n_blocks).map(move |block| attention.seen(row, attention.block_queries(block)));
+    let seen: Vec<usize> = (0..batch).flat_map(seen).collect(); // [batch, n_blocks]
     for [row, kv_head] in (0..batch).flat_map(|row| (0..kv_heads).map(move |kv_head| [row, kv_head])) {
         let blocks = |packed: Packed<'_>| {
             (0..group * n_blocks).into_par_iter().for_each(|task| {
-                let head = kv_head * group + task / n_blocks;
-                let queries = attention.block_queries(task % n_blocks);
+                let (head, block) = (kv_head * group + task / n_blocks, task % n_blocks);
+                let (queries, seen) = (attention.block_queries(block), seen[row * n_blocks + block]);
                 with_scratch(sizes.scratch(queries.len()), |scratch| {
-                    isa.run(Block { attention, packed, row, head, queries, out, sizes, scratch }, Block::plain);
+                    isa.run(Block { attention, packed, row, head, queries, seen, out, sizes, scratch }, Block::plain);
                 });
             });
         };
@@ -199,6 +201,8 @@ struct Block<'a> {
     row: usize,
     head: usize,
     queries: Range<usize>,
+    /// Number of keys up to the last key that any of the queries sees.
+    seen: usize,
     out: SharedOut<'a>,
     sizes: Sizes,
     scratch: &'a mut [f32],
@@ -256,7 +260,7 @@ impl<'a> Block<'a> {
     unsafe fn vectors<V: Vector, const M: usize>(mut self) {
         let Sizes { head_dim, panel, width, n_keys } = self.sizes;
         let scale = self.attention.scale;
-        let seen = self.attention.seen(self.row, self.queries.clone());
+        let seen = self.seen;
         let rows = self.queries.len().next_multiple_of(M);
         let sizes = self.sizes.scratch_sizes(self.queries.len());
         let (query, scratch) = std::mem::take(&mut self.scratch).split_at_mut(sizes[0]);

@@ -88,11 +88,11 @@ fn rms_norm_matches_the_formula() {
 
 #[test]
 fn rope_matches_the_formula() {
-    for dims @ [batch, heads, seq, head_dim] in
-        [[1, 1, 1, 2], [2, 3, 1, 6], [1, 8, 1, 64], [2, 2, 5, 96], [1, 3, 2, 34], [2, 32, 3, 128], [1, 0, 1, 4]]
+    for dims @ [tokens, heads, head_dim] in
+        [[1, 1, 2], [2, 3, 6], [1, 8, 64], [10, 2, 96], [2, 3, 34], [6, 32, 128], [301, 3, 64], [1, 0, 4]]
     {
         let states = normal(dims.iter().product(), 5, false);
-        let angles: Vec<f32> = normal(batch * seq * head_dim / 2, 6, false);
+        let angles: Vec<f32> = normal(tokens * head_dim / 2, 6, false);
         let both = |function: fn(f32) -> f32| -> Vec<f32> {
             let halves = angles.chunks_exact(head_dim / 2);
             halves.flat_map(|angles| angles.iter().chain(angles).map(|angle| function(*angle))).collect()
@@ -100,7 +100,7 @@ fn rope_matches_the_formula() {
         let (cos, sin) = (both(f32::cos), both(f32::sin));
         let (mut expected, mut sizes) = (Vec::new(), Vec::new());
         for (index, head) in states.chunks_exact(head_dim).enumerate() {
-            let at = (index / seq / heads * seq + index % seq) * head_dim;
+            let at = index / heads * head_dim;
             for j in 0..head_dim {
                 let half = head_dim / 2;
                 let rotated = if j < half { -head[j + half] } else { head[j - half] };

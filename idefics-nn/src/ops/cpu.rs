@@ -67,12 +67,14 @@ impl Kernels for Flex {
     }
 
     fn rotate(states: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (states, cos, sin) = (states.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
-        let mut out = copy(&states);
-        timed("rotary positions", elementwise(out.len(), 2), || {
-            kernels::rope(&mut out, dims(&states), elements(&cos), elements(&sin));
-        });
-        out.into_tensor(states.layout().shape())
+        let [batch, heads, seq, head_dim] = dims(&states);
+        let tokens = swap_heads_and_tokens(states); // [batch, seq, heads, head_dim], as the projection returned it
+        let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous()); // [batch, 1, seq, head_dim]
+        swap_heads_and_tokens(in_place(tokens, |states| {
+            timed("rotary positions", elementwise(states.len(), 2), || {
+                kernels::rope(states, [batch * seq, heads, head_dim], elements(&cos), elements(&sin));
+            });
+        }))
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -161,10 +163,17 @@ impl Kernels for Flex {
 
 /// Changes every value of a tensor: in place if the tensor is not shared, which is the usual case, and otherwise in a
 /// copy.
-fn in_place(input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
-    let mut input = input.to_contiguous();
-    let is_whole = input.layout().start_offset() == 0 && input.layout().num_elements() * 4 == input.bytes().len();
-    if is_whole && let Some(values) = input.try_storage_mut::<f32>() {
+fn in_place(mut input: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let is_whole = |input: &FlexTensor| {
+        let layout = input.layout();
+        layout.is_contiguous() && layout.start_offset() == 0 && layout.num_elements() * 4 == input.bytes().len()
+    };
+    if !is_whole(&input) {
+        input = input.to_contiguous(); // a second handle to the old values would count as shared
+    }
+    if is_whole(&input)
+        && let Some(values) = input.try_storage_mut::<f32>()
+    {
         change(values);
         return input;
     }
@@ -412,6 +421,12 @@ fn attend(
     out.into_tensor_with(Layout::new(query.layout().shape().clone(), strides, 0))
 }
 
+/// Turns `[batch, heads, tokens, head_dim]` into `[batch, tokens, heads, head_dim]`, and the reverse, without a copy.
+fn swap_heads_and_tokens(states: FlexTensor) -> FlexTensor {
+    let layout = states.layout().transpose(1, 2);
+    FlexTensor::from_arc(states.data_arc(), layout, states.dtype()) // `states` is dropped, so that it does not count as shared
+}
+
 /// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache. Copies
 /// other states, so that they are contiguous.
 fn with_whole_heads(states: FlexTensor) -> FlexTensor {
@@ -446,4 +461,50 @@ fn copy(tensor: &FlexTensor) -> Buffer {
     let mut out = buffer_like(tensor);
     out.copy_from_slice(elements(tensor));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a tensor with values of its own.
+    fn tensor(shape: &[usize]) -> FlexTensor {
+        let mut values = Buffer::new(shape.iter().product());
+        values.iter_mut().enumerate().for_each(|(index, value)| *value = index as f32);
+        values.into_tensor(&shape.to_vec().into())
+    }
+
+    fn address(tensor: &FlexTensor) -> *const f32 {
+        tensor.storage::<f32>().as_ptr()
+    }
+
+    #[test]
+    fn tensors_that_are_not_shared_are_changed_in_place() {
+        let gate = tensor(&[2, 6]);
+        let place = address(&gate);
+        assert_eq!(address(&Flex::swiglu(gate, tensor(&[2, 6]))), place);
+
+        let projected = tensor(&[2, 5, 3, 4]); // [batch, tokens, heads, head_dim]
+        let place = address(&projected);
+        let rotated = Flex::rotate(swap_heads_and_tokens(projected), tensor(&[2, 1, 5, 4]), tensor(&[2, 1, 5, 4]));
+        assert_eq!((address(&rotated), dims(&rotated)), (place, [2, 3, 5, 4]));
+
+        let pages = tensor(&[3, 2, 8, 4]);
+        let place = address(&pages);
+        assert_eq!(address(&Flex::write_pages(pages, tensor(&[1, 2, 1, 4]), [9].into())), place);
+    }
+
+    #[test]
+    fn shared_tensors_and_parts_of_tensors_are_copied() {
+        let gate = tensor(&[2, 6]);
+        let shared = gate.clone();
+        let changed = Flex::swiglu(gate, tensor(&[2, 6]));
+        assert_ne!(address(&changed), address(&shared));
+        assert_eq!(elements::<f32>(&shared)[3], 3.0);
+
+        let part = tensor(&[4, 6]).narrow(0, 1, 2);
+        let changed = Flex::swiglu(part, tensor(&[2, 6]));
+        assert_eq!(dims(&changed), [2, 6]);
+        assert_eq!(changed.bytes().len(), 12 * size_of::<f32>());
+    }
 }
