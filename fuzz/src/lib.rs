@@ -7,8 +7,8 @@ use std::path::Path;
 
 use idefics_image::{Alpha, Crop, Filter, Format, ImageError, Limits, ResizeTarget, decode, decode_resized, resize_view};
 
-/// Returns the decoding limits of all targets: 64 MiB per picture. The fuzzer's memory limit is higher, so it is
-/// exceeded only by a decoder that uses much more memory than it counted against this limit.
+/// Returns the decoding limits of all targets: 64 MiB per picture. The fuzzer has a higher memory limit of its own. A
+/// decoder exceeds that limit only if it uses much more memory than it counts against these limits.
 pub fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_decoded_bytes = 64 << 20;

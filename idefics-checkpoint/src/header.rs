@@ -54,7 +54,9 @@ struct HeaderTensor {
 /// Lists the tensors of a file and checks that they cover its data without gaps or overlaps.
 fn parse(path: &Path, file: &[u8]) -> Result<Vec<HeaderTensor>, CheckpointError> {
     let header_error = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
-    let (length, rest) = file.split_first_chunk::<8>().ok_or_else(|| header_error("no header length".to_owned()))?;
+    let (length, rest) = file
+        .split_first_chunk::<8>()
+        .ok_or_else(|| header_error("it has fewer than the 8 bytes of the header length".to_owned()))?;
     let claimed = u64::from_le_bytes(*length);
     if claimed > MAX_HEADER_BYTES {
         return Err(CheckpointError::HeaderLength { path: path.to_owned(), claimed, limit: MAX_HEADER_BYTES });

@@ -26,7 +26,7 @@ pub enum StoredWeightError {
         expected: &'static str,
     },
     /// A tensor that belongs to a quantised weight is not in the checkpoint.
-    #[error("`{name}` is missing; the codes cannot be read without it")]
+    #[error("`{name}` is missing; the quantised weight cannot be read without it")]
     PartMissing {
         /// Name of the missing tensor.
         name: String,

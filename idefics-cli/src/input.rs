@@ -39,7 +39,7 @@ impl Input {
         path.and_then(Path::parent).unwrap_or(Path::new(""))
     }
 
-    /// Returns whether the input is a regular file, so that all of it is available at once.
+    /// Returns whether the input is a regular file, so that reading it never waits for another program.
     pub(crate) fn is_file(&self) -> bool {
         self.path.as_ref().is_some_and(|path| path.is_file())
     }

@@ -230,8 +230,8 @@ pub(crate) fn check_activations(
     match formats.any(rounds_activations) {
         true => Ok(()),
         false => Err(Failure::usage(
-            "--activations int8 has no effect: no weight of this model is int8, q4 or a GGUF block of four to eight \
-             bits; add --quantize int8 or --quantize q4, or omit it"
+            "--activations int8 has no effect: no weight of this model is in int8, in q4 or in GGUF blocks of four \
+             to eight bits; add --quantize int8 or --quantize q4, or omit --activations int8"
                 .to_owned(),
         )),
     }

@@ -14,7 +14,7 @@ pub(crate) fn remember() {
     }
 }
 
-/// Restores the saved settings, and ends the line with the prompt.
+/// Restores the saved settings. If the line editor is waiting for input, also moves to a new line after the prompt.
 pub(crate) fn restore() {
     #[cfg(unix)]
     if let Some(settings) = SETTINGS.get() {

@@ -78,7 +78,7 @@ fn gguf_files_answer_like_their_source() {
 #[test]
 fn activations_of_gguf_blocks_can_be_rounded() {
     let scratch = tempfile::tempdir().unwrap();
-    let source = scratch.path().join("source"); // rows of 32 weights, with a scaling of rope that GGUF can describe
+    let source = scratch.path().join("source"); // has rows of 32 weights, and a RoPE scaling that GGUF can describe
     fs::create_dir(&source).unwrap();
     for (name, bytes) in contents(&xtask_folder("checkpoints/tiny-idefics3")) {
         fs::write(source.join(name), bytes).unwrap();

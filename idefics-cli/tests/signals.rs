@@ -148,7 +148,7 @@ fn signal_ends_a_model_download() {
 fn signal_ends_commands_reading_standard_input() {
     for args in [&["generate", "--prompt-file", "-"][..], &["batch", "-", "--output", "-"]] {
         let mut child = program(args).spawn().unwrap();
-        // The test cannot see when the program starts to read. The signal ends it before and after that.
+        // The test cannot see whether the program is reading already. The signal must end it in either case.
         std::thread::sleep(Duration::from_millis(300));
         send(&child, Signal::TERM);
         let code = wait_for_end(&mut child).code();

@@ -130,7 +130,7 @@ impl<'a> Conversation<'a> {
             on_text(&chunk?);
         }
         timings.decode_ms = milliseconds(clock);
-        let Running::Generation(generation) = stream.into_running() else { unreachable!("the stream was made of it") };
+        let Running::Generation(generation) = stream.into_running() else { unreachable!("a generation was streamed") };
         let answer = self.model.answer(Generated::of_row(&generation, 0), &processed, 0, &self.process, timings)?;
         let mut ids = generation.sequences()[0].clone();
         let cache = generation.into_cache();

@@ -127,9 +127,9 @@ impl DeviceChoice {
     /// Returns the devices that the choice can mean, best first. There is at least one. A caller that knows the size of
     /// a model can pick the first device on which it fits.
     ///
-    /// For [`DeviceChoice::Auto`], the CUDA devices come first. If there are none, the other GPUs come first: discrete
-    /// ones before the others, each card once. The CPU comes last. Software-emulated GPUs are left out, because they
-    /// are slower than the CPU kernels.
+    /// [`DeviceChoice::Auto`] means the CUDA devices or, if there are none, the other GPUs: discrete ones first, and
+    /// each card once. Software-emulated GPUs are left out, because they are slower than the CPU kernels. The CPU comes
+    /// last.
     ///
     /// # Errors
     /// [`DeviceError::NotBuilt`] or [`DeviceError::NotFound`].

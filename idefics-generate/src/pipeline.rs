@@ -169,7 +169,7 @@ impl Idefics {
         &*self.model
     }
 
-    /// Sets how many images the vision tower encodes at once.
+    /// Sets how many images the vision tower encodes together.
     pub fn set_vision_batch(&mut self, vision_batch: VisionBatch) {
         self.vision_batch = vision_batch;
     }
@@ -184,8 +184,9 @@ impl Idefics {
         &self.generation_config
     }
 
-    /// Merges the options of a call with those of the folder. Conversations with IDEFICS v1 also end at the end-of-turn
-    /// token, unless the call sets `eos_token_id`, because the folders of these checkpoints do not list that token.
+    /// Merges the options of a call with those of the folder. In conversations with IDEFICS v1, answers also end at the
+    /// end-of-turn token, which the folders of these checkpoints do not list. If the call sets `eos_token_id`, only the
+    /// tokens in it end an answer.
     ///
     /// # Errors
     /// [`Error::Generation`] or [`Error::FolderOption`] if an option is invalid.

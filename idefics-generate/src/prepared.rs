@@ -286,7 +286,7 @@ impl<'m> Ready<'m> {
         is_plain && model.is_on_one_device() && !supports_graph_capture(&model.device())
     }
 
-    /// Takes the prompts as requests of an engine.
+    /// Turns the prompts into requests for an engine. Takes the images and the logits processors out of `self`.
     ///
     /// # Errors
     /// [`Error::Input`] if a token id is outside the vocabulary, or if the tokens of a prompt need another number of

@@ -18,9 +18,9 @@ use crate::{Error, ModelConfig, WeightOptions, folder, load_model};
 ///
 /// `target` appears only when it is complete and has been loaded on `device` as a check. Until then, the data is in a
 /// folder `.NAME.unfinished-…` next to it. Such folders are removed if an earlier run that was killed has left them.
-/// `source` is not changed. Its other files are copied, except folders and files whose names begin with a dot. NF4 and
-/// FP4 use the layout of bitsandbytes, which Transformers can load. `progress` is called after each tensor. If
-/// `progress` returns an error, the work stops.
+/// `source` is not changed. Its other files are copied, except those whose names begin with a dot. Folders in it are
+/// not copied. NF4 and FP4 use the layout of bitsandbytes, which Transformers can load. `progress` is called after each
+/// tensor. If `progress` returns an error, the work stops.
 ///
 /// # Errors
 /// [`Error::Write`] if `target` already exists or cannot be written, and the errors of [`load_model`] and
@@ -85,7 +85,7 @@ fn remove_stale(parent: &Path, prefix: &str) {
     }
 }
 
-/// Copies all files that are not weights.
+/// Copies all files that are not weights. Leaves out folders, and files whose names begin with a dot.
 pub(crate) fn copy_other_files(source: &Path, target: &Path) -> Result<(), Error> {
     let unread = |error| Error::Read { path: source.to_owned(), source: error };
     for entry in fs::read_dir(source).map_err(unread)? {

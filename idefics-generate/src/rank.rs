@@ -76,8 +76,8 @@ struct Trie {
     nodes: Vec<(u32, Option<usize>)>,
     /// The nodes of each answer, from the first token to the last.
     paths: Vec<Vec<usize>>,
-    /// Index of each node in `read`. It is `None` for the last tokens of answers, which are predicted but never fed to
-    /// the model.
+    /// Index of each node in `read`. It is `None` for nodes without children: their tokens are predicted, but never fed
+    /// to the model.
     places: Vec<Option<usize>>,
     /// The tokens that are fed to the model, each with the index in `read` of the token that it follows.
     read: Vec<(u32, Option<usize>)>,
@@ -116,8 +116,8 @@ impl Trie {
     }
 }
 
-/// Groups the answers that are run together. Each group lists the indices of its answers. Answers with common prefixes
-/// are adjacent.
+/// Divides the answers into groups that are run together. Each group lists the indices of its answers, in the order of
+/// their tokens, so that answers with a common prefix are adjacent.
 fn groups(answers: &[Vec<u32>]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..answers.len()).collect();
     order.sort_by_key(|&index| &answers[index]);

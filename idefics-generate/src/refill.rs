@@ -33,9 +33,10 @@ pub trait AnswerSink<B> {
 type Settings<'s, 'm> = &'s mut dyn FnMut() -> (GenerationConfig, Controls<'m>);
 
 impl Idefics {
-    /// Answers batches of samples, which are prepared on a separate thread. At most `rows` samples run at once. When
-    /// one ends, the next one starts, even if it belongs to a later batch. If a batch cannot start because a sample is
-    /// invalid, its samples start one by one. Each answer is the same as that of [`Self::generate_each`] for its batch.
+    /// Answers batches of samples, which are prepared on a separate thread. At most `rows` samples run at the
+    /// same time. When one ends, the next one starts, even if it belongs to a later batch. If a batch cannot start
+    /// because a sample is invalid, its samples start one by one. Each answer is the same as that of
+    /// [`Self::generate_each`] for its batch.
     ///
     /// Beam search, graph capture and log-probabilities of prompts run one batch at a time instead.
     ///
@@ -88,7 +89,7 @@ impl Idefics {
 struct Refill<'m, 'p, B> {
     model: &'m Idefics,
     process: &'p ProcessOptions,
-    /// Maximum number of samples that run at once.
+    /// Maximum number of samples that run at the same time.
     rows: usize,
     /// The engine, and the number of cache pages that it has for each sample; `None` before the first request.
     engine: Option<(Engine<'m>, usize)>,
@@ -113,7 +114,7 @@ struct Item {
 }
 
 impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
-    /// Returns whether fewer samples have been submitted than can run at once.
+    /// Returns whether fewer samples have been submitted than may run at the same time.
     fn wants_more(&self) -> bool {
         self.open.iter().map(|open| open.running.len()).sum::<usize>() < self.rows
     }
@@ -201,7 +202,7 @@ impl<'m, B: AsRef<[Sample]>> Refill<'m, '_, B> {
             return Ok(());
         }
         if let Some((engine, _)) = &mut self.engine {
-            while engine.step()? {} // a larger engine starts empty; the answers stay in their tickets
+            while engine.step()? {} // ends all answers, which stay in their tickets; the new engine starts empty
         }
         self.engine = None; // its memory is free before that of the next engine is allocated
         let pages = needed.saturating_mul(self.rows);

@@ -15,7 +15,7 @@ pub struct WarmUp {
     /// Duration of the first run in milliseconds. It includes compiling and autotuning kernels, unless an earlier run
     /// has stored the results. On the CPU, it includes reading the weights.
     pub first_ms: f64,
-    /// Duration of the second run in milliseconds, which later runs will take too.
+    /// Duration of the second run in milliseconds. Later runs take about as long.
     pub second_ms: f64,
 }
 

@@ -207,7 +207,7 @@ struct Faulty<'m> {
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// The step runs another token than the given one, and writes its keys and values to the cache.
+    /// The step processes token 7 instead of the given token, and writes the keys and values of token 7 to the cache.
     OtherToken,
     /// The step uploads data, so that it cannot be captured.
     Upload,

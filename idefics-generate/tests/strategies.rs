@@ -41,7 +41,7 @@ impl LogitsProcessor for Nothing {
     fn process(&mut self, _row: &Row<'_>, _scores: &mut [f32]) {}
 }
 
-/// Forces one token once `after` tokens have been generated.
+/// Allows only one token in every step after the first `after` tokens.
 #[derive(Debug)]
 struct Force {
     after: usize,

@@ -1,4 +1,4 @@
-//! Several threads that generate with the same model at once.
+//! Several threads that generate with the same model at the same time.
 
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;

@@ -309,8 +309,8 @@ impl HubError {
     }
 }
 
-/// Returns a hint for error messages that there is no local folder `repo`, because the caller may have meant a folder.
-/// If the path exists, the hint is empty.
+/// Returns text to append to the message for a repository that was not found: it says that there is no local folder
+/// `repo` either, in case a folder was meant. The text is empty if the path exists.
 pub(crate) fn no_folder_hint(repo: &str) -> String {
     if Path::new(repo).exists() { String::new() } else { format!(", and there is no folder {repo} here") }
 }

@@ -55,7 +55,7 @@ pub enum ImageError {
     /// The encoded image has more bytes than [`Limits::max_bytes`](crate::Limits::max_bytes).
     #[error(
         "{image}: the encoded image has more than {limit} bytes; re-encode it smaller or raise the limit \
-         (--max-image-pixels N, or none)"
+         (it grows with --max-image-pixels)"
     )]
     TooManyBytes {
         /// Name of the input.

@@ -154,10 +154,10 @@ impl RowSpace for RowSink {
     }
 }
 
-/// Maximum number of pixels that are converted to RGB at once.
+/// Maximum number of pixels that are converted to RGB at a time.
 const BAND_PIXELS: usize = 64 << 10;
 
-/// Minimum number of pixels that are resized at once. Smaller bands are collected first.
+/// Minimum number of pixels that are resized at a time. Smaller bands are collected first.
 const MIN_BAND_PIXELS: usize = 16 << 10;
 
 impl RowSink {

@@ -118,7 +118,7 @@ fn scale(value: u16, max: u16) -> u8 {
     (value * 255 / max) as u8
 }
 
-/// Approximate number of bytes of the file that are unpacked at once.
+/// Approximate number of bytes of the file that are unpacked at a time.
 const BAND_BYTES: usize = 256 << 10;
 
 /// A description of uncompressed rows in a file.

@@ -306,7 +306,7 @@ pub fn load_resized(
     decode_resized(&source.read_with(read)?, &source.to_string(), &read.limits, options, plan)
 }
 
-/// Returns whether the text is a URL scheme of at least two characters. The strings `C://x` and `a b://c` are paths.
+/// Returns whether the text is a URL scheme of at least two characters. So `C://x` and `a b://c` are paths, not URLs.
 fn is_scheme(text: &str) -> bool {
     text.len() > 1
         && text.starts_with(|c: char| c.is_ascii_alphabetic())

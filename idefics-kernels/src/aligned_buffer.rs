@@ -1,6 +1,6 @@
 //! Zeroed f32 buffers, aligned to cache lines and, when large, backed by huge pages.
 //!
-//! A kernel that works on sixteen rows at once touches sixteen 4 kB pages, and the first-level TLB has only a few
+//! A kernel that reads sixteen rows side by side touches sixteen 4 kB pages, and the first-level TLB has only a few
 //! dozen entries. With huge pages, the same memory needs fewer entries.
 
 use bytemuck::{Pod, Zeroable};
@@ -48,7 +48,7 @@ impl AlignedBuffer {
         Self(Storage::Lines(vec![Line::zeroed(); len.div_ceil(LINE)]))
     }
 
-    /// Capacity in values: the requested length, rounded up to whole cache lines where the buffer is on the heap.
+    /// Capacity in values: the requested length, rounded up to whole cache lines if the buffer is on the heap.
     pub fn len(&self) -> usize {
         match &self.0 {
             Storage::Lines(lines) => lines.len() * LINE,

@@ -353,8 +353,9 @@ fn error(a: &[f32], b: &[f32]) -> f64 {
     (a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / a.len() as f64).sqrt()
 }
 
-/// Quantises each `n` values to `steps` equal steps between their smallest and their largest value, and dequantises
-/// them. Minima and step sizes are rounded to six bits in each block of 256 values, as in the types with sub-blocks.
+/// Quantises groups of `n` values, and dequantises them. A group has `steps` equal steps, over the smallest range that
+/// contains 0 and all values of the group. Minima and step sizes are rounded to six bits in each block of 256 values,
+/// as in the types with sub-blocks.
 fn naive(values: &[f32], n: usize, steps: f32) -> Vec<f32> {
     let quantized = values.chunks(256).flat_map(|block| {
         let range = |values: &[f32]| {

@@ -77,7 +77,7 @@ proptest! {
                     prop_assert!((value - expanded).abs() <= 0.21 * largest, "{value} {expanded} of {largest}");
                     error += f64::from(value - expanded).powi(2);
                 }
-                // Sixteen uniform steps over the range of the block, without a minimum, are largest / 7.5 wide.
+                // Sixteen equidistant values from -largest to largest are largest / 7.5 apart.
                 let even: f64 = values.iter().map(|_| f64::from(largest / 7.5).powi(2) / 3.0).sum();
                 prop_assert!(error <= even, "{error} {even}");
             }

@@ -36,7 +36,7 @@ const AWAKE: Duration = Duration::from_micros(200);
 ///
 /// A thread outside the pool hands every operation over to the pool and sleeps until it is done. For short operations,
 /// such as those of a decode step, this takes longer than the operations. For the same reason, the other threads of a
-/// small pool look for work without sleeping until `work` is done or pauses.
+/// small pool do not sleep, but keep looking for work until `work` is done or pauses.
 pub fn in_thread_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
     if !ops::is_cpu(device) {
         return work();
@@ -47,8 +47,8 @@ pub fn in_thread_pool<R: Send>(device: &Device, work: impl FnOnce() -> R + Send)
     })
 }
 
-/// Whether a call keeps threads awake. Only one call at a time does: a thread that waits for a result of its own call
-/// could otherwise do the work of another call until that one ends.
+/// Whether a call keeps threads awake. Only one call at a time may do so. Otherwise, a thread that waits for a result
+/// of its own call could start to [look for work](look_for_work) for another call, and be held up until that one ends.
 static IS_AWAKE: AtomicBool = AtomicBool::new(false);
 
 /// Keeps the other threads of this thread's pool awake until the returned value is dropped. Returns `None` if another
@@ -78,8 +78,8 @@ impl Drop for End {
     }
 }
 
-/// Runs tasks of the pool until the flag is set or there are none for [`AWAKE`]. The limit also ensures that this task
-/// ends if the caller waits for a task below it on the stack of this thread.
+/// Runs tasks of the pool until the flag is set, or until there have been none for [`AWAKE`]. The time limit also
+/// ensures that this task ends if the caller waits for a task that this thread has suspended to run this one.
 fn look_for_work(is_done: &AtomicBool) {
     let mut idle_since = Instant::now();
     while !is_done.load(Ordering::Relaxed) && idle_since.elapsed() < AWAKE {
@@ -87,7 +87,7 @@ fn look_for_work(is_done: &AtomicBool) {
             idle_since = Instant::now();
         } else {
             (0..4).for_each(|_| hint::spin_loop());
-            thread::yield_now(); // to other programs
+            thread::yield_now(); // lets other programs run
         }
     }
 }

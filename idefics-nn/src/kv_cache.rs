@@ -129,13 +129,13 @@ impl KvCache {
     /// Returns a view of this cache for graph capture, that is, for a step that is recorded once and replayed. Each
     /// call of [`LayerCache::append`] on the view writes one token per row into a slot. The number of the slot is in
     /// device memory, in `slot`. The call returns all `capacity` slots, filled or not. The view shares the memory of
-    /// this cache. After each replay, call [`KvCache::mark_slot_written`] on this cache.
+    /// this cache. After each replay, call [`KvCache::mark_slot_written`] on this cache. This cache must not grow while
+    /// the view exists, because growing moves its memory.
+    ///
+    /// Returns `None` if the device does not support such writes (only GPUs do), or if the cache is still empty.
     ///
     /// # Shapes
     /// - `slot`: `[1]`, I32
-    ///
-    /// Returns `None` if the device does not support such writes (only GPUs do), or if the cache is still empty.
-    /// This cache must not grow while the view exists, because growing moves its memory.
     pub fn slot_view(&self, slot: &Tensor<1, Int>) -> Option<Self> {
         let layer = |layer: &LayerCache| {
             let (keys, _) = layer.states.as_ref()?;

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::init::normal;
 use crate::{Activations, Adapter, Weight, ops};
 
-/// Computes `x Wᵀ + b` with a weight that is shared with another layer, such as a tied head.
+/// Computes `x Wᵀ + b` with a weight that is not in a [`Linear`], such as the reshaped weight of a convolution.
 ///
 /// # Shapes
 /// - `rows` (x): `[n_rows, d_in]`

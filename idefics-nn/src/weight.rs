@@ -9,8 +9,8 @@ use crate::{Activations, PackedWeight, ops};
 /// holds it.
 ///
 /// Loading can turn a dense weight into a packed one, and a packed one into a dense one. [`Module`] is implemented by
-/// hand, because a derived implementation cannot change the variant. Mappers see a packed weight as a parameter to
-/// which the packed weight is attached.
+/// hand, because a derived implementation cannot change the variant. In place of a packed weight, mappers see a
+/// parameter to which this weight is attached.
 #[expect(clippy::large_enum_variant, reason = "models have few weights, and Burn does not support boxed modules")]
 #[derive(Debug, Clone)]
 pub enum Weight {

@@ -162,7 +162,7 @@ fn extreme_scores_select_the_largest() {
     let device = Device::flex();
     let keys = 40;
     for (scale, best) in [(1e5, keys - 1), (-1e5, 0)] {
-        // The scores range from 0 to ±2.5e5 and beyond, in steps of at least 1000.
+        // The scores range from 0 to ±3.9e5, in steps of 1e4.
         let query = Tensor::<4>::full([1, 1, 1, 4], scale, &device);
         let steps: Vec<f32> = (0..keys).flat_map(|key| [key as f32 * 0.05; 4]).collect();
         let key = Tensor::<1>::from_floats(steps.as_slice(), &device).reshape([1, 1, keys, 4]);

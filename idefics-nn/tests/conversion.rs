@@ -7,8 +7,8 @@ use idefics_nn::{Embedding, LoadModule, LoadOptions};
 
 use crate::folders::{file, folder_with};
 
-/// Loads values that the file stores as `dtype` into a matrix of dtype `to`. All other parameters would become f32 on
-/// the CPU.
+/// Loads values that the file stores as `dtype` into a matrix of dtype `to`. The parameter must be a matrix, because
+/// all other parameters become f32 on the CPU.
 fn load(dtype: &str, bytes: &[u8], n: usize, to: DType) -> Result<Tensor<1>, CheckpointError> {
     let header = format!(r#"{{"weight":{{"dtype":"{dtype}","shape":[{n},1],"data_offsets":[0,{}]}}}}"#, bytes.len());
     let folder = folder_with(&[("model.safetensors", &file(&header, bytes))]);

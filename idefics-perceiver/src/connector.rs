@@ -10,7 +10,7 @@ use idefics_nn::GatedMlp;
 
 use crate::{ConnectorConfig, PerceiverResampler};
 
-/// Maximum number of patches, over all images, that are projected at once.
+/// Maximum number of patches, over all images, that are projected together.
 const PATCHES: usize = 1024;
 
 /// Projects patch features to the decoder's width, then compresses each image to `n_latents` vectors.

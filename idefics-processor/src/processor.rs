@@ -271,8 +271,9 @@ impl Processor {
     /// it would alone in a batch.
     ///
     /// # Errors
-    /// The error of the first row that fails. The error of an image or a video also has its index in the row. All texts
-    /// are checked first, then all images and videos are loaded, then the prompts are encoded.
+    /// All texts are checked first, then all images are loaded, then all videos, and then the prompts are encoded. The
+    /// error is that of the first row that fails in the first of these steps that fails. The error of an image or a
+    /// video also has its index in the row.
     pub fn process(&self, samples: &[Sample], options: &ProcessOptions) -> Result<ProcessedInputs, ProcessorError> {
         if samples.is_empty() {
             return Err(ProcessorError::EmptyBatch);

@@ -20,7 +20,7 @@ use line::Line;
 /// There is one exception, as in the reference. An invalid byte makes `decode` replace the whole run of byte tokens
 /// before it by U+FFFD. That run may include Chinese characters and words that this decoder has already emitted.
 ///
-/// Each id is decoded only once, unless the tokenizer's decoder depends on several tokens at once, as WordPiece does.
+/// Each id is decoded only once, unless the tokenizer's decoder needs several tokens together, as WordPiece does.
 /// Then the whole line is decoded again for each id.
 ///
 /// Source: `TextStreamer.put` and `.end`.

@@ -203,7 +203,8 @@ fn special_ids_match_checkpoint() {
     assert_eq!(tokenizer.decode(&[99_999], false).expect("unknown ids are skipped"), "");
 }
 
-/// Returns the expected text of a stream. Each part up to a line break is decoded at once.
+/// Returns the expected text of a stream. All ids of a line are decoded together, because the stream decoder starts
+/// anew after each line break.
 fn whole_text(ids: &[u32], skip_special_tokens: bool) -> String {
     let decode = |ids: &[u32]| real().tokenizer().decode(ids, skip_special_tokens).expect("ids are decoded");
     let mut text = String::new();

@@ -119,7 +119,7 @@ impl<'a> Lexer<'a> {
     fn comment(&mut self) -> Result<()> {
         let rest = self.rest();
         if rest.is_empty() {
-            return Ok(()); // the reference accepts a last tag without an end
+            return Ok(()); // the reference accepts an unclosed `{#` at the very end of the template
         }
         let Some(end) = rest.find("#}") else {
             return Err(Error::syntax("missing end of comment tag", self.line));
@@ -145,7 +145,7 @@ impl<'a> Lexer<'a> {
     fn raw(&mut self) -> Result<()> {
         let rest = self.rest();
         if rest.is_empty() {
-            return Ok(()); // the reference accepts a last tag without an end
+            return Ok(()); // the reference accepts `{% raw %}` without `{% endraw %}` at the very end
         }
         let mut from = 0;
         while let Some(found) = rest[from..].find("{%") {

@@ -149,7 +149,8 @@ impl Parser {
         Ok(name)
     }
 
-    /// Parses the filters after a `|`, as in `name(…)|name…`, and applies them to `value`.
+    /// Parses the filters after a `|`, as in `name(…)|name…`, and returns the expression that
+    /// applies them to `value`.
     pub(crate) fn filter_chain(&mut self, mut value: Option<Expr>) -> Result<Expr> {
         loop {
             let line = self.line();

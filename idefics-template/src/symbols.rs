@@ -146,7 +146,8 @@ impl Frame<'_> {
                         .names(&mut |name| unknown = unknown.take().or((!frame.is_known(name)).then(|| name.clone())));
                 }
                 if let Some(name) = unknown {
-                    let message = format!("the filter of a set block reads '{name}'; read it before the filter too");
+                    let message =
+                        format!("a set block's filter is the first to read '{name}'; read '{name}' before the block");
                     return Err(Error::value(message));
                 }
                 frame.finish(body)

@@ -78,7 +78,7 @@ pub(crate) fn wrap(text: &str, width: usize, break_long_words: bool, break_on_hy
     }
 }
 
-/// Whether `textwrap` treats the character as white space: only in ASCII.
+/// Whether `textwrap` treats the character as white space. White space outside ASCII does not count.
 fn is_blank(character: char) -> bool {
     matches!(character, '\t' | '\n' | '\x0b' | '\x0c' | '\r' | ' ')
 }

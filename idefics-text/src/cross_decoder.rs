@@ -79,8 +79,8 @@ impl CrossAttentionDecoder {
 /// The cache supplies the context, and the mask that says which parts of the context each token sees.
 ///
 /// An observer gets the hidden states that Transformers 5 returns. The first is the input of decoder layer 0, after the
-/// gated layer that precedes it. The others are the outputs of the decoder layers; the last one is the output of the
-/// final norm.
+/// gated layer that precedes it. Then come the outputs of all decoder layers but the last, before any gated layer that
+/// follows them. The last is the output of the final norm.
 impl DecoderStack for CrossAttentionDecoder {
     fn n_layers(&self) -> usize {
         self.layers.len()

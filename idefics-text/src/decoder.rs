@@ -5,7 +5,8 @@
 //!
 //! Axes: `batch` rows, `n_new` tokens of this call, `d` = `hidden_size`.
 //!
-//! Numerics: RMS norms and rotary angles are computed in f32, attention weights at least in the dtype of the input.
+//! Numerics: RMS norms and rotary angles are computed in f32. Attention weights have at least the precision of the
+//! input.
 
 use std::ops::Range;
 

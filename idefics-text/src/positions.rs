@@ -16,7 +16,7 @@ pub struct Positions {
     /// Self-attention mask, `[batch, 1, n_new, len + n_new]`, where `len` is the number of cached slots. True hides the
     /// key; `None` if nothing is hidden. [`SlotPositions::at`] gives `[batch, 1, 1, capacity]` instead.
     pub mask: Option<Tensor<4, Bool>>,
-    /// Cross-attention mask. `None` if the cache has no context, or if every token sees nothing of the context.
+    /// Cross-attention mask. `None` if the cache has no context, or if no token sees any part of it.
     pub context: Option<SeenContext>,
 }
 

@@ -76,8 +76,8 @@ pub trait DecoderStack: Debug + Send + Sync {
         Tensor::cat((0..n_new).step_by(chunk_len).map(chunk).collect(), 1)
     }
 
-    /// Runs all layers like [`Self::forward`], but on all tokens at once. `observer` gets the hidden states and
-    /// attention weights.
+    /// Runs all layers like [`Self::forward`], but on all tokens in a single chunk. `observer` gets the hidden
+    /// states and attention weights.
     fn forward_observed(
         &self,
         inputs_embeds: Tensor<3>,

@@ -22,7 +22,8 @@ pub struct TrainingBatch {
     pub recipe: LabelRecipe,
     /// For rows that branch, the parent of each slot, `[batch · seq]`: the slot of the same row that this slot follows.
     /// The inner option is `None` for slots without a parent. The label of slot `t` is then predicted by the parent of
-    /// `t` instead of slot `t − 1`. Rows that branch are padded on the right. `None` if no row branches.
+    /// `t` instead of slot `t − 1`. Rows that branch are padded on the right. The whole list is `None` if no row
+    /// branches.
     pub parents: Option<Vec<Option<usize>>>,
 }
 

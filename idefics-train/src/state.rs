@@ -44,7 +44,7 @@ struct State {
 
 impl<M: Module + Sync> Trainer<M> {
     /// Writes a checkpoint to `folder`, which is created if necessary. Removes the checkpoints of earlier steps except
-    /// the last one. Returns the path of the new checkpoint.
+    /// the newest of them. Returns the path of the new checkpoint.
     ///
     /// Weights keep their dtypes, and quantised weights keep their codes. A previous run may have left checkpoints of
     /// later steps in the folder. They are not removed; [`Self::resume`] starts from the checkpoint that was written

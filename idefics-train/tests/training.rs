@@ -1,4 +1,4 @@
-//! Training runs. Splitting into micro-batches and restarts do not change the results, and a failure loses no data.
+//! Training runs. Neither micro-batches nor restarts change the results, and a failure loses no data.
 
 use std::path::{Path, PathBuf};
 

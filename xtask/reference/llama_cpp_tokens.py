@@ -1,4 +1,4 @@
-"""Prints the greedy continuation of prompts by llama.cpp, and how sure each token was, to compare with this program.
+"""Prints greedy continuations by llama.cpp and the certainty of each token, for comparison with this program.
 
 Usage: python llama_cpp_tokens.py FILE.gguf PROMPTS.json [--new 50] [--cache f32|f16] [--repack]
 Needs: xllamacpp (built wheels of llama.cpp).

@@ -6,8 +6,8 @@ The class `SmolVLMVideoProcessor` needs torchvision, so this script puts its ste
 - **Text** is the reference's: `SmolVLMProcessor.replace_video_token`, called for each video by itself. In a batch the
   reference writes the number of frames of the longest video into every text; here each video has its own number.
 - **The chat template** is the reference's own for videos.
-- **Pixels** are those of the image processor on Pillow, without splitting. The class for videos computes the
-  same with torchvision; its pixel values differ by up to two of 255 levels.
+- **Pixels** are those of the image processor on Pillow, without splitting. The class for videos does the
+  same steps with torchvision; its pixel values differ from these by up to two of 255 levels.
 - **The shape of `pixel_values`** is that of the image processor: one row of frames per row of the batch, filled up with zeros.
   The reference has one row per video. The model drops the zeros in both cases.
 """

@@ -15,8 +15,8 @@ use syn::{LitStr, Meta, TraitItemFn, Type, Variant};
 const WITHOUT_TEXTS: &str = "idefics-demo";
 
 const INTRODUCTION: &str = "# Messages\n\n\
-    Every message in the sources, by crate: errors and warnings, panics, and all other texts of at least three words, \
-    which\nmessages and output are made of. Tests are left out, and so is `--help`. A test writes this table:\n\
+    Every message in the sources, by crate: errors and warnings, panics, and all other texts of at least three words \
+    (parts\nof messages and of the output). Tests are left out, and so is `--help`. A test writes this table:\n\
     `UPDATE_MESSAGES=1 cargo test -p xtask --test messages`.\n";
 
 /// What a message is for; also the heading of its table.

@@ -163,7 +163,7 @@ pub(super) struct Split {
     name: String,
     /// Number of this part, from 1.
     pub(super) number: usize,
-    /// Number of all parts.
+    /// Number of parts of the file.
     pub(super) count: usize,
 }
 

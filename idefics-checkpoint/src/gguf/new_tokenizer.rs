@@ -102,7 +102,7 @@ impl TokenizerFiles<'_> {
             {
                 Ok("llama-bpe")
             }
-            _ => Err(self.error(format!("llama.cpp supports no tokenizer with the pre_tokenizer {pre}"))),
+            _ => Err(self.error(format!("its pre_tokenizer is {pre}; expected that of SmolLM or Llama 3"))),
         }
     }
 

@@ -112,8 +112,8 @@ pub(crate) struct Global {
     pub(crate) no_replay: bool,
     /// Whether to guess the next tokens of an answer from text that it repeats, and to verify several of them in one
     /// step. This is faster if an answer copies parts of its prompt. It is done on the CPU while a single answer is
-    /// generated, except in chats and beam search. auto guesses up to 7 tokens if the answer stays the same to the last
-    /// bit, N guesses up to N tokens in any case, off guesses none.
+    /// generated, except in chats and beam search. auto guesses up to 7 tokens, but only if verifying them together
+    /// gives the same bits as one step per token. N guesses up to N tokens in any case. off guesses none.
     #[arg(long, global = true, value_name = "auto|N|off", default_value = "auto")]
     pub(crate) speculate: Speculation,
     /// Read PyTorch pickles (`pytorch_model.bin`) if a folder has no safetensors. No code in them is executed.
@@ -196,9 +196,9 @@ pub(crate) enum Command {
     Caption(CaptionArgs),
     /// Answer a question about images and videos.
     ///
-    /// Models of the family SmolVLM2 read videos: animated GIF, WebP and PNG files, AVI files of JPEG pictures, folders
-    /// of pictures in the order of their names, and with the program ffmpeg MP4, WebM and other files. Other models
-    /// see only the first frame of an animation.
+    /// Models of the family SmolVLM2 read videos: animated GIF, WebP and PNG files, AVI files of JPEG pictures, and
+    /// folders of pictures in the order of their names. If the program ffmpeg is installed, they also read MP4, WebM
+    /// and other files. Other models see only the first frame of an animation.
     #[command(after_help = "Examples:
   idefics --model DIR ask before.jpg after.jpg \"What has changed?\"
   idefics --model DIR ask clip.mp4 \"What happens?\" --video-frames 16
@@ -271,9 +271,9 @@ Examples:
     Models,
     /// Compile and autotune GPU kernels for similar requests, and print how long that takes.
     ///
-    /// Generates an answer for the batch of images twice. An answer has four tokens, unless --max-new-tokens is
-    /// given: enough to capture a decode step. If the program was built with the feature `persistence`, the chosen
-    /// kernels are kept for later runs.
+    /// Generates an answer for the batch of images twice. Unless --max-new-tokens is given, an answer has four
+    /// tokens, which is enough to capture a decode step. If the program was built with the feature `persistence`, the
+    /// chosen kernels are kept for later runs.
     #[command(after_help = "Examples:
   idefics --model DIR --device cuda warm-up photo.jpg
   idefics --model DIR --device cuda warm-up photo.jpg photo.jpg photo.jpg photo.jpg --num-beams 4")]
@@ -403,9 +403,9 @@ impl FromStr for QuantizeTo {
 
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// Format to write: int8, nf4, fp4 or q4, or GGUF files for llama.cpp and this program as gguf:TYPE, where TYPE is
-    /// f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k_s, q4_k_m, q5_k_s, q5_k_m or q6_k (Idefics3 family).
-    /// Transformers can read nf4 and fp4.
+    /// Format to write: int8, nf4, fp4 or q4, of which Transformers can read nf4 and fp4; or gguf:TYPE for GGUF files
+    /// that llama.cpp and this program can read (Idefics3 family only). TYPE is f32, f16, bf16, q8_0, q4_0, q4_1, q5_0,
+    /// q5_1, q4_k_s, q4_k_m, q5_k_s, q5_k_m or q6_k.
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: QuantizeTo,
     /// Folder to write, which must not exist yet.

@@ -260,8 +260,12 @@ fn print_profile(stdout: &mut impl Write, profile: &[StageProfile], limits: &Lim
     for (unit, peak) in &limits.units {
         writeln!(stdout, "limit of {unit}: {:.0} GFLOP/s", peak / 1e9)?;
     }
-    if !limits.units.is_empty() {
-        writeln!(stdout, "a product in f32 takes 3 to 6 products of bf16 tiles")?;
+    if limits.units.iter().any(|(unit, _)| *unit == ComputeUnit::Tiles) {
+        writeln!(
+            stdout,
+            "operations on bf16 tiles take several tile products for each f32 product: `of limit` counts tile products, \
+             GFLOP/s counts f32 products"
+        )?;
     }
     Ok(())
 }

@@ -94,8 +94,8 @@ impl<'m> Prefill<'m> {
     }
 
     /// Runs layers of the decoder on the tokens of a chunk. Before the first layer of the first chunk, embeds the
-    /// prompt from the chunk's first token on. After the last layer, returns the hidden states after the final norm,
-    /// `[1, n, d]`.
+    /// tokens of the prompt from the start of the chunk to the end. After the last layer, returns the hidden states after
+    /// the final norm, `[1, n, d]`.
     ///
     /// # Errors
     /// [`Error::Input`] if tokens or images do not match the model or each other, [`Error::Execution`].

@@ -72,8 +72,9 @@ pub struct Controls<'a> {
     /// If this is `n`, the log-probabilities of each generated token and of the `n` most likely tokens are returned.
     /// They are computed before any logits processor.
     pub logprobs: Option<usize>,
-    /// Whether several tokens are proposed from the text and verified at a time, while a single answer is generated. Beam
-    /// search, prompt log-probabilities, conversations and GPUs with graph capture do not use it.
+    /// Whether the next tokens are proposed from the text so far, and verified together in one decode step. This is
+    /// done only while a single answer is generated. Beam search, prompt log-probabilities, conversations and GPUs with
+    /// graph capture do not use it.
     pub speculation: Speculation,
     /// When to use graph capture.
     pub graph_capture: GraphCapture<'a>,

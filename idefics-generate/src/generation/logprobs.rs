@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::logits::{log_softmax, top_k};
 use crate::{Error, Model, Prompts};
 
-/// Number of positions whose logits are computed at once. With a vocabulary of 32000 tokens, their logits take 33 MB.
+/// Number of positions whose logits are computed together. With a vocabulary of 32000 tokens, their logits take 33 MB.
 const CHUNK: usize = 256;
 
 /// A token and its log-probability.

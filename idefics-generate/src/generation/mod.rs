@@ -55,7 +55,7 @@ pub enum FinishReason {
 /// A generation stays on the thread that started it (it is not `Send`), because a captured step is replayed on the
 /// thread of its [`DeviceLease`](crate::DeviceLease). To generate on another thread, use
 /// [`Idefics::generate_in_background`](crate::Idefics::generate_in_background), which returns a
-/// [`BackgroundText`](crate::BackgroundText) that is `Send`. A generation cannot be moved:
+/// [`BackgroundText`](crate::BackgroundText) that is `Send`. The compiler rejects a move to another thread:
 ///
 /// ```compile_fail,E0277
 /// fn on_another_thread(mut generation: idefics_generate::Generation<'static>) {

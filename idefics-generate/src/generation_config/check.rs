@@ -170,7 +170,8 @@ impl GenerationConfig {
     }
 
     /// Rejects token ids that are not less than `vocab_size`; the reference would fail with them. An end token may be
-    /// outside the vocabulary if it is only compared with generated tokens, and its score is never changed.
+    /// outside the vocabulary, unless `exponential_decay_length_penalty` changes its score, or it is the filler of
+    /// finished rows.
     ///
     /// # Errors
     /// [`GenerationError::TokenId`].

@@ -45,7 +45,7 @@ pub enum GrammarError {
         reference: String,
     },
     /// A value of `multipleOf` that is out of range.
-    #[error("`multipleOf` is {value}; expected more than 0 and at most 10000, with at most 4 decimals and 4 digits")]
+    #[error("`multipleOf` is {value}; expected a number above 0 with at most 4 digits and 4 decimals, or 10000")]
     MultipleOf {
         /// The value in the schema.
         value: f64,
@@ -62,7 +62,7 @@ pub enum GrammarError {
         /// The expression.
         pattern: String,
     },
-    /// A regular expression with a group that has another meaning in the grammar library.
+    /// A regular expression with a group named `stop`, which has a special meaning in the grammar library.
     #[error("the regular expression {pattern:?} has a group named `stop`; give it another name")]
     StopGroup {
         /// The expression.

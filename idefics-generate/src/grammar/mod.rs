@@ -140,7 +140,7 @@ fn check_length(what: GrammarKind, bytes: usize) -> Result<(), GrammarError> {
     if bytes <= MAX_BYTES { Ok(()) } else { Err(GrammarError::TooLong { what, bytes, limit: MAX_BYTES }) }
 }
 
-/// A grammar for the tokens of a model. It is cheap to clone, and any number of answers can use it at once.
+/// A grammar for the tokens of a model. It is cheap to clone, and any number of answers can use it at the same time.
 #[derive(Clone)]
 pub struct CompiledGrammar {
     start: Arc<TokenParser>,

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-/// How many images the vision tower encodes at once. Larger batches use many cores better, but need more memory. The
+/// How many images the vision tower encodes together. Larger batches use many cores better, but need more memory. The
 /// batch size does not change the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -49,7 +49,8 @@ pub(crate) struct Answered {
     pub(crate) finish: Option<FinishReason>,
 }
 
-/// Once `after` tokens are generated, forces the token `id`. If `id` is `None`, sets a score to NaN instead.
+/// In the step after the first `after` tokens, allows only the token `id`. If `id` is `None`, sets a score to NaN in
+/// that step instead.
 #[derive(Debug)]
 pub(crate) struct Force {
     pub(crate) after: usize,
@@ -129,7 +130,7 @@ impl Fixture {
         Case { ids, options: self.options(random), seed: random.next(), ..case }
     }
 
-    /// Returns a prompt that shows images and has no other text.
+    /// Returns a prompt that consists of images. In IDEFICS v1, it begins with the text `User:`.
     pub(crate) fn prompt_with(&self, images: &[String]) -> Case {
         let options = GenerationConfig::default();
         if images.is_empty() {
@@ -197,7 +198,7 @@ impl Fixture {
         self.alone_with(case, engine_options())
     }
 
-    /// Answers a request with an engine of its own.
+    /// Answers a request with an engine of its own that has these options.
     pub(crate) fn alone_with(&self, case: &Case, options: EngineOptions) -> Vec<Answered> {
         let mut engine = Engine::of(&self.model, options).unwrap();
         let ticket = engine.submit(self.request(case)).unwrap();

@@ -23,12 +23,12 @@ const CHECKPOINTS: [&str; 7] = [
     "idefics1-float",
 ];
 
-/// Makes the next token of a text likely, most of the time, so that answers copy the text with a few changes. Records
+/// Makes answers copy a text with a few changes: in most steps, raises the score of the next token of the text. Records
 /// the token ids of each call.
 #[derive(Debug, Clone)]
 struct Copier {
     text: Arc<[u32]>,
-    /// The model chooses one token out of this number itself.
+    /// In one of this many steps, no score is raised, so that the model chooses the token by itself.
     changes: usize,
     seen: Arc<Mutex<Vec<Vec<u32>>>>,
 }
@@ -52,8 +52,8 @@ fn up_to(tokens: usize) -> Speculation {
     Speculation::UpTo(NonZeroUsize::new(tokens).unwrap())
 }
 
-/// Returns settings with which all proposals are verified, whether or not they pay. The number of steps of a prompt does
-/// not depend on their time.
+/// Returns settings with which every proposal is verified, even if that is not expected to save time. The number of
+/// steps that a prompt takes does not depend on the speed of the machine.
 fn eager(speculation: Speculation) -> EngineOptions {
     let options = engine_options();
     let policy = Policy { min_gain: 0.0, slice_floor: 1_000_000_000, ..options.policy.clone() };
@@ -158,7 +158,8 @@ fn answers_without_processors_are_the_same_too() {
     }
 }
 
-/// By default, the bits of formats whose kernels differ between one row and several stay the same too.
+/// In some formats, the kernels for one row may round differently from the kernels for several rows. Default
+/// speculation changes no bits in these formats either.
 #[test]
 fn default_speculation_changes_no_bits_in_any_format() {
     for format in ["none", "int8", "nf4", "fp4", "q4"] {

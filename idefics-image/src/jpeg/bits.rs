@@ -2,7 +2,7 @@
 
 use super::JpegError;
 
-/// Number of zero bytes appended to the data, so that eight bytes can always be loaded at once.
+/// Number of zero bytes appended to the data, so that eight bytes can be loaded from any position in the data.
 const PADDING: usize = 8;
 
 /// The entropy-coded data of one scan, read segment by segment. A segment is the data between two markers.

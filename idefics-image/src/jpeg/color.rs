@@ -132,7 +132,7 @@ fn ycbcr_plain(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Converts sixteen pixels at once with AVX2.
+/// Converts sixteen pixels at a time with AVX2.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "functions that need AVX2, and loads and stores through pointers")]
 mod avx2 {

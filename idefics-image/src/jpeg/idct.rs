@@ -111,7 +111,7 @@ fn pass<const SHIFT: u32>(input: [i16; BLOCK]) -> [i16; BLOCK] {
     })
 }
 
-/// Transforms two blocks at once with AVX2, one in each half of the registers.
+/// Transforms two blocks at a time with AVX2, one in each half of the registers.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "functions that need AVX2, and loads and stores through pointers")]
 mod avx2 {

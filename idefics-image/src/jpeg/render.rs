@@ -35,7 +35,7 @@ impl Bands {
         Self { units, count: frame.units_down.div_ceil(units) }
     }
 
-    /// Returns the unit rows of a band.
+    /// Returns the range of unit (MCU) rows in a band.
     pub(super) fn units(self, frame: &Frame, band: usize) -> Range<usize> {
         let start = band * self.units;
         start..(start + self.units).min(frame.units_down)

@@ -147,7 +147,7 @@ mod kernels {
     /// compiled for AVX2.
     macro_rules! compiled_twice {
         ($name:ident, $plain:ident, ($($argument:ident: $kind:ty),*) $(, $shift:ident)?) => {
-            #[allow(unsafe_code, reason = "the call of a function that needs AVX2")]
+            #[allow(unsafe_code, reason = "calls a function that needs AVX2")]
             pub(super) fn $name$(<const $shift: u32>)?($($argument: $kind),*) {
                 #[cfg(target_arch = "x86_64")]
                 {

@@ -35,7 +35,7 @@ pub use target::{Crop, ResizeTarget};
 /// Number of rows that are interleaved between the two passes, so that the bytes of a column are adjacent.
 const LANES: usize = 4;
 
-/// Number of rows that the horizontal loops process at once.
+/// Number of rows that the horizontal loops process at a time.
 const ROWS: usize = 2 * LANES;
 
 /// The resampling filter. The discriminants are Pillow's `resample` numbers.

@@ -387,9 +387,9 @@ impl Axes {
     }
 }
 
-/// Returns a buffer of zeros, or an error if there is not enough memory. A trial allocation, which is freed at once,
-/// detects the error. The buffer itself is allocated with `vec!`, because `vec!` can obtain pages that are already
-/// zero.
+/// Returns a buffer of zeros, or an error if there is not enough memory. A trial allocation, which is freed
+/// immediately, detects the error. The buffer itself is allocated with `vec!`, because `vec!` can obtain pages that are
+/// already zero.
 pub(crate) fn zeroed(length: usize) -> Result<Vec<u8>, TryReserveError> {
     Vec::<u8>::new().try_reserve_exact(length)?;
     Ok(vec![0; length])

@@ -4,7 +4,7 @@
 //!
 //! The table below shows why this format has a table of values and no minimum per block. It lists the errors of random
 //! weights after quantisation: root mean squares, in percent of the root mean square of the weights. The best scale of
-//! each block was searched, except where noted.
+//! each block was searched for, except where noted.
 //!
 //! | format | bits | normal | Student t, ν = 5 | Student t, ν = 3 | normal, columns of unequal size |
 //! |---|---|---|---|---|---|
@@ -39,8 +39,8 @@ use super::q4_table::{BLOCK, PANEL, TABLE, TILE};
 ///
 /// Bits per weight: 4.5. `d_out` is padded to panels of 16 rows and `d_in` to blocks of 32 columns, with zeros.
 ///
-/// The layout below puts sixteen rows into the sixteen lanes of a register, and decoding a register of values takes two
-/// operations:
+/// The layout puts sixteen rows into the sixteen lanes of a register, so that decoding a register of values takes two
+/// operations. The parts are:
 /// - `codes`: `[panels, blocks, 4, 16, 4]` bytes. Byte `[p, b, group, row, i]` holds two codes of row `16 p + row`:
 ///   column `32 b + 4 group + i` in its low half, and column `32 b + 4 group + i + 16` in its high half.
 /// - `scales`: `[panels, blocks, 16]` in bf16; they may be negative.

@@ -89,8 +89,8 @@ pub(super) fn product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weigh
     plain::product(product, weight);
 }
 
-/// Computes the product with activations that are rounded to eight bits in the groups of llama.cpp. The type must be
-/// one of [`rounds`].
+/// Computes the product with activations that are rounded to eight bits in the groups of llama.cpp. [`rounds`]
+/// must be true for the type of the blocks.
 pub(super) fn rounded_product(product: &Product<'_>, blocks: &Blocks<'_>, weight: &Weight<'_>) {
     #[cfg(target_arch = "x86_64")]
     if has_loops(product.isa, blocks.kind()) {

@@ -35,7 +35,7 @@ pub(super) struct Rows<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     bytes: *const u8,
-    /// Dangling if the format has no block scales.
+    /// Must not be read if the format has no block scales.
     scales: *const f32,
 }
 

@@ -294,7 +294,7 @@ unsafe fn expand_with<V: Nibbles>(weight: &Int4<'_>, range: Range<usize>, out: &
 /// Defines `order`, `thin` and `expand` of an instruction set.
 macro_rules! entry_points {
     ($vector:ty, $features:literal) => {
-        /// The column order of the vectors.
+        /// Returns the order of the columns in the lanes of these vectors.
         pub(super) fn order() -> Order {
             super::order_of::<$vector>()
         }

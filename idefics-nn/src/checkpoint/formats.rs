@@ -14,10 +14,11 @@ use crate::parameters::Matrix;
 pub struct Quantization {
     /// The format to quantise to.
     pub format: PackedFormat,
-    /// Whether the scales of NF4 and FP4 are also rounded to eight bits (bitsandbytes' `double_quant`). In memory
-    /// they are held in full precision either way.
+    /// Whether the scales of NF4 and FP4 are also rounded to eight bits (bitsandbytes' `double_quant`). In memory, the
+    /// rounded scales are held as f32 too.
     pub double_quant: bool,
-    /// Modules whose linear layers are not quantised, as module names or suffixes of module names.
+    /// Modules whose linear layers are not quantised: names of modules, including all modules inside them, or suffixes
+    /// of names.
     ///
     /// Source: `should_convert_module`, Transformers 5.23.0, without its regular expressions.
     pub modules_to_not_convert: Vec<String>,

@@ -87,7 +87,7 @@ impl<F: FnMut(&str, WeightMemory)> Planner<'_, F> {
         let name = format!("{}{path}", self.options.prefix);
         let stored = self.checkpoint.and_then(|checkpoint| checkpoint.stored(&name));
         if stored.is_none() && (self.checkpoint.is_some() || self.options.tied_source(&name).is_some()) {
-            return; // tied: it shares the memory of its source
+            return; // tied, so it shares the memory of its source; or missing, which is an error of loading
         }
         let memory = self.memory_of(path, &name, shape, stored);
         (self.take)(&name, memory);

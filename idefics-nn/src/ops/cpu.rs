@@ -259,7 +259,7 @@ fn product(rows: &FlexTensor, weight: &Weight<'_>, bias: Option<&FlexTensor>, ac
     };
     let name = if is_gemv { "product of few rows" } else { "product of many rows" };
     timed(name, cost, || {
-        // Few rows of other formats are not rounded, because that saves no time.
+        // With few rows, only GGUF blocks use rounded activations. With other formats, rounding would save no time.
         let is_rounded = activations == Activations::Int8
             && (!is_gemv || matches!(weight, Weight::Blocks(_)))
             && kernels::linear_int8(x, n_rows, weight, bias, &mut out).is_some();
@@ -424,7 +424,8 @@ fn attend(
 /// Turns `[batch, heads, tokens, head_dim]` into `[batch, tokens, heads, head_dim]`, and the reverse, without a copy.
 fn swap_heads_and_tokens(states: FlexTensor) -> FlexTensor {
     let layout = states.layout().transpose(1, 2);
-    FlexTensor::from_arc(states.data_arc(), layout, states.dtype()) // `states` is dropped, so that it does not count as shared
+    // The old handle is dropped here, so that the values do not count as shared.
+    FlexTensor::from_arc(states.data_arc(), layout, states.dtype())
 }
 
 /// Returns the states unchanged if no axis is flipped and the values of a head are adjacent, as in a cache. Copies
@@ -467,7 +468,7 @@ fn copy(tensor: &FlexTensor) -> Buffer {
 mod tests {
     use super::*;
 
-    /// Returns a tensor with values of its own.
+    /// Returns a new tensor with the values 0, 1, 2 and so on.
     fn tensor(shape: &[usize]) -> FlexTensor {
         let mut values = Buffer::new(shape.iter().product());
         values.iter_mut().enumerate().for_each(|(index, value)| *value = index as f32);

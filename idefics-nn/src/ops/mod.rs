@@ -354,8 +354,8 @@ pub(crate) fn attend(
 /// If shapes or dtypes do not match.
 pub(crate) fn write_slot(states: Tensor<4>, new: Tensor<4>, slot: Tensor<1, Int>) -> Tensor<4> {
     let [batch, heads, _, head_dim] = states.dims();
-    assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "expected one token per row, one slot");
-    assert_eq!((new.dtype(), slot.dtype()), (states.dtype(), DType::I32), "expected the dtype of the cache, I32 slots");
+    assert_eq!((new.dims(), slot.dims()), ([batch, heads, 1, head_dim], [1]), "expected a token per row and one slot");
+    assert_eq!((new.dtype(), slot.dtype()), (states.dtype(), DType::I32), "expected the cache's dtype and an I32 slot");
     #[cfg(feature = "cube")]
     return cube::write_slot(states, new, slot);
     #[cfg(not(feature = "cube"))]

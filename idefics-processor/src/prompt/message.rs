@@ -8,8 +8,8 @@ use crate::checkpoint::shorten;
 use crate::image::ImageSource;
 use crate::video::{VideoFrames, VideoSource};
 
-/// Length of the longest string in an image part that templates see unchanged, in bytes. Longer strings, such as data
-/// URLs, are shortened.
+/// Maximum length, in bytes, of a string in an image part. Longer strings, such as data URLs, are shortened for
+/// templates.
 const MAX_IMAGE_NAME: usize = 4096;
 
 /// One message of a conversation.

@@ -20,7 +20,7 @@ pub struct TextLimits {
     pub max_images: usize,
 }
 
-/// 1 MiB for one text, 4 MiB and 1024 messages for a conversation, and 256 images: more than any context window holds.
+/// 1 MiB for one text, 4 MiB and 1024 messages for a conversation, and 256 images.
 impl Default for TextLimits {
     fn default() -> Self {
         Self { max_text_bytes: 1 << 20, max_total_bytes: 4 << 20, max_messages: 1024, max_images: 256 }

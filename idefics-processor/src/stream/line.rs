@@ -5,7 +5,7 @@ use crate::tokenizer::Fragment;
 /// The replacement for bytes that are not valid UTF-8.
 const REPLACEMENT: char = '\u{FFFD}';
 
-/// The text of a line. It equals the text from decoding all tokens of the line at once. Only text that has not been
+/// The text of a line. It equals the text from decoding all tokens of the line together. Only text that has not been
 /// emitted yet is stored.
 ///
 /// Each token is decoded once. The text of most tokens is final immediately. Bytes are not final: the next byte may
@@ -28,7 +28,8 @@ enum Open {
     /// A run of byte-fallback tokens: text if the whole run is valid UTF-8, otherwise one U+FFFD per byte.
     Run {
         n_bytes: usize,
-        /// The settled text extended by the characters of the run. Its `rest` has the characters of the run only.
+        /// The settled text after the characters of the run are appended, except that its `rest` has only those
+        /// characters.
         text: Text,
         /// Bytes of the last character while it is incomplete.
         tail: Vec<u8>,

@@ -35,7 +35,7 @@ enum Kind {
 }
 
 impl Fragments {
-    /// Splits a decoder into its steps. Returns `None` if the decoder depends on several tokens at once, so that a text
+    /// Splits a decoder into its steps. Returns `None` if the decoder needs several tokens together, so that a text
     /// must be decoded as a whole.
     fn from_decoder(decoder: &DecoderWrapper) -> Option<Fragments> {
         let parts = match decoder {
@@ -85,7 +85,7 @@ impl Fragments {
 }
 
 impl Tokenizer {
-    /// Returns the decoder for single tokens, or `None` if decoding needs several tokens at once.
+    /// Returns the decoder for single tokens, or `None` if decoding needs several tokens together.
     pub(crate) fn fragments(&self) -> Option<Fragments> {
         Fragments::from_decoder(self.inner.get_decoder()?)
     }

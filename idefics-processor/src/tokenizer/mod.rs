@@ -121,8 +121,8 @@ impl Tokenizer {
         })
     }
 
-    /// Tokenises a piece of text without producing special tokens. The merges may still give a special token that is in
-    /// the vocabulary, such as `</s>`. Its first character is then tokenised separately.
+    /// Tokenises a piece of text without producing special tokens. If the merges give a special token, because it is in
+    /// the vocabulary (such as `</s>`), its first character and the rest of it are tokenised separately.
     fn word_pieces(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         let mut tokens = Vec::new();
         for token in self.inner.get_model().tokenize(text)? {

@@ -4,7 +4,7 @@ use crate::unicode::to_title;
 
 pub(crate) fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
-    // The whole text is converted at once, because the form of a final sigma depends on the characters before it.
+    // The text is converted as a whole, because the form of a final sigma depends on the characters before it.
     let lower = text.to_lowercase();
     to_title(first).chain(lower.chars().skip(first.to_lowercase().count())).collect()
 }

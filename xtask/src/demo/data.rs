@@ -1,4 +1,4 @@
-//! Training data for the connector and the decoder. They depend only on the step and the seed of the run.
+//! Training data for the connector and the decoder. The data depends only on the step and the seed of the run.
 
 use std::io::Cursor;
 

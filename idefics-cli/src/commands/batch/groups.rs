@@ -45,9 +45,11 @@ impl AsRef<[Sample]> for Group {
     }
 }
 
-/// Groups rows of similar length, the longest first, within a window of rows that is read at once. To limit padding,
-/// long rows are kept apart from short rows. Groups of long rows come last: if one of them runs out of memory, the
-/// short rows have already been answered and saved. The grouping depends only on the input, not on which rows are done.
+/// Reads a window of rows, and groups rows of similar length. Rows are taken from the longest to the shortest. To limit
+/// padding, a row of more than [`LONG_ROW`] tokens is not grouped with much shorter rows ([`MAX_LENGTH_RATIO`]). Groups
+/// that contain such long rows are returned after all other groups of the window, in order of increasing length: if one
+/// of them runs out of memory, the other rows have already been answered and saved. The grouping depends only on the
+/// input, not on which rows are done.
 pub(super) struct Groups<'k, R> {
     rows: R,
     /// Digests of the rows that earlier runs answered, by name.

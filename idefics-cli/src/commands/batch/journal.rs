@@ -1,7 +1,7 @@
 //! The journal of a batch, from which an interrupted run is resumed.
 //!
-//! The journal `OUT.part` has a line for each answered row, in the order of the answers. If several lines are of the
-//! same row, only the last line is valid:
+//! The journal `OUT.part` has a line for each answered row, in the order of the answers. If a row has several lines,
+//! only the last one counts. The first line of the journal describes the run:
 //! ```text
 //! CHECKSUM run DIGEST
 //! CHECKSUM DIGEST {"id": 1, "text": "…"}
@@ -139,7 +139,7 @@ impl Journal {
                         self.old.insert(name, place);
                     }
                 }
-                // This line is damaged and is skipped. Later lines are valid.
+                // This line is damaged and is skipped. Reading continues with the next line.
                 _ => {}
             }
             len += line.len() as u64;

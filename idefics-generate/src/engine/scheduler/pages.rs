@@ -37,7 +37,7 @@ impl Reservation {
     }
 }
 
-/// Number of pages in each condition. Free, idle and owned pages add up to all pages.
+/// Number of pages in each condition. Free, idle and owned pages add up to the total number of pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageCounts {
     /// Pages without contents.

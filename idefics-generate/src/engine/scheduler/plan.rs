@@ -234,7 +234,8 @@ pub enum Refusal {
         /// Number of pages of the KV cache.
         total: u32,
     },
-    /// The request needs more slabs than the context store has.
+    /// The images of the request need more slabs than the context store has; see
+    /// [`Layout::slabs`](super::Layout::slabs).
     #[error("the images need {slabs} slabs of the context store, but it has {total}; send fewer images")]
     TooManyImages {
         /// Number of slabs that the request needs.
