@@ -83,8 +83,8 @@ impl WeightOptions {
         LoadOptions { dtype, quantize, activations, tied, ..LoadOptions::default() }
     }
 
-    /// Returns the quantisation, if one is requested. Source for the unquantised head: `get_modules_to_not_convert`,
-    /// Transformers 5.23.0.
+    /// Returns the quantisation, if one is requested. By default, the head is not quantised. Source:
+    /// `get_modules_to_not_convert`, Transformers 5.23.0.
     pub(crate) fn quantization(&self) -> Option<Quantization> {
         let WeightFormat::Packed(format) = self.quantize else { return None };
         let kept = [(self.quantize_head, HEAD), (self.quantize_vision, "model.vision_model")];

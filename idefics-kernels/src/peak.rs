@@ -34,7 +34,7 @@ impl fmt::Display for ComputeUnit {
     }
 }
 
-/// Number of independent accumulators, enough to hide the latency of the additions.
+/// Number of independent accumulators, enough to hide the latency of the multiply-adds.
 const SUMS: usize = 12;
 
 /// Number of additions to each accumulator.

@@ -2,7 +2,7 @@
 //! computed. This costs a second forward pass, but only one layer at a time needs memory for its activations.
 //!
 //! Paper: <https://arxiv.org/abs/1604.06174>. The first forward pass runs without autodiff. A segment has a backward
-//! pass only if the segment or one before it has a trained parameter.
+//! pass only if it has a trained parameter, or reads the output of a segment that has one.
 
 use burn::tensor::Tensor;
 
@@ -95,7 +95,8 @@ pub fn training_gradients_checkpointed<M: Segments>(
     Ok(LossGradients { loss, n_labels, gradients })
 }
 
-/// Returns, for each segment, whether the segment itself or a segment before it has a trained parameter.
+/// Returns, for each segment, whether it needs gradients: it has a trained parameter, or it reads, directly or through
+/// other segments, the output of a segment that has one.
 fn segments_with_gradients<M>(segments: &[Segment<'_, M>]) -> Vec<bool> {
     let mut reached: Vec<bool> = Vec::with_capacity(segments.len());
     for segment in segments {

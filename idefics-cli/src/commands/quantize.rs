@@ -16,7 +16,7 @@ pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
     let refused = match args.to {
         QuantizeTo::Packed(WeightFormat::None) => Some("--to none: expected int8, nf4, fp4, q4 or gguf:TYPE"),
         _ if global.quantize != WeightFormat::None => Some("--quantize cannot be used here; --to sets the format"),
-        _ if global.dtype != Precision::Auto => Some("--dtype cannot be used here; other tensors are copied unchanged"),
+        _ if global.dtype != Precision::Auto => Some("--dtype cannot be used here; choose the format with --to"),
         QuantizeTo::Packed(WeightFormat::Packed(PackedFormat::Int8 | PackedFormat::Q4)) | QuantizeTo::Gguf(_)
             if global.double_quant =>
         {

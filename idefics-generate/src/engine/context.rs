@@ -24,7 +24,8 @@ pub(super) fn of_chunk(
     }
 }
 
-/// Returns the images that the last token of `view` sees, side by side. All tokens of the answer see the same images.
+/// Returns, for each gated layer, the keys and values of the images that the last token of `view` sees, concatenated
+/// along the key axis. Empty if the token sees no image. All tokens of the answer see the same images.
 pub(super) fn of_answer(context: &ContextCache, view: &ContextView) -> LayerContexts {
     let last = view.repeat_last(1);
     let len = context.part_len();

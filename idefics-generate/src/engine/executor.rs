@@ -54,7 +54,7 @@ pub(super) struct Executor<'m> {
     most_proposals: usize,
     /// Whether steps of this number of tokens have the bits of steps of one.
     exactness: [Exactness; MAX_GEMV_ROWS + 1],
-    /// Time of the current step that was not spent on the step itself.
+    /// Time that the current step spent on comparing its bits with those of a step of one token.
     uncounted: Duration,
     work: HashMap<SeqId, Work<'m>>,
     contexts: RowContexts,
@@ -127,7 +127,8 @@ impl<'m> Executor<'m> {
         self.timings
     }
 
-    /// Returns the time of the last step that was not spent on the step itself.
+    /// Returns the time that the last step spent on comparing its bits with those of a step of one token, and resets it.
+    /// This time does not count as time of the step.
     pub(super) fn take_uncounted(&mut self) -> Duration {
         std::mem::take(&mut self.uncounted)
     }

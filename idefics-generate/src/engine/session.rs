@@ -63,7 +63,7 @@ impl<'m> Session<'m> {
         Ok(is_running)
     }
 
-    /// Returns what has been received of an answer of a request.
+    /// Returns the part of a request's answer that has been received so far.
     pub(crate) fn received(&self, request: usize, answer: usize) -> &Received {
         &self.requests[request].answers[answer]
     }

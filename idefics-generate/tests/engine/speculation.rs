@@ -275,7 +275,7 @@ fn sampled_tokens_have_the_same_distribution() {
     for place in [1, 2] {
         let rows: Vec<[f64; 2]> =
             counts.iter().filter(|((other, _), _)| *other == place).map(|(_, counts)| *counts).collect();
-        // Tokens that are drawn less than ten times are counted together.
+        // Tokens that are drawn fewer than ten times are counted together.
         let (rare, mut rows): (Vec<[f64; 2]>, Vec<_>) = rows.into_iter().partition(|[a, b]| a + b < 10.0);
         let rest = rare.iter().fold([0.0; 2], |sum, row| [sum[0] + row[0], sum[1] + row[1]]);
         rows.extend((rest[0] + rest[1] >= 10.0).then_some(rest));

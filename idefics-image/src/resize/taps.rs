@@ -44,7 +44,7 @@ impl Taps {
         start..start + weights.len()
     }
 
-    /// Returns the weights for the mirrored axis of `in_size` inputs.
+    /// Returns the weights for the mirrored axis. The axis has `in_size` inputs.
     pub(super) fn mirrored(&self, in_size: usize) -> Self {
         let mut mirrored = Self::default();
         for output in (0..self.len()).rev() {

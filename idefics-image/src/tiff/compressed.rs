@@ -77,7 +77,8 @@ impl Reader {
                 return Err(TiffError::coding("ThunderScan in tiles, or with a depth other than 4 bits"));
             }
             (Compression::Jpeg, _) => Codec::Jpeg(Box::new(Jpeg::new(page, max_bytes)?)),
-            _ => return Err(TiffError::coding("strips or tiles of this compression")),
+            // `tiff::samples` decodes uncompressed pages and old-style JPEG elsewhere
+            (other, _) => return Err(TiffError::coding(format!("strips or tiles with the compression {other:?}"))),
         };
         let is_whole = matches!(codec, Codec::Fax(_) | Codec::Jpeg(_));
         Ok(Self { codec, predictor: Predictor::from_page(page)?, is_reversed: page.is_reversed && !is_whole })

@@ -36,7 +36,7 @@ impl Stages<'_> {
         let image_hidden_states = model.encode_images(&images)?;
         // The tests of this crate run in several threads, but on the CPU, where they get no lease.
         let lease = supports_graph_capture(&model.device()).then(|| {
-            #[allow(unsafe_code, reason = "the contract is about the program's threads")]
+            #[allow(unsafe_code, reason = "the caller must guarantee how the program's threads use the device")]
             // SAFETY: `cargo xtask verify` is the only user of devices that support graph capture, and it uses them
             // on its main thread only.
             unsafe {

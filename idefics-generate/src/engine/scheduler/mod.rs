@@ -141,7 +141,7 @@ pub struct Counts {
     pub preparing: usize,
     /// Requests that are prepared and wait for pages.
     pub waiting: usize,
-    /// Prompt tokens of the requests in preparation or waiting.
+    /// Number of prompt tokens of all preparing and waiting requests.
     pub queued_tokens: u64,
     /// Requests whose prompt is being computed or waits for its turn.
     pub prompts: usize,

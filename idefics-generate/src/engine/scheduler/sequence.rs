@@ -240,7 +240,7 @@ impl Sequence {
         }
     }
 
-    /// Whether only one chunk is left and no picture, so that the prompt may be a guest.
+    /// Whether at most one chunk and no picture is left to compute. Such a prompt may be a guest.
     pub(super) fn is_short(&self, layout: &Layout) -> bool {
         let State::Prefilling { first, .. } = self.state else { return false };
         self.prompt.tokens - first <= layout.chunk_tokens
