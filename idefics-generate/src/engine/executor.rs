@@ -158,7 +158,7 @@ impl<'m> Executor<'m> {
         self.store = store(self.model, pages, self.dtype);
     }
 
-    /// Runs a step. If panics are isolated, a panic is a failure of the step.
+    /// Runs a step. If panics are isolated, or proposals may be the cause, a panic is a failure of the step.
     pub(super) fn run(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Ran {
         let failed = |fault| Ran::Outcome(Outcome::Failed(fault));
         match catch_unwind(AssertUnwindSafe(|| self.run_step(step, scheduler))) {
@@ -180,7 +180,7 @@ impl<'m> Executor<'m> {
             },
             Err(panic) if !self.isolates_panics => resume_unwind(panic),
             Err(panic) => {
-                self.reason = format!("a step panicked: {}", message(&*panic));
+                self.reason = panic_reason(&*panic);
                 failed(RowFault::Panic)
             }
         }
@@ -269,14 +269,7 @@ impl<'m> Executor<'m> {
         let ids = std::iter::once(last.id).chain(proposals.iter().copied());
         let tokens: Vec<NewToken> =
             ids.enumerate().map(|(index, id)| NewToken { row, id, position: last.position + index }).collect();
-        let logits = self.forward(&tokens, scheduler)?;
-        if self.exactness[n_tokens] == Exactness::Unknown
-            && let Some(logits) = self.compare(last, &logits, scheduler)?
-        {
-            let verdict = self.choose(row, &logits);
-            self.timings.decode_ms += milliseconds(clock);
-            return Ok(vec![(row, verdict)]);
-        }
+        let logits = self.forward_proposals(&tokens, scheduler)?;
         let mut count = 0;
         let mut verdict = Verdict::Failed(RowFault::Internal);
         for logits in logits.chunks_exact(self.model.shape().vocab_size) {
@@ -293,6 +286,24 @@ impl<'m> Executor<'m> {
         }
         self.timings.decode_ms += milliseconds(clock);
         Ok(vec![(row, verdict)])
+    }
+
+    /// Runs the decoder on the last token of a row and on proposals. Returns the logits after each of them. If these
+    /// do not have the bits of steps of one token, returns only the logits after the first token, with such bits.
+    ///
+    /// A wrong proposal may be the cause of a panic, so a panic is always a failure of this step alone: the row then
+    /// decodes without proposals.
+    fn forward_proposals(&mut self, tokens: &[NewToken], scheduler: &Scheduler) -> Result<Vec<f32>, Error> {
+        let forward = || {
+            let logits = self.forward(tokens, scheduler)?;
+            let differ = match self.exactness[tokens.len()] {
+                Exactness::Unknown => self.compare(tokens[0], &logits, scheduler)?,
+                Exactness::Proven | Exactness::Refuted => None,
+            };
+            Ok(differ.unwrap_or(logits))
+        };
+        let panicked = |panic: Box<dyn Any + Send>| Error::Execution { reason: panic_reason(&*panic) };
+        catch_unwind(AssertUnwindSafe(forward)).unwrap_or_else(|panic| Err(panicked(panic)))
     }
 
     /// Finds out whether a step of several tokens gives the same bits as a step of one token. `last` is the first token
@@ -401,6 +412,11 @@ fn store(model: &dyn Model, pages: usize, dtype: DType) -> PageStore {
     let text = &model.shape().text;
     let devices: Vec<Device> = vec![model.device(); model.decoder().n_layers()];
     PageStore::new(pages, text.n_kv_heads(), text.head_dim(), dtype, &devices)
+}
+
+/// Returns the reason of a step that panicked.
+fn panic_reason(panic: &(dyn Any + Send)) -> String {
+    format!("a step panicked: {}", message(panic))
 }
 
 /// Returns the message of a panic.

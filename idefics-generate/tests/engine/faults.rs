@@ -82,8 +82,8 @@ impl Model for Fragile<'_> {
 }
 
 #[derive(Debug)]
-struct Panics {
-    after: usize,
+pub(crate) struct Panics {
+    pub(crate) after: usize,
 }
 
 impl LogitsProcessor for Panics {

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
 use idefics_generate::engine::scheduler::Policy;
-use idefics_generate::engine::{Engine, EngineOptions, Request, Speculation};
+use idefics_generate::engine::{Engine, EngineOptions, Event, Request, Speculation};
 use idefics_generate::logits::{LogitsProcessor, Row};
 use idefics_generate::{GenerationConfig, Model, WeightOptions};
 use serde_json::{Value, json};
 
 use super::common::{Answered, Case, Fixture, Random, collect, engine_options};
-use super::faults::{Fragile, FragileDecoder};
+use super::faults::{Fragile, FragileDecoder, Panics};
 
 const CHECKPOINTS: [&str; 7] = [
     "odd-heads",
@@ -217,19 +218,52 @@ fn a_proposal_that_breaks_the_step_does_not_end_the_answer() {
     let options = json!({"max_new_tokens": 9, "eos_token_id": [], "bad_words_ids": [[poison]]});
     let options = serde_json::from_value(options).unwrap();
     let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
-    let answer = |speculation| {
+    let answer = |options| {
         // The answer copies the part `repeated`. In the prompt, the poison token follows this part, so it is proposed.
         let copier = Box::new(Copier::new(&[30, 31, 32, 33, 50, 51, 52, 53, 54], 1000));
-        let mut engine = Engine::new(&fragile, eager(speculation)).unwrap();
+        let mut engine = Engine::new(&fragile, options).unwrap();
         let ids = [&case.ids[..7], &case.ids[11..]].concat();
         let request = fixture.request(&Case { ids, ..case.clone() });
         let ticket = engine.submit(Request { processors: vec![copier], ..request }).unwrap();
         while engine.step().unwrap() {}
         (collect(&ticket).unwrap(), engine.incidents())
     };
-    let (expected, incidents) = answer(Speculation::Off);
+    let (expected, incidents) = answer(eager(Speculation::Off));
     assert_eq!((expected[0].tokens.len(), incidents), (9, 0));
-    assert_eq!(answer(up_to(7)), (expected, 1));
+    // The answer survives, even if a panic in another step would unwind to the caller.
+    for (speculation, isolates_panics) in [(up_to(7), true), (up_to(7), false), (Speculation::Exact, false)] {
+        let found = answer(EngineOptions { isolates_panics, ..eager(speculation) });
+        assert_eq!(found, (expected.clone(), 0), "{speculation:?}, {isolates_panics}");
+    }
+}
+
+/// Proposals are not the cause if a processor panics, so this ends the run as it does without speculation.
+#[test]
+fn a_processor_that_panics_ends_a_run_whose_panics_are_not_isolated() {
+    let fixture = Fixture::new("odd-heads");
+    let text = [30, 31, 32, 33].repeat(3);
+    let options = serde_json::from_value(json!({"max_new_tokens": 9, "eos_token_id": []})).unwrap();
+    let ids = [&[1][..], &text].concat();
+    let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
+    let run = |speculation| {
+        let processors: Vec<Box<dyn LogitsProcessor>> =
+            vec![Box::new(Copier::new(&text, 1000)), Box::new(Panics { after: 5 })];
+        let options = EngineOptions { isolates_panics: false, ..eager(speculation) };
+        let mut engine = Engine::new(fixture.model.model(), options).unwrap();
+        let ticket = engine.submit(Request { processors, ..fixture.request(&case) }).unwrap();
+        let mut steps = 0;
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            while engine.step().unwrap() {
+                steps += 1;
+            }
+        }));
+        let message = *ended.unwrap_err().downcast::<&str>().unwrap();
+        assert!(matches!(ticket.try_next(), Some(Event::Admitted { .. })));
+        (message, steps)
+    };
+    let (off, on) = (run(Speculation::Off), run(up_to(7)));
+    assert_eq!([off.0, on.0], ["the processor panics"; 2]);
+    assert!(on.1 < off.1, "the processor did not panic in a step that verifies proposals");
 }
 
 /// Draws the second and third token with and without speculation, with different seeds, and compares their frequencies.

@@ -324,7 +324,8 @@ impl Scheduler {
     }
 
     /// Returns the number of incidents within the last minute. An incident is a step that failed, or the loss of all
-    /// pages. The rows of a failed step run again in smaller groups; a group that fails is not a new incident.
+    /// pages. The rows of a failed step run again in smaller groups; a group that fails is not a new incident. A step
+    /// that verifies proposals is no incident either, because its row then decodes without them.
     pub fn incidents(&mut self, now: Micros) -> usize {
         while self.incidents.front().is_some_and(|time| time + INCIDENT_WINDOW < now) {
             self.incidents.pop_front();

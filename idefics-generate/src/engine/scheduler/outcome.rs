@@ -85,10 +85,10 @@ impl Scheduler {
     }
 
     /// Handles a step that failed. The rows of a decode step run again in two halves. If a decode step has only one
-    /// row, its request fails. If the step verified proposals, its row decodes without proposals from now on. If any
-    /// other step fails, its request fails.
+    /// row, its request fails. If the step verified proposals, its row decodes without proposals from now on, which is
+    /// an incident only if that fails too. If any other step fails, its request fails.
     fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
-        if !suspects {
+        if !suspects && !matches!(step, StepPlan::Verify { .. }) {
             self.note_incident(now);
         }
         match step {
