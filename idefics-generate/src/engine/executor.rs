@@ -273,12 +273,13 @@ impl<'m> Executor<'m> {
         let mut count = 0;
         let mut verdict = Verdict::Failed(RowFault::Internal);
         for logits in logits.chunks_exact(self.model.shape().vocab_size) {
-            verdict = self.choose(row, logits);
-            if verdict != Verdict::Token {
-                break;
-            }
-            count += 1;
-            verdict = Verdict::Tokens(count);
+            verdict = match self.choose(row, logits) {
+                Verdict::Token => Verdict::Tokens(count + 1),
+                Verdict::Ended { tokens, end } => Verdict::Ended { tokens: count + tokens, end },
+                other => other,
+            };
+            let Verdict::Tokens(so_far) = verdict else { break };
+            count = so_far;
             let chosen = self.work.get(&row.id).map(|work| work.answers.rows()[row.answer as usize].last_token());
             if chosen.as_ref() != proposals.get(count as usize - 1) {
                 break;

@@ -9,7 +9,8 @@ impl Scheduler {
     ///
     /// 1. Free, idle and owned pages add up to all pages. The page that an answer writes next has no other owner.
     /// 2. Reserved pages are available: the sum of the reservations is at most the number of free and idle pages.
-    /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables.
+    /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables. An
+    ///    answer has written all its tokens but the last.
     ///    The step that runs writes only slots of such pages, and at most as many as the answer may still have tokens.
     /// 4. Each submitted request either has ended exactly once or is in one state. The rows, solo jobs and prompts that
     ///    have turns belong to requests that have not ended.
@@ -75,6 +76,7 @@ impl Scheduler {
         let wrong = |answer: &&Answer| {
             let pages = answer.table.len() as u64;
             answer.generated > sequence.ask.max_tokens
+                || sequence.state == State::Decoding && !Self::wrote_all_but_the_last(sequence, answer)
                 || u64::from(answer.written) > longest
                 || answer.ended.is_none()
                     && self.layout.pages_for(u64::from(answer.written))
@@ -84,6 +86,13 @@ impl Scheduler {
         };
         let answer = sequence.answers.iter().find(wrong)?;
         Some(format!("request {id} of {tokens} tokens in state {:?} has an invalid answer: {answer:?}", sequence.state))
+    }
+
+    /// Whether the keys and values of the prompt and of all tokens but the last are written. If an answer was complete
+    /// before a step, that of the last token is written too.
+    fn wrote_all_but_the_last(sequence: &Sequence, answer: &Answer) -> bool {
+        let all = sequence.prompt.tokens + answer.generated;
+        answer.written + 1 == all || answer.ended.is_some() && answer.written == all
     }
 
     /// Whether the answer may still wait for its copy of the prompt's partial page.

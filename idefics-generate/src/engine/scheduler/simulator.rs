@@ -253,8 +253,9 @@ impl Simulation {
                         self.note("prefix hit");
                     }
                 }
-                Notice::Answer { row, end } => {
+                Notice::Answer { row, tokens, end } => {
                     assert!(!self.ended.contains_key(&row.id));
+                    assert_eq!(self.stub.tokens[&row].len(), tokens as usize, "{row:?} has another number of tokens");
                     assert!(self.answers.insert(row, end).is_none(), "{row:?} ends twice");
                 }
                 Notice::Ended { id, ending } => {

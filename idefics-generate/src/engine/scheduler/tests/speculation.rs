@@ -133,13 +133,49 @@ fn a_failed_verification_ends_no_request() {
     assert_eq!(scheduler.incidents(0), 1);
 }
 
+/// Returns the number of tokens and the end of each answer that has ended.
+fn ended_answers(scheduler: &mut Scheduler) -> Vec<(u32, AnswerEnd)> {
+    let of = |notice| if let Notice::Answer { tokens, end, .. } = notice { Some((tokens, end)) } else { None };
+    scheduler.take_notices().into_iter().filter_map(of).collect()
+}
+
+#[test]
+fn all_tokens_of_an_answer_that_ends_while_proposals_are_verified_count() {
+    for tokens in 0..=8 {
+        let mut scheduler = scheduler(Policy::default());
+        let row = decoding(&mut scheduler, 60, &mut 0);
+        let before = scheduler.answer(row).unwrap().generated();
+        assert_eq!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { row, tokens: 8 });
+        let verdict = Verdict::Ended { tokens, end: AnswerEnd::Stop };
+        scheduler.done(Outcome::Rows(vec![(row, verdict)]), 1_000, 0);
+        assert_eq!(ended_answers(&mut scheduler), [(before + tokens, AnswerEnd::Stop)]);
+    }
+}
+
+#[test]
+fn written_positions_follow_the_tokens_of_answers_that_end() {
+    let mut scheduler = scheduler(Policy::default());
+    let three = Ask { job: Job::Answers(3), ..ask(8, 30) };
+    let id = add(&mut scheduler, three, 0);
+    until_decode(&mut scheduler, &mut 0);
+    let rows = [0, 1, 2].map(|answer| id.answer(answer));
+    assert_eq!(scheduler.plan(0), StepPlan::Decode(rows.to_vec()));
+    let end = |tokens| Verdict::Ended { tokens, end: AnswerEnd::Stop };
+    let verdicts = [end(1), end(0), Verdict::Token];
+    scheduler.done(Outcome::Rows(rows.into_iter().zip(verdicts).collect()), 1_000, 0);
+    let sizes = rows.map(|row| scheduler.answer(row).map(|answer| (answer.generated(), answer.written())).unwrap());
+    assert_eq!(sizes, [(3, 10), (2, 10), (3, 10)]);
+    assert_eq!(ended_answers(&mut scheduler), [(3, AnswerEnd::Stop), (2, AnswerEnd::Stop)]);
+}
+
 #[test]
 fn a_wrong_number_of_tokens_is_an_internal_fault() {
-    for count in [0, 9] {
+    let ended = |tokens| Verdict::Ended { tokens, end: AnswerEnd::Stop };
+    for verdict in [Verdict::Tokens(0), Verdict::Tokens(9), ended(9)] {
         let mut scheduler = scheduler(Policy::default());
         let row = decoding(&mut scheduler, 60, &mut 0);
         assert_eq!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { row, tokens: 8 });
-        scheduler.done(Outcome::Rows(vec![(row, Verdict::Tokens(count))]), 1_000, 0);
+        scheduler.done(Outcome::Rows(vec![(row, verdict)]), 1_000, 0);
         assert_eq!(endings(&mut scheduler), [(row.id, Ending::Failed(RowFault::Internal))]);
     }
 }
