@@ -186,7 +186,19 @@ impl<'m> Executor<'m> {
         }
     }
 
+    /// Runs a step and counts its time. The tower and the connector count theirs separately.
     fn run_step(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Result<Verdicts, Error> {
+        let clock = Instant::now();
+        let verdicts = self.verdicts(step, scheduler);
+        match step {
+            StepPlan::Decode(_) | StepPlan::Verify { .. } => self.timings.decode_ms += milliseconds(clock),
+            StepPlan::Slice(Slice::Chunk { .. }) => self.timings.prefill_ms += milliseconds(clock),
+            _ => {}
+        }
+        verdicts
+    }
+
+    fn verdicts(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Result<Verdicts, Error> {
         match step {
             StepPlan::Idle { .. } => Ok(Vec::new()),
             StepPlan::Decode(rows) => self.decode(rows, scheduler),
@@ -201,12 +213,9 @@ impl<'m> Executor<'m> {
                 Ok(vec![(id.answer(0), if is_known { Verdict::ImageReady } else { Verdict::Done })])
             }
             StepPlan::Slice(Slice::Chunk { id, tokens, layers }) => {
-                let clock = Instant::now();
                 let tokens = tokens.start as usize..tokens.end as usize;
                 let layers = layers.start as usize..layers.end as usize;
-                let verdicts = self.chunk(*id, tokens, layers, scheduler)?;
-                self.timings.prefill_ms += milliseconds(clock);
-                Ok(verdicts)
+                self.chunk(*id, tokens, layers, scheduler)
             }
             StepPlan::Fork { id, copies } => {
                 for PageCopy { from, to, .. } in copies {
@@ -248,7 +257,6 @@ impl<'m> Executor<'m> {
 
     /// Runs a decode step, in which each row has one token.
     fn decode(&mut self, rows: &[RowId], scheduler: &Scheduler) -> Result<Verdicts, Error> {
-        let clock = Instant::now();
         let tokens = rows.iter().map(|row| self.last_token(*row, scheduler)).collect::<Result<Vec<_>, _>>()?;
         let logits = self.forward(&tokens, scheduler)?;
         let vocab_size = self.model.shape().vocab_size;
@@ -256,14 +264,12 @@ impl<'m> Executor<'m> {
         for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
             verdicts.push((*row, self.choose(*row, logits)));
         }
-        self.timings.decode_ms += milliseconds(clock);
         Ok(verdicts)
     }
 
     /// Runs a decode step in which a single row has `n_tokens` tokens: its last one, and proposals. Chooses the next
     /// tokens in order, up to the first one that differs from its proposal.
     fn verify(&mut self, row: RowId, n_tokens: usize, scheduler: &Scheduler) -> Result<Verdicts, Error> {
-        let clock = Instant::now();
         let last = self.last_token(row, scheduler)?;
         let proposals = self.proposals(row).get(..n_tokens - 1).ok_or_else(|| lost(row))?.to_vec();
         let ids = std::iter::once(last.id).chain(proposals.iter().copied());
@@ -285,7 +291,6 @@ impl<'m> Executor<'m> {
                 break;
             }
         }
-        self.timings.decode_ms += milliseconds(clock);
         Ok(vec![(row, verdict)])
     }
 
