@@ -118,6 +118,58 @@ fn nothing_is_verified_if_several_rows_decode() {
 }
 
 #[test]
+fn nothing_is_verified_while_there_is_other_work() {
+    for job in [Job::Answers(1), Job::Answers(2), Job::Solo] {
+        let mut scheduler = scheduler(Policy { slice_floor: 1, ..Policy::default() });
+        let mut now = 0;
+        let row = decoding(&mut scheduler, 90, &mut now);
+        let other = add(&mut scheduler, Ask { job, ..ask(22, 3) }, now);
+        let mut decoded = 0;
+        while scheduler.sequence(other).is_some() {
+            let step = offered(&mut scheduler, row, 7, 1.0);
+            assert!(!matches!(step, StepPlan::Verify { .. }), "{job:?}");
+            decoded += u32::from(step == StepPlan::Decode(vec![row]));
+            let outcome = match &step {
+                StepPlan::Solo(id) => Outcome::Rows(vec![(id.answer(0), Verdict::Solved)]),
+                step => good(&scheduler, step),
+            };
+            scheduler.done(outcome, 1_000, 0);
+        }
+        assert!(decoded > 5, "{job:?}");
+        assert!(matches!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { .. }), "{job:?}");
+    }
+}
+
+#[test]
+fn the_scheduler_notices_proposals_that_must_not_be_verified() {
+    let mut scheduler = scheduler(Policy::default());
+    let row = decoding(&mut scheduler, 60, &mut 0);
+    let step = offered(&mut scheduler, row, 7, 1.0);
+    assert_eq!((&step, scheduler.broken_invariant()), (&StepPlan::Verify { row, tokens: 8 }, None));
+    let breaks = |scheduler: &mut Scheduler, step: StepPlan, part: &str| {
+        scheduler.in_flight = Some(step);
+        let broken = scheduler.broken_invariant().unwrap_or_default();
+        assert!(broken.contains(part), "{part:?} is not in {broken:?}");
+    };
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 9 }, "9 tokens are verified, but 7 were offered");
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 1 }, "1 tokens are verified");
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 60 }, "60 tokens in the step");
+    scheduler.in_flight = None;
+    let other = add(&mut scheduler, ask(20, 9), 0);
+    let mut now = 0;
+    scheduler.plan(now);
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 2 }, "beside 0 rows and 1 other requests");
+    scheduler.in_flight = None;
+    while scheduler.counts().rows < 2 {
+        super::step(&mut scheduler, &mut now);
+    }
+    scheduler.plan(now);
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 2 }, "beside 1 rows and 0 other requests");
+    scheduler.end(other, Ending::Cancelled);
+    assert_eq!(scheduler.broken_invariant(), None);
+}
+
+#[test]
 fn a_failed_verification_ends_no_request() {
     let mut scheduler = scheduler(Policy::default());
     let row = decoding(&mut scheduler, 60, &mut 0);
