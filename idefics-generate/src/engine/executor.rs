@@ -159,7 +159,7 @@ impl<'m> Executor<'m> {
         self.store = store(self.model, pages, self.dtype);
     }
 
-    /// Runs a step. If panics are isolated, a panic is a failure of the step.
+    /// Runs a step. If panics are isolated, or proposals may be the cause, a panic is a failure of the step.
     pub(super) fn run(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Ran {
         let failed = |fault| Ran::Outcome(Outcome::Failed(fault));
         match catch_unwind(AssertUnwindSafe(|| self.run_step(step, scheduler))) {
@@ -181,13 +181,25 @@ impl<'m> Executor<'m> {
             },
             Err(panic) if !self.isolates_panics => resume_unwind(panic),
             Err(panic) => {
-                self.reason = format!("a step panicked: {}", message(&*panic));
+                self.reason = panic_reason(&*panic);
                 failed(RowFault::Panic)
             }
         }
     }
 
+    /// Runs a step and counts its time. The tower and the connector count theirs separately.
     fn run_step(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Result<Verdicts, Error> {
+        let clock = Instant::now();
+        let verdicts = self.verdicts(step, scheduler);
+        match step {
+            StepPlan::Decode(_) | StepPlan::Verify { .. } => self.timings.decode_ms += milliseconds(clock),
+            StepPlan::Slice(Slice::Chunk { .. }) => self.timings.prefill_ms += milliseconds(clock),
+            _ => {}
+        }
+        verdicts
+    }
+
+    fn verdicts(&mut self, step: &StepPlan, scheduler: &Scheduler) -> Result<Verdicts, Error> {
         match step {
             StepPlan::Idle { .. } => Ok(Vec::new()),
             StepPlan::Decode(rows) => self.decode(rows, scheduler),
@@ -202,12 +214,9 @@ impl<'m> Executor<'m> {
                 Ok(vec![(id.answer(0), if is_known { Verdict::ImageReady } else { Verdict::Done })])
             }
             StepPlan::Slice(Slice::Chunk { id, tokens, layers }) => {
-                let clock = Instant::now();
                 let tokens = tokens.start as usize..tokens.end as usize;
                 let layers = layers.start as usize..layers.end as usize;
-                let verdicts = self.chunk(*id, tokens, layers, scheduler)?;
-                self.timings.prefill_ms += milliseconds(clock);
-                Ok(verdicts)
+                self.chunk(*id, tokens, layers, scheduler)
             }
             StepPlan::Fork { id, copies } => {
                 for PageCopy { from, to, .. } in copies {
@@ -249,7 +258,6 @@ impl<'m> Executor<'m> {
 
     /// Runs a decode step, in which each row has one token.
     fn decode(&mut self, rows: &[RowId], scheduler: &Scheduler) -> Result<Verdicts, Error> {
-        let clock = Instant::now();
         let tokens = rows.iter().map(|row| self.last_token(*row, scheduler)).collect::<Result<Vec<_>, _>>()?;
         let logits = self.forward(&tokens, scheduler)?;
         let vocab_size = self.model.shape().vocab_size;
@@ -257,43 +265,52 @@ impl<'m> Executor<'m> {
         for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
             verdicts.push((*row, self.choose(*row, logits)));
         }
-        self.timings.decode_ms += milliseconds(clock);
         Ok(verdicts)
     }
 
     /// Runs a decode step in which a single row has `n_tokens` tokens: its last one, and proposals. Chooses the next
     /// tokens in order, up to the first one that differs from its proposal.
     fn verify(&mut self, row: RowId, n_tokens: usize, scheduler: &Scheduler) -> Result<Verdicts, Error> {
-        let clock = Instant::now();
         let last = self.last_token(row, scheduler)?;
         let proposals = self.proposals(row).get(..n_tokens - 1).ok_or_else(|| lost(row))?.to_vec();
         let ids = std::iter::once(last.id).chain(proposals.iter().copied());
         let tokens: Vec<NewToken> =
             ids.enumerate().map(|(index, id)| NewToken { row, id, position: last.position + index }).collect();
-        let logits = self.forward(&tokens, scheduler)?;
-        if self.exactness[n_tokens] == Exactness::Unknown
-            && let Some(logits) = self.compare(last, &logits, scheduler)?
-        {
-            let verdict = self.choose(row, &logits);
-            self.timings.decode_ms += milliseconds(clock);
-            return Ok(vec![(row, verdict)]);
-        }
+        let logits = self.forward_proposals(&tokens, scheduler)?;
         let mut count = 0;
         let mut verdict = Verdict::Failed(RowFault::Internal);
         for logits in logits.chunks_exact(self.model.shape().vocab_size) {
-            verdict = self.choose(row, logits);
-            if verdict != Verdict::Token {
-                break;
-            }
-            count += 1;
-            verdict = Verdict::Tokens(count);
+            verdict = match self.choose(row, logits) {
+                Verdict::Token => Verdict::Tokens(count + 1),
+                Verdict::Ended { tokens, end } => Verdict::Ended { tokens: count + tokens, end },
+                other => other,
+            };
+            let Verdict::Tokens(so_far) = verdict else { break };
+            count = so_far;
             let chosen = self.work.get(&row.id).map(|work| work.answers.rows()[row.answer as usize].last_token());
             if chosen.as_ref() != proposals.get(count as usize - 1) {
                 break;
             }
         }
-        self.timings.decode_ms += milliseconds(clock);
         Ok(vec![(row, verdict)])
+    }
+
+    /// Runs the decoder on the last token of a row and on proposals. Returns the logits after each of them. If these
+    /// do not have the bits of steps of one token, returns only the logits after the first token, with such bits.
+    ///
+    /// A wrong proposal may be the cause of a panic, so a panic is always a failure of this step alone: the row then
+    /// decodes without proposals.
+    fn forward_proposals(&mut self, tokens: &[NewToken], scheduler: &Scheduler) -> Result<Vec<f32>, Error> {
+        let forward = || {
+            let logits = self.forward(tokens, scheduler)?;
+            let differ = match self.exactness[tokens.len()] {
+                Exactness::Unknown => self.compare(tokens[0], &logits, scheduler)?,
+                Exactness::Proven | Exactness::Refuted => None,
+            };
+            Ok(differ.unwrap_or(logits))
+        };
+        let panicked = |panic: Box<dyn Any + Send>| Error::Execution { reason: panic_reason(&*panic) };
+        catch_unwind(AssertUnwindSafe(forward)).unwrap_or_else(|panic| Err(panicked(panic)))
     }
 
     /// Finds out whether a step of several tokens gives the same bits as a step of one token. `last` is the first token
@@ -402,6 +419,11 @@ fn store(model: &dyn Model, pages: usize, dtype: DType) -> PageStore {
     let text = &model.shape().text;
     let devices: Vec<Device> = vec![model.device(); model.decoder().n_layers()];
     PageStore::new(pages, text.n_kv_heads(), text.head_dim(), dtype, &devices)
+}
+
+/// Returns the reason of a step that panicked.
+fn panic_reason(panic: &(dyn Any + Send)) -> String {
+    format!("a step panicked: {}", message(panic))
 }
 
 /// Returns the message of a panic.

@@ -30,7 +30,8 @@ pub struct EngineOptions {
     /// Whether tokens are proposed from the text of an answer and verified several at a time, while a single answer is
     /// generated. The answers are the same, up to the last bits of some weight formats; see [`Speculation`].
     pub speculation: Speculation,
-    /// Whether a panic in a step counts as a failure of the step. Otherwise, the panic unwinds to the caller.
+    /// Whether a panic in a step counts as a failure of the step. Otherwise, the panic unwinds to the caller, unless
+    /// proposed tokens may be its cause: the answer then continues without proposals.
     pub isolates_panics: bool,
     /// The rules of the scheduler.
     pub policy: Policy,

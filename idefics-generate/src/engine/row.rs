@@ -189,7 +189,7 @@ impl<'m> Answers<'m> {
             match (row.chain.ending(&view), &self.sampler) {
                 (Some(RowEnd::Complete), _) => {
                     row.finish = Some(FinishReason::Stop);
-                    return Verdict::Ended(AnswerEnd::Stop);
+                    return Verdict::Ended { tokens: 0, end: AnswerEnd::Stop };
                 }
                 (Some(RowEnd::Failed(error)), _) => Err(error),
                 (None, None) => argmax(&scores),
@@ -217,8 +217,8 @@ impl<'m> Answers<'m> {
         row.finish = self.stops.finish(&self.config, &row.tokens, n_slots, self.stops.is_late());
         match row.finish {
             None => Verdict::Token,
-            Some(FinishReason::Length) => Verdict::Ended(AnswerEnd::Length),
-            Some(_) => Verdict::Ended(AnswerEnd::Stop),
+            Some(FinishReason::Length) => Verdict::Ended { tokens: 1, end: AnswerEnd::Length },
+            Some(_) => Verdict::Ended { tokens: 1, end: AnswerEnd::Stop },
         }
     }
 }

@@ -16,12 +16,26 @@ use serde_json::json;
 use super::common::{Case, Fixture, Force, Random, collect, engine_options};
 use crate::common::load;
 
-/// A model whose decoder panics if a decode step reads a certain token.
+/// A model whose decode steps have some trouble.
 #[derive(Debug)]
 pub(crate) struct Fragile<'m>(pub(crate) &'m dyn Model, pub(crate) FragileDecoder<'m>);
 
 #[derive(Debug)]
-pub(crate) struct FragileDecoder<'m>(pub(crate) &'m dyn DecoderStack, pub(crate) u32);
+pub(crate) struct FragileDecoder<'m>(pub(crate) &'m dyn DecoderStack, pub(crate) Trouble);
+
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// A step that reads this token panics.
+    Poison(u32),
+    /// A step waits for this time.
+    Delay(Duration),
+}
+
+impl<'m> Fragile<'m> {
+    pub(crate) fn new(model: &'m dyn Model, trouble: Trouble) -> Self {
+        Self(model, FragileDecoder(model.decoder(), trouble))
+    }
+}
 
 impl DecoderStack for FragileDecoder<'_> {
     fn n_layers(&self) -> usize {
@@ -29,8 +43,15 @@ impl DecoderStack for FragileDecoder<'_> {
     }
 
     fn embed(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
-        let ids: Vec<i64> = input_ids.to_data().iter::<i64>().collect();
-        assert!(input_ids.dims()[1] > 1 || !ids.contains(&i64::from(self.1)), "the poison was read");
+        if input_ids.dims()[1] == 1 {
+            match self.1 {
+                Trouble::Poison(poison) => {
+                    let ids: Vec<i64> = input_ids.to_data().iter::<i64>().collect();
+                    assert!(!ids.contains(&i64::from(poison)), "the poison was read");
+                }
+                Trouble::Delay(delay) => std::thread::sleep(delay),
+            }
+        }
         self.0.embed(input_ids)
     }
 
@@ -82,8 +103,8 @@ impl Model for Fragile<'_> {
 }
 
 #[derive(Debug)]
-struct Panics {
-    after: usize,
+pub(crate) struct Panics {
+    pub(crate) after: usize,
 }
 
 impl LogitsProcessor for Panics {
@@ -137,7 +158,7 @@ fn a_step_that_panics_fails_only_the_rows_that_cause_it() {
     let model = fixture.model.model();
     let answers: Vec<_> = cases(&fixture).iter().flat_map(|case| fixture.alone(case)).collect();
     let poison = (10..).find(|id| answers.iter().all(|answer| !answer.tokens.contains(id))).unwrap();
-    let fragile = Fragile(model, FragileDecoder(model.decoder(), poison));
+    let fragile = Fragile::new(model, Trouble::Poison(poison));
     let poison = |after| -> Box<dyn LogitsProcessor> { Box::new(Force { after, id: Some(poison) }) };
     let errors = run_beside(&fixture, &fragile, vec![poison(1), poison(4), poison(1)]);
     assert!(errors.iter().all(|error| error.to_string().contains("the poison was read")), "{errors:?}");

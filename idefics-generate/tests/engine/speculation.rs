@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use idefics_generate::engine::scheduler::Policy;
-use idefics_generate::engine::{Engine, EngineOptions, Request, Speculation};
+use idefics_generate::engine::{Engine, EngineOptions, Event, Request, Speculation};
 use idefics_generate::logits::{LogitsProcessor, Row};
 use idefics_generate::{GenerationConfig, Model, WeightOptions};
 use serde_json::{Value, json};
 
 use super::common::{Answered, Case, Fixture, Random, collect, engine_options};
-use super::faults::{Fragile, FragileDecoder};
+use super::faults::{Fragile, Panics, Trouble};
 
 const CHECKPOINTS: [&str; 7] = [
     "odd-heads",
@@ -212,25 +214,96 @@ fn a_proposal_that_breaks_the_step_does_not_end_the_answer() {
     let fixture = Fixture::new("odd-heads");
     let model = fixture.model.model();
     let poison = 77;
-    let fragile = Fragile(model, FragileDecoder(model.decoder(), poison));
+    let fragile = Fragile::new(model, Trouble::Poison(poison));
     let repeated = [30, 31, 32, 33];
     let ids = [&[1][..], &repeated, &[poison, 40], &repeated, &[41, 42]].concat();
     let options = json!({"max_new_tokens": 9, "eos_token_id": [], "bad_words_ids": [[poison]]});
     let options = serde_json::from_value(options).unwrap();
     let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
-    let answer = |speculation| {
+    let answer = |options| {
         // The answer copies the part `repeated`. In the prompt, the poison token follows this part, so it is proposed.
         let copier = Box::new(Copier::new(&[30, 31, 32, 33, 50, 51, 52, 53, 54], 1000));
-        let mut engine = Engine::new(&fragile, eager(speculation)).unwrap();
+        let mut engine = Engine::new(&fragile, options).unwrap();
         let ids = [&case.ids[..7], &case.ids[11..]].concat();
         let request = fixture.request(&Case { ids, ..case.clone() });
         let ticket = engine.submit(Request { processors: vec![copier], ..request }).unwrap();
         while engine.step().unwrap() {}
         (collect(&ticket).unwrap(), engine.incidents())
     };
-    let (expected, incidents) = answer(Speculation::Off);
+    let (expected, incidents) = answer(eager(Speculation::Off));
     assert_eq!((expected[0].tokens.len(), incidents), (9, 0));
-    assert_eq!(answer(up_to(7)), (expected, 1));
+    // The answer survives, even if a panic in another step would unwind to the caller.
+    for (speculation, isolates_panics) in [(up_to(7), true), (up_to(7), false), (Speculation::Exact, false)] {
+        let found = answer(EngineOptions { isolates_panics, ..eager(speculation) });
+        assert_eq!(found, (expected.clone(), 0), "{speculation:?}, {isolates_panics}");
+    }
+}
+
+/// Proposals are not the cause if a processor panics, so this ends the run as it does without speculation.
+#[test]
+fn a_processor_that_panics_ends_a_run_whose_panics_are_not_isolated() {
+    let fixture = Fixture::new("odd-heads");
+    let text = [30, 31, 32, 33].repeat(3);
+    let options = serde_json::from_value(json!({"max_new_tokens": 9, "eos_token_id": []})).unwrap();
+    let ids = [&[1][..], &text].concat();
+    let case = Case { ids, images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
+    let run = |speculation| {
+        let processors: Vec<Box<dyn LogitsProcessor>> =
+            vec![Box::new(Copier::new(&text, 1000)), Box::new(Panics { after: 5 })];
+        let options = EngineOptions { isolates_panics: false, ..eager(speculation) };
+        let mut engine = Engine::new(fixture.model.model(), options).unwrap();
+        let ticket = engine.submit(Request { processors, ..fixture.request(&case) }).unwrap();
+        let mut steps = 0;
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            while engine.step().unwrap() {
+                steps += 1;
+            }
+        }));
+        let message = *ended.unwrap_err().downcast::<&str>().unwrap();
+        assert!(matches!(ticket.try_next(), Some(Event::Admitted { .. })));
+        (message, steps)
+    };
+    let (off, on) = (run(Speculation::Off), run(up_to(7)));
+    assert_eq!([off.0, on.0], ["the processor panics"; 2]);
+    assert!(on.1 < off.1, "the processor did not panic in a step that verifies proposals");
+}
+
+/// The time of a step that verifies proposals counts once, as decoding. A step that also compares the bits counts both
+/// of its runs, because the caller waits for both.
+#[test]
+fn time_of_verification_counts_as_decoding() {
+    let delay = Duration::from_millis(20);
+    let fixture = Fixture::new("odd-heads");
+    let slow = Fragile::new(fixture.model.model(), Trouble::Delay(delay));
+    let text = [30, 31, 32, 33].repeat(3);
+    let options = serde_json::from_value(json!({"max_new_tokens": 20, "eos_token_id": []})).unwrap();
+    let case = Case { ids: text.clone(), images: Vec::new(), tile_tokens: Vec::new(), options, seed: 0 };
+    for (speculation, runs) in [(up_to(7), 1), (Speculation::Exact, 2)] {
+        let copier = Box::new(Copier::new(&text, 1000));
+        let mut engine = Engine::new(&slow, eager(speculation)).unwrap();
+        let request = Request { processors: vec![copier], ..fixture.request(&case) };
+        let ticket = engine.submit(request).unwrap();
+        let (mut steps, mut longest) = (0, 0.0_f64);
+        loop {
+            let (before, clock) = (engine.timings(), Instant::now());
+            if !engine.step().unwrap() {
+                break;
+            }
+            let (after, took) = (engine.timings(), clock.elapsed().as_secs_f64() * 1e3);
+            let decode = after.decode_ms - before.decode_ms;
+            if after.prefill_ms > before.prefill_ms {
+                assert_eq!(decode, 0.0);
+            } else {
+                let least = delay.as_secs_f64() * 1e3;
+                assert!((least..=took).contains(&decode), "step {steps}: {decode} of {took} ms");
+                longest = longest.max(decode);
+            }
+            steps += 1;
+        }
+        let n_tokens = collect(&ticket).unwrap()[0].tokens.len();
+        assert!(n_tokens == 20 && steps < n_tokens, "{steps} steps");
+        assert!(longest >= f64::from(runs) * delay.as_secs_f64() * 1e3, "{longest} ms");
+    }
 }
 
 /// Draws the second and third token with and without speculation, with different seeds, and compares their frequencies.

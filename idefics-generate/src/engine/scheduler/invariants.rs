@@ -9,8 +9,10 @@ impl Scheduler {
     ///
     /// 1. Free, idle and owned pages add up to all pages. The page that an answer writes next has no other owner.
     /// 2. Reserved pages are available: the sum of the reservations is at most the number of free and idle pages.
-    /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables.
+    /// 3. A sequence has written at most its prompt and its longest answers, and only into pages of its own tables. An
+    ///    answer has written all its tokens but the last.
     ///    The step that runs writes only slots of such pages, and at most as many as the answer may still have tokens.
+    ///    Proposals are verified only if a single row decodes and there is no other work, and not more than were offered.
     /// 4. Each submitted request either has ended exactly once or is in one state. The rows, solo jobs and prompts that
     ///    have turns belong to requests that have not ended.
     /// 5. Chunks begin at multiples of the chunk length, and the chunk of a prompt's last token never comes from the
@@ -33,6 +35,7 @@ impl Scheduler {
         self.broken_memory()
             .or_else(|| self.sequences.values().find_map(|sequence| self.broken_sequence(sequence)))
             .or_else(|| self.broken_step())
+            .or_else(|| self.broken_verification())
             .or_else(|| self.broken_turns())
             .or_else(|| self.broken_queue())
     }
@@ -75,6 +78,7 @@ impl Scheduler {
         let wrong = |answer: &&Answer| {
             let pages = answer.table.len() as u64;
             answer.generated > sequence.ask.max_tokens
+                || sequence.state == State::Decoding && !Self::wrote_all_but_the_last(sequence, answer)
                 || u64::from(answer.written) > longest
                 || answer.ended.is_none()
                     && self.layout.pages_for(u64::from(answer.written))
@@ -84,6 +88,13 @@ impl Scheduler {
         };
         let answer = sequence.answers.iter().find(wrong)?;
         Some(format!("request {id} of {tokens} tokens in state {:?} has an invalid answer: {answer:?}", sequence.state))
+    }
+
+    /// Whether the keys and values of the prompt and of all tokens but the last are written. If an answer was complete
+    /// before a step, that of the last token is written too.
+    fn wrote_all_but_the_last(sequence: &Sequence, answer: &Answer) -> bool {
+        let all = sequence.prompt.tokens + answer.generated;
+        answer.written + 1 == all || answer.ended.is_some() && answer.written == all
     }
 
     /// Whether the answer may still wait for its copy of the prompt's partial page.
@@ -116,6 +127,21 @@ impl Scheduler {
         };
         let row = rows.iter().find(wrong)?;
         Some(format!("{row:?} has {tokens} tokens in the step, which is too much for {:?}", self.answer(*row)))
+    }
+
+    /// Checks invariant 3 for a step that verifies proposals.
+    fn broken_verification(&self) -> Option<String> {
+        let Some(StepPlan::Verify { row, tokens }) = &self.in_flight else { return None };
+        let others = self.turns.rows().iter().filter(|other| *other != row).count();
+        let is_work = |state: State| {
+            !matches!(state, State::Preparing | State::Waiting | State::Decoding) // the rest would be other work
+        };
+        let work = self.sequences.values().filter(|sequence| is_work(sequence.state)).count();
+        if others + work > 0 {
+            return Some(format!("proposals are verified beside {others} rows and {work} other requests"));
+        }
+        (*tokens < 2 || tokens - 1 > self.offered)
+            .then(|| format!("{tokens} tokens are verified, but {} were offered", self.offered))
     }
 
     /// Checks invariant 4.

@@ -46,8 +46,8 @@
 //!   decode step, and the credit that a decode step earns. A slice has at least one layer, and all further layers that
 //!   fit into this time.
 //! - **Rows.** If more rows decode than [`Policy::max_batch`], they take turns of [`Policy::turn_steps`] steps.
-//! - **Proposals.** If a single row decodes, its caller may [offer](Scheduler::offer) proposals before a plan. They are
-//!   verified if [`Policy::min_gain`] times more tokens per second are expected than from decode steps. The row then
+//! - **Proposals.** If a single row decodes and there is no other work, its caller may [offer](Scheduler::offer)
+//!   proposals before a plan. They are verified if [`Policy::min_gain`] times more tokens per second are expected than from decode steps. The row then
 //!   writes at most as many slots as its answer may still have tokens.
 //! - **Prefix cache.** Other requests can reuse the chunks of a prompt once its first token is chosen, or once its solo
 //!   job has its result. The pages of these chunks are kept after the request has ended, until other requests need the
@@ -121,6 +121,8 @@ pub struct Scheduler {
     turns: Turns,
     /// Proposals for the next plan.
     offer: Option<Offer>,
+    /// Number of tokens of the offer that was accepted last.
+    offered: u32,
     /// Number of promising offers since the last one that was accepted.
     declined: u32,
     /// The step that runs now.
@@ -157,7 +159,8 @@ impl Scheduler {
     /// Creates a scheduler with an empty queue and free pages.
     ///
     /// # Errors
-    /// [`SettingError`] if a size is 0, a chunk does not consist of whole pages, or a share is out of its range.
+    /// [`SettingError`] if a size is 0, a chunk does not consist of whole pages, or a share or the minimum gain
+    /// of proposals is out of its range.
     pub fn new(layout: Layout, policy: Policy) -> Result<Self, SettingError> {
         policy::check(&layout, &policy)?;
         Ok(Self {
@@ -167,6 +170,7 @@ impl Scheduler {
             costs: CostModel::default(),
             turns: Turns::default(),
             offer: None,
+            offered: 0,
             declined: 0,
             in_flight: None,
             suspects: Vec::new(),
@@ -324,7 +328,8 @@ impl Scheduler {
     }
 
     /// Returns the number of incidents within the last minute. An incident is a step that failed, or the loss of all
-    /// pages. The rows of a failed step run again in smaller groups; a group that fails is not a new incident.
+    /// pages. The rows of a failed step run again in smaller groups; a group that fails is not a new incident. A step
+    /// that verifies proposals is no incident either, because its row then decodes without them.
     pub fn incidents(&mut self, now: Micros) -> usize {
         while self.incidents.front().is_some_and(|time| time + INCIDENT_WINDOW < now) {
             self.incidents.pop_front();

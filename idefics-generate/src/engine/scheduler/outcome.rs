@@ -85,10 +85,10 @@ impl Scheduler {
     }
 
     /// Handles a step that failed. The rows of a decode step run again in two halves. If a decode step has only one
-    /// row, its request fails. If the step verified proposals, its row decodes without proposals from now on. If any
-    /// other step fails, its request fails.
+    /// row, its request fails. If the step verified proposals, its row decodes without proposals from now on, which is
+    /// an incident only if that fails too. If any other step fails, its request fails.
     fn step_failed(&mut self, step: StepPlan, fault: RowFault, suspects: bool, now: Micros) {
-        if !suspects {
+        if !suspects && !matches!(step, StepPlan::Verify { .. }) {
             self.note_incident(now);
         }
         match step {
@@ -119,10 +119,10 @@ impl Scheduler {
         let (count, end) = match verdict {
             Verdict::Token => (1, None),
             Verdict::Tokens(count) if (1..=most).contains(&count) => (count, None),
-            Verdict::Ended(end) => (1, Some(end)),
+            Verdict::Ended { tokens, end } if tokens <= most => (tokens, Some(end)),
             other => return self.end(row.id, Ending::Failed(fault_of(other))),
         };
-        answer.written += count;
+        answer.written += count.max(1); // the last earlier token was written even if no token was chosen
         answer.generated += count;
         let end = end.or((answer.generated >= sequence.ask.max_tokens).then_some(AnswerEnd::Length));
         if let Some(end) = end {
@@ -135,9 +135,10 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&row.id) else { return };
         let Some(answer) = sequence.answers.get_mut(row.answer as usize) else { return };
         answer.ended = Some(end);
+        let tokens = answer.generated;
         self.memory.release(std::mem::take(&mut answer.table), std::mem::take(&mut answer.reservation));
         self.turns.remove_row(row);
-        self.notices.push(Notice::Answer { row, end });
+        self.notices.push(Notice::Answer { row, tokens, end });
         if sequence.answers.iter().all(|answer| answer.ended.is_some()) {
             self.end(row.id, Ending::Finished);
         }
@@ -193,7 +194,7 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         match (verdict, &mut sequence.state) {
             (Verdict::Done, State::Solo { step }) => *step += 1,
-            (Verdict::Ended(_), _) => {
+            (Verdict::Solved, _) => {
                 self.index_prompt(id);
                 self.end(id, Ending::Finished);
             }
@@ -218,8 +219,8 @@ impl Scheduler {
         let mut ends = Vec::with_capacity(count as usize);
         for answer in 0..count {
             match verdicts.of(id.answer(answer)) {
-                Verdict::Token => ends.push((sequence.ask.max_tokens <= 1).then_some(AnswerEnd::Length)),
-                Verdict::Ended(end) => ends.push(Some(end)),
+                Verdict::Token => ends.push((1, (sequence.ask.max_tokens <= 1).then_some(AnswerEnd::Length))),
+                Verdict::Ended { tokens: tokens @ 0..=1, end } => ends.push((tokens, Some(end))),
                 other => return self.end(id, Ending::Failed(fault_of(other))),
             }
         }
@@ -234,8 +235,8 @@ impl Scheduler {
         // fork.
         let mut keeper = Some(prompt.table);
         let shared = keeper.iter().flatten().take(whole).copied().collect::<Vec<_>>();
-        for end in &ends {
-            let mut answer = Answer { written: tokens, generated: 1, ..Answer::default() };
+        for (generated, end) in &ends {
+            let mut answer = Answer { written: tokens, generated: *generated, ..Answer::default() };
             if end.is_none() {
                 answer.table = keeper.take().unwrap_or_else(|| {
                     shared.iter().for_each(|page| self.memory.pages.share(*page));
@@ -246,14 +247,14 @@ impl Scheduler {
             sequence.answers.push(answer);
         }
         self.memory.release(keeper.unwrap_or_default(), reserved);
-        let open = ends.iter().filter(|end| end.is_none()).count();
+        let open = ends.iter().filter(|(_, end)| end.is_none()).count();
         if open > 1 && tokens % self.layout.page_tokens > 0 {
             sequence.state = State::Forking;
             self.turns.add_fork(id);
         } else {
             self.decode_answers(id);
         }
-        for (answer, end) in (0..).zip(ends) {
+        for (answer, (_, end)) in (0..).zip(ends) {
             if let Some(end) = end {
                 self.end_answer(id.answer(answer), end);
             }

@@ -105,8 +105,15 @@ pub enum Verdict {
     /// This number of tokens was chosen in a [`StepPlan::Verify`], and the answer continues (unless it has reached its
     /// maximum length).
     Tokens(u32),
-    /// The answer ended with the last token that was chosen, or the solo job has its result.
-    Ended(AnswerEnd),
+    /// The answer ended in this step.
+    Ended {
+        /// Number of tokens that were chosen in the step. It is 0 if the answer was complete before the step.
+        tokens: u32,
+        /// How the answer ended.
+        end: AnswerEnd,
+    },
+    /// The solo job has its result.
+    Solved,
     /// The layers, the copies or the step of a solo job are done.
     Done,
     /// All vectors of the picture were found in the cache of image vectors, so no further layers are needed.
@@ -197,6 +204,8 @@ pub enum Notice {
     Answer {
         /// The answer.
         row: RowId,
+        /// Number of tokens of the answer, the end token included.
+        tokens: u32,
         /// How the answer ended.
         end: AnswerEnd,
     },

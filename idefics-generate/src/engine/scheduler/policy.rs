@@ -104,6 +104,12 @@ pub enum SettingError {
         /// The upper bound, in words.
         upper: &'static str,
     },
+    /// [`Policy::min_gain`] is out of its range.
+    #[error("min_gain is {value}; expected a finite number of at least 0")]
+    Gain {
+        /// Its value.
+        value: f64,
+    },
 }
 
 /// Rejects sizes and rules with which a scheduler cannot work.
@@ -131,6 +137,10 @@ pub(super) fn check(layout: &Layout, policy: &Policy) -> Result<(), SettingError
     let share = policy.tenant_share;
     if !(share > 0.0 && share <= 1.0) {
         return Err(SettingError::Share { name: "tenant_share", value: share, upper: "at most 1" });
+    }
+    let gain = policy.min_gain;
+    if !(gain.is_finite() && gain >= 0.0) {
+        return Err(SettingError::Gain { value: gain });
     }
     Ok(())
 }

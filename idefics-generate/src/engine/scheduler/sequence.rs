@@ -135,7 +135,8 @@ impl Answer {
         &self.table
     }
 
-    /// Returns the number of positions whose keys and values are written. It is also the position that is written next.
+    /// Returns the number of positions whose keys and values are written: those of the prompt and of all tokens but the
+    /// last. It is also the position that is written next.
     pub fn written(&self) -> u32 {
         self.written
     }

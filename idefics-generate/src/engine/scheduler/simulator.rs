@@ -13,7 +13,7 @@ use super::{
     AnswerEnd, Ending, Micros, Notice, Offer, Outcome, Refusal, RowFault, RowId, Scheduler, SeqId, Slice, StepPlan,
     Verdict,
 };
-use checks::{Admissions, Fairness};
+use checks::{Admissions, Fairness, check_proposals};
 use scenario::{Outside, Random, Request, Scenario};
 use stub::Stub;
 
@@ -96,9 +96,10 @@ impl Simulation {
         for steps in 0.. {
             assert!(steps < 50_000, "the simulation runs for too many steps: {:?}", self.scheduler);
             self.happen(self.now);
-            self.offer();
+            let offer = self.offer();
             let step = self.scheduler.plan(self.now);
             self.scheduler.check_invariants();
+            check_proposals(&step, offer, &self.scheduler, &self.requests);
             assert_eq!(self.scheduler.plan(self.now), step, "a second call of `plan` returns another step");
             self.read_notices(true);
             self.check_limits();
@@ -115,14 +116,14 @@ impl Simulation {
         self.seen
     }
 
-    /// Offers proposals for the only row that decodes. The number of proposals and their acceptance are arbitrary.
-    fn offer(&mut self) {
-        if self.scenario.speculates
-            && let Some(row) = self.scheduler.only_row()
-        {
-            let acceptance = f64::from(self.random.from(0..11)) / 10.0;
-            self.scheduler.offer(Offer { row, tokens: self.random.from(0..10), acceptance });
-        }
+    /// Offers proposals for the only row that decodes, and returns the offer. The number of proposals and their
+    /// acceptance are arbitrary.
+    fn offer(&mut self) -> Option<Offer> {
+        let row = self.scheduler.only_row().filter(|_| self.scenario.speculates)?;
+        let acceptance = f64::from(self.random.from(0..11)) / 10.0;
+        let offer = Offer { row, tokens: self.random.from(0..10), acceptance };
+        self.scheduler.offer(offer);
+        Some(offer)
     }
 
     fn execute(&mut self, step: &StepPlan) {
@@ -253,8 +254,9 @@ impl Simulation {
                         self.note("prefix hit");
                     }
                 }
-                Notice::Answer { row, end } => {
+                Notice::Answer { row, tokens, end } => {
                     assert!(!self.ended.contains_key(&row.id));
+                    assert_eq!(self.stub.tokens[&row].len(), tokens as usize, "{row:?} has another number of tokens");
                     assert!(self.answers.insert(row, end).is_none(), "{row:?} ends twice");
                 }
                 Notice::Ended { id, ending } => {

@@ -57,7 +57,7 @@ impl Scheduler {
         rows.front().copied().filter(|_| rows.len() == 1)
     }
 
-    /// Plans a decode step of `rows`, or a step that verifies proposals if only one row decodes.
+    /// Plans a decode step of `rows`, or a step that verifies proposals if only one row decodes. There is no other work.
     pub(super) fn decode_or_verify(&mut self, rows: Vec<RowId>) -> Option<StepPlan> {
         let Some((row, tokens)) = self.verified_tokens() else { return self.decode(rows) };
         let written = self.answer(row).map_or(0, |answer| answer.written);
@@ -81,6 +81,7 @@ impl Scheduler {
             }
         }
         self.declined = 0;
+        self.offered = offer.tokens;
         Some((row, proposals + 1))
     }
 }

@@ -179,7 +179,7 @@ impl Scheduler {
             // burst.
             self.turns.credit = self.turns.credit.min(cost.max(self.earning(rows.len() as u32)));
             if self.turns.other_ran || cost > self.turns.credit {
-                return self.decode_or_verify(rows);
+                return self.decode(rows);
             }
         }
         let (id, step) = match other {

@@ -100,6 +100,11 @@ fn sizes_that_cannot_work_are_refused() {
             Err(SettingError::Share { name: "decode_share", .. })
         ));
     }
+    for gain in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1] {
+        let error = Scheduler::new(self::layout(), Policy { min_gain: gain, ..Policy::default() }).unwrap_err();
+        assert_eq!(error.to_string(), format!("min_gain is {gain}; expected a finite number of at least 0"));
+    }
+    scheduler(Policy { min_gain: 0.0, ..Policy::default() });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::super::{Micros, RowId, Scheduler, SeqId, State, StepPlan};
+use super::super::{Micros, Offer, RowId, Scheduler, SeqId, State, StepPlan};
 use super::scenario::{Request, Scenario};
 
 /// Tracks which requests wait, and how many have started before the first one.
@@ -74,6 +74,32 @@ impl Admissions {
         let fits = used.0 + need.0 <= u64::from(scenario.layout.pages) && used.1 + need.1 <= scenario.layout.slabs;
         assert!(!fits, "{first:?} fits, but does not start");
     }
+}
+
+/// Checks that a step verifies proposals only if its row is the only one that decodes and no other request could run,
+/// that the caller has offered the proposals, and that they do not exceed the answer.
+pub(super) fn check_proposals(
+    step: &StepPlan,
+    offer: Option<Offer>,
+    scheduler: &Scheduler,
+    requests: &HashMap<SeqId, Request>,
+) {
+    let StepPlan::Verify { row, tokens } = step else { return };
+    for sequence in scheduler.sequences.values() {
+        let decodes = |answer: &u32| sequence.answers[*answer as usize].ended().is_none();
+        let rows: Vec<RowId> =
+            (0..sequence.answers.len() as u32).filter(decodes).map(|answer| sequence.id().answer(answer)).collect();
+        match sequence.state() {
+            State::Preparing | State::Waiting => assert!(rows.is_empty()),
+            State::Decoding if sequence.id() == row.id => assert_eq!(rows, [*row]),
+            state => panic!("{step:?} runs beside {:?} in state {state:?}", sequence.id()),
+        }
+    }
+    let offer = offer.expect("proposals are verified that nobody offered");
+    assert_eq!(offer.row, *row);
+    assert!((2..=offer.tokens + 1).contains(tokens), "{step:?} after {offer:?}");
+    let generated = scheduler.answer(*row).map_or(0, |answer| answer.generated());
+    assert!(generated + tokens <= requests[&row.id].max_tokens, "{step:?} exceeds the answer");
 }
 
 /// Tracks how decode steps and other steps take turns, and how rows take turns.

@@ -242,9 +242,12 @@ impl Stub {
         for count in 1..=tokens {
             let position = written + count - 1;
             let chosen = token(self.read(table, position + 1), position, request.seed, row.answer);
-            let verdict = self.choose(row, chosen, fault(generated + count - 1));
-            if verdict != Verdict::Token {
-                return Outcome::Rows(vec![(row, verdict)]);
+            match self.choose(row, chosen, fault(generated + count - 1)) {
+                Verdict::Token => {}
+                Verdict::Ended { end, .. } => {
+                    return Outcome::Rows(vec![(row, Verdict::Ended { tokens: count, end })]);
+                }
+                other => return Outcome::Rows(vec![(row, other)]),
             }
             if proposals.get(count as usize - 1) != Some(&chosen) {
                 return Outcome::Rows(vec![(row, Verdict::Tokens(count))]);
@@ -315,7 +318,7 @@ impl Stub {
             return Verdict::Failed(fault);
         }
         self.tokens.get_mut(&row).expect("the answer has a list of tokens").push(chosen);
-        if chosen.is_multiple_of(END) { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Token }
+        if chosen.is_multiple_of(END) { Verdict::Ended { tokens: 1, end: AnswerEnd::Stop } } else { Verdict::Token }
     }
 
     fn solo(&mut self, scheduler: &Scheduler, id: SeqId, request: &Request) -> Verdict {
@@ -327,7 +330,7 @@ impl Stub {
         self.slots[slot] = content(self.read(table, place), place, u64::from(step));
         let chosen = token(self.read(table, place + 1), place - 1, request.seed, 0);
         self.tokens.entry(row).or_default().push(chosen);
-        if step + 1 == request.solo_steps { Verdict::Ended(AnswerEnd::Stop) } else { Verdict::Done }
+        if step + 1 == request.solo_steps { Verdict::Solved } else { Verdict::Done }
     }
 
     /// Checks that layers run in order, and that only one picture or chunk is computed in part at a time.

@@ -118,6 +118,58 @@ fn nothing_is_verified_if_several_rows_decode() {
 }
 
 #[test]
+fn nothing_is_verified_while_there_is_other_work() {
+    for job in [Job::Answers(1), Job::Answers(2), Job::Solo] {
+        let mut scheduler = scheduler(Policy { slice_floor: 1, ..Policy::default() });
+        let mut now = 0;
+        let row = decoding(&mut scheduler, 90, &mut now);
+        let other = add(&mut scheduler, Ask { job, ..ask(22, 3) }, now);
+        let mut decoded = 0;
+        while scheduler.sequence(other).is_some() {
+            let step = offered(&mut scheduler, row, 7, 1.0);
+            assert!(!matches!(step, StepPlan::Verify { .. }), "{job:?}");
+            decoded += u32::from(step == StepPlan::Decode(vec![row]));
+            let outcome = match &step {
+                StepPlan::Solo(id) => Outcome::Rows(vec![(id.answer(0), Verdict::Solved)]),
+                step => good(&scheduler, step),
+            };
+            scheduler.done(outcome, 1_000, 0);
+        }
+        assert!(decoded > 5, "{job:?}");
+        assert!(matches!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { .. }), "{job:?}");
+    }
+}
+
+#[test]
+fn the_scheduler_notices_proposals_that_must_not_be_verified() {
+    let mut scheduler = scheduler(Policy::default());
+    let row = decoding(&mut scheduler, 60, &mut 0);
+    let step = offered(&mut scheduler, row, 7, 1.0);
+    assert_eq!((&step, scheduler.broken_invariant()), (&StepPlan::Verify { row, tokens: 8 }, None));
+    let breaks = |scheduler: &mut Scheduler, step: StepPlan, part: &str| {
+        scheduler.in_flight = Some(step);
+        let broken = scheduler.broken_invariant().unwrap_or_default();
+        assert!(broken.contains(part), "{part:?} is not in {broken:?}");
+    };
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 9 }, "9 tokens are verified, but 7 were offered");
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 1 }, "1 tokens are verified");
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 60 }, "60 tokens in the step");
+    scheduler.in_flight = None;
+    let other = add(&mut scheduler, ask(20, 9), 0);
+    let mut now = 0;
+    scheduler.plan(now);
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 2 }, "beside 0 rows and 1 other requests");
+    scheduler.in_flight = None;
+    while scheduler.counts().rows < 2 {
+        super::step(&mut scheduler, &mut now);
+    }
+    scheduler.plan(now);
+    breaks(&mut scheduler, StepPlan::Verify { row, tokens: 2 }, "beside 1 rows and 0 other requests");
+    scheduler.end(other, Ending::Cancelled);
+    assert_eq!(scheduler.broken_invariant(), None);
+}
+
+#[test]
 fn a_failed_verification_ends_no_request() {
     let mut scheduler = scheduler(Policy::default());
     let row = decoding(&mut scheduler, 60, &mut 0);
@@ -125,20 +177,57 @@ fn a_failed_verification_ends_no_request() {
     let step = offered(&mut scheduler, row, 7, 1.0);
     assert!(matches!(step, StepPlan::Verify { .. }));
     scheduler.done(Outcome::Failed(RowFault::Panic), 1_000, 0);
-    assert_eq!((scheduler.answer(row).unwrap().generated(), scheduler.incidents(0)), (before, 1));
+    assert_eq!((scheduler.answer(row).unwrap().generated(), scheduler.incidents(0)), (before, 0));
     let step = offered(&mut scheduler, row, 7, 1.0);
     assert_eq!(step, StepPlan::Decode(vec![row]), "the row decodes without proposals");
     scheduler.done(Outcome::Failed(RowFault::Panic), 1_000, 0);
     assert_eq!(endings(&mut scheduler), [(row.id, Ending::Failed(RowFault::Panic))]);
+    assert_eq!(scheduler.incidents(0), 1);
+}
+
+/// Returns the number of tokens and the end of each answer that has ended.
+fn ended_answers(scheduler: &mut Scheduler) -> Vec<(u32, AnswerEnd)> {
+    let of = |notice| if let Notice::Answer { tokens, end, .. } = notice { Some((tokens, end)) } else { None };
+    scheduler.take_notices().into_iter().filter_map(of).collect()
+}
+
+#[test]
+fn all_tokens_of_an_answer_that_ends_while_proposals_are_verified_count() {
+    for tokens in 0..=8 {
+        let mut scheduler = scheduler(Policy::default());
+        let row = decoding(&mut scheduler, 60, &mut 0);
+        let before = scheduler.answer(row).unwrap().generated();
+        assert_eq!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { row, tokens: 8 });
+        let verdict = Verdict::Ended { tokens, end: AnswerEnd::Stop };
+        scheduler.done(Outcome::Rows(vec![(row, verdict)]), 1_000, 0);
+        assert_eq!(ended_answers(&mut scheduler), [(before + tokens, AnswerEnd::Stop)]);
+    }
+}
+
+#[test]
+fn written_positions_follow_the_tokens_of_answers_that_end() {
+    let mut scheduler = scheduler(Policy::default());
+    let three = Ask { job: Job::Answers(3), ..ask(8, 30) };
+    let id = add(&mut scheduler, three, 0);
+    until_decode(&mut scheduler, &mut 0);
+    let rows = [0, 1, 2].map(|answer| id.answer(answer));
+    assert_eq!(scheduler.plan(0), StepPlan::Decode(rows.to_vec()));
+    let end = |tokens| Verdict::Ended { tokens, end: AnswerEnd::Stop };
+    let verdicts = [end(1), end(0), Verdict::Token];
+    scheduler.done(Outcome::Rows(rows.into_iter().zip(verdicts).collect()), 1_000, 0);
+    let sizes = rows.map(|row| scheduler.answer(row).map(|answer| (answer.generated(), answer.written())).unwrap());
+    assert_eq!(sizes, [(3, 10), (2, 10), (3, 10)]);
+    assert_eq!(ended_answers(&mut scheduler), [(3, AnswerEnd::Stop), (2, AnswerEnd::Stop)]);
 }
 
 #[test]
 fn a_wrong_number_of_tokens_is_an_internal_fault() {
-    for count in [0, 9] {
+    let ended = |tokens| Verdict::Ended { tokens, end: AnswerEnd::Stop };
+    for verdict in [Verdict::Tokens(0), Verdict::Tokens(9), ended(9)] {
         let mut scheduler = scheduler(Policy::default());
         let row = decoding(&mut scheduler, 60, &mut 0);
         assert_eq!(offered(&mut scheduler, row, 7, 1.0), StepPlan::Verify { row, tokens: 8 });
-        scheduler.done(Outcome::Rows(vec![(row, Verdict::Tokens(count))]), 1_000, 0);
+        scheduler.done(Outcome::Rows(vec![(row, verdict)]), 1_000, 0);
         assert_eq!(endings(&mut scheduler), [(row.id, Ending::Failed(RowFault::Internal))]);
     }
 }
