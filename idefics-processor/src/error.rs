@@ -161,7 +161,7 @@ pub enum ProcessorError {
         missing: Vec<String>,
     },
 
-    /// Two tokens that must differ share an id, or a special token is too long.
+    /// Two tokens that must differ share an id, or a token is too long.
     #[error("{}: token `{token}` (id {id}): {reason}", path.display())]
     TokenInvalid {
         /// Path of `tokenizer.json`.
