@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::args::{self, AskArgs, Global};
 use crate::failure::Failure;
 use crate::media::{self, Media};
-use crate::{commands, model, output, signals};
+use crate::{commands, output, signals};
 
 /// Answers a question about all the images and videos together.
 pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
@@ -25,10 +25,10 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let images = images.iter().cloned().map(args::image).collect::<Result<Vec<_>, _>>();
     let images = images.map_err(|error| Failure::input(error.to_string()))?;
     commands::check_images(&images)?;
-    let grammar = given.grammar.grammar(&given.generation.options())?;
-    let model = model::load(global)?;
+    let options = given.generation.options();
+    let grammar = given.grammar.grammar(&options)?;
+    let model = commands::load(global, &options)?;
     let grammar = commands::compile(&model, grammar.as_ref())?;
-    commands::warn(global, &model, &given.generation.options());
     let cancel = signals::cancel();
     let plain = format!("Question: {question} Answer:");
     let limits = global.image_limits();

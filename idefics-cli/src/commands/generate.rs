@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::args::{GenerateArgs, Global};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::{commands, media, model, output, signals};
+use crate::{commands, media, output, signals};
 
 /// Runs one sample and streams its text, or runs a batch of samples.
 pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
@@ -22,10 +22,10 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
         samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
         samples.iter().try_for_each(|sample| commands::check_videos(sample.videos()))?;
     }
-    let grammar = args.grammar.grammar(&args.generation.options())?;
-    let model = model::load(global)?;
+    let options = args.generation.options();
+    let grammar = args.grammar.grammar(&options)?;
+    let model = commands::load(global, &options)?;
     let grammar = commands::compile(&model, grammar.as_ref())?;
-    commands::warn(global, &model, &args.generation.options());
     media::warn_about_rates(samples, &model, &args.process(global));
     let cancel = signals::cancel();
     match &prompts {

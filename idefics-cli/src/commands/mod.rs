@@ -22,6 +22,16 @@ use idefics_generate::{CompiledGrammar, GenerationConfig, GenerationWarning, Gra
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::media::{self, Media};
+use crate::model;
+
+/// Checks the generation options, loads the model and prints warnings about the options.
+fn load(global: &Global, options: &GenerationConfig) -> Result<Idefics, Failure> {
+    let folder = model::folder(global)?;
+    options.validate_with_folder(folder.path())?; // loading may take minutes
+    let model = model::load_from(global, folder)?;
+    warn(global, &model, options);
+    Ok(model)
+}
 
 /// Prints warnings about generation options. Options of the command line get all warnings. Options of the model folder
 /// get only warnings about unknown keys, or all warnings with `-v`.
