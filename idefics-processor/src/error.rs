@@ -232,6 +232,19 @@ pub enum ProcessorError {
         placeholders: usize,
     },
 
+    /// The texts of a conversation have placeholders without images. They count because special tokens in texts are
+    /// parsed ([`SpecialTokensInText::Parse`](crate::SpecialTokensInText::Parse)).
+    #[error(
+        "row {row}: the texts of the messages contain {typed}, for which there is no image; write image parts instead, \
+         or treat special tokens in texts as ordinary text"
+    )]
+    PlaceholderInText {
+        /// Row in the batch.
+        row: usize,
+        /// Number of placeholders in the texts, with their noun: `2 <image> placeholders`.
+        typed: String,
+    },
+
     /// The batch has no samples.
     #[error("the batch is empty; give at least one sample")]
     EmptyBatch,
@@ -432,6 +445,7 @@ impl ProcessorError {
             | Self::NoSplitting
             | Self::InterleavedOption { .. }
             | Self::ImageCount { .. }
+            | Self::PlaceholderInText { .. }
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,
             Self::TextTooLarge { .. } => ErrorKind::Limit,

@@ -62,6 +62,7 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
             _ => Sample::try_from(value),
         };
         sample.map(|mut sample| {
+            commands::warn_about_parts(&sample);
             sample.resolve_paths(input.folder());
             sample
         })
@@ -79,7 +80,10 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
     };
     // There is no warning for `id`, because the same files may be used with `batch`, where rows have ids.
     for key in passed_over.into_iter().filter(|key| key != "id") {
-        say!("warning: `{key}` of the samples is ignored; `idefics batch` copies such keys to its output");
+        match Sample::similar_key(&key) {
+            Some(meant) => say!("warning: `{key}` of the samples is ignored; write `{meant}`"),
+            None => say!("warning: `{key}` of the samples is ignored; `idefics batch` copies such keys to its output"),
+        }
     }
     Ok(prompts)
 }

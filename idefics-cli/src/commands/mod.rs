@@ -15,6 +15,9 @@ pub(crate) mod models;
 pub(crate) mod quantize;
 pub(crate) mod warm_up;
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message, Sample, VideoSource};
 use idefics_generate::{CompiledGrammar, GenerationConfig, GenerationWarning, Grammar, Idefics};
@@ -23,6 +26,9 @@ use crate::args::Global;
 use crate::failure::Failure;
 use crate::media::{self, Media};
 use crate::model;
+
+/// Maximum number of warnings about the types of message parts.
+const MAX_WARNINGS: usize = 8;
 
 /// Checks the generation options, loads the model and prints warnings about the options.
 fn load(global: &Global, options: &GenerationConfig) -> Result<Idefics, Failure> {
@@ -42,6 +48,21 @@ fn warn(global: &Global, model: &Idefics, options: &GenerationConfig) {
         let is_unknown = matches!(warning, GenerationWarning::UnknownKey { .. });
         if global.verbose || is_unknown || !folder_warnings.contains(&warning) {
             say!("warning: {warning}");
+        }
+    }
+}
+
+/// Prints warnings about message parts of `sample` that only the chat template sees. There is one warning per type and
+/// run.
+fn warn_about_parts(sample: &Sample) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    for kind in sample.unknown_part_types() {
+        if said.len() < MAX_WARNINGS && said.insert(kind.to_owned()) {
+            say!(
+                "warning: parts of the type {kind:?} are not shown to the model, unless its chat template knows this \
+                 type; known everywhere are `text`, `image` and `video`"
+            );
         }
     }
 }

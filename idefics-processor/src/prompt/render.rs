@@ -7,7 +7,7 @@ use crate::error::ProcessorError;
 use crate::prompt::conversation::conversation;
 use crate::prompt::json::counted;
 use crate::prompt::{
-    Chat, ChatTemplate, Content, ImageTokens, Literals, MAX_DEPTH, SpecialTokensInText, TextLimits, Variables,
+    Chat, ChatTemplate, Content, ImageTokens, Literals, MAX_DEPTH, Message, SpecialTokensInText, TextLimits, Variables,
     find_token, is_word,
 };
 use crate::video::VideoError;
@@ -116,8 +116,14 @@ impl Conversations<'_> {
     }
 }
 
-/// Checks that a rendered text has one placeholder per image.
-pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Result<(), ProcessorError> {
+/// Checks that a rendered text has one placeholder per image. `tokens` are given if special tokens in the texts of the
+/// messages are parsed.
+pub(crate) fn check_images(
+    chat: &Chat,
+    placeholders: usize,
+    tokens: Option<&ImageTokens>,
+    row: usize,
+) -> Result<(), ProcessorError> {
     let (parts, unfilled) = chat.count_image_parts();
     let separate = chat.images.len();
     if !chat.images_fit() || (parts == 0 && separate > 0 && placeholders != separate) {
@@ -125,9 +131,15 @@ pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Resu
         return Err(ProcessorError::ImageParts { row, images, parts });
     }
     let images = parts.max(separate);
-    match placeholders == images {
-        true => Ok(()),
-        false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
+    let n_typed =
+        |tokens: &ImageTokens| chat.messages.iter().flat_map(Message::texts).map(|text| tokens.count(text)).sum();
+    match (placeholders == images, tokens, tokens.map_or(0, n_typed)) {
+        (true, ..) => Ok(()),
+        (false, Some(tokens), typed @ 1..) => {
+            let typed = counted(typed, &format!("{} placeholder", tokens.image));
+            Err(ProcessorError::PlaceholderInText { row, typed })
+        }
+        _ => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
     }
 }
 
