@@ -233,6 +233,19 @@ fn supports_template_features_of_real_checkpoints() {
 }
 
 #[test]
+fn templates_of_text_models_get_strings() {
+    let template = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}";
+    let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
+    let parts = vec![Content::text("Look."), Content::text("What?")];
+    let messages = [Message::text("system", "Be brief."), Message::new("user", parts)];
+    assert_eq!(processor.render(&with_generation_prompt(&messages)).unwrap(), "[system]Be brief.[user]Look.\nWhat?");
+    // An image cannot be written as a string, so the template's own error is reported.
+    let messages = [Message::new("user", vec![Content::image(dot()), Content::text("What?")])];
+    let error = processor.render(&with_generation_prompt(&messages)).unwrap_err();
+    assert!(matches!(error, ProcessorError::Render { .. }), "{error}");
+}
+
+#[test]
 fn raise_exception_message_is_in_the_error() {
     let processor =
         Folder::copy_of("tiny-idefics2").template("{{ raise_exception('roles must alternate') }}").load().unwrap();

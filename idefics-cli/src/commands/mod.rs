@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use idefics_generate::processor::image::ImageSource;
-use idefics_generate::processor::{Content, Message, Sample, VideoSource};
+use idefics_generate::processor::{Content, Message, Sample, VideoError, VideoSource};
 use idefics_generate::{CompiledGrammar, GenerationConfig, GenerationWarning, Grammar, Idefics};
 
 use crate::args::Global;
@@ -72,11 +72,15 @@ fn compile(model: &Idefics, grammar: Option<&Grammar>) -> Result<Option<Compiled
     Ok(grammar.map(|grammar| model.compile_grammar(grammar)).transpose()?)
 }
 
-/// Fails if an image file is missing. Checked before the model is loaded, which may take minutes.
+/// Fails if an image file is missing, or if a folder has no pictures. Checked before the model is loaded, which may take
+/// minutes.
 fn check_images<'a>(images: impl IntoIterator<Item = &'a ImageSource>) -> Result<(), Failure> {
     for image in images {
-        if let ImageSource::Path(path) = image {
-            std::fs::metadata(path).map_err(|error| Failure::io_named(&image.to_string(), &error))?;
+        let ImageSource::Path(path) = image else { continue };
+        let metadata = std::fs::metadata(path).map_err(|error| Failure::io_named(&image.to_string(), &error))?;
+        // The files of a folder are the folder itself and its pictures.
+        if metadata.is_dir() && VideoSource::from(path.clone()).files().len() == 1 {
+            return Err(Failure::input(VideoError::NoFrames { video: image.to_string() }.to_string()));
         }
     }
     Ok(())

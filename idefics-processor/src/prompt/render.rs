@@ -67,6 +67,9 @@ impl Conversations<'_> {
     /// The templates of Idefics2 only read parts, so a `content` that is a string is lost in Transformers. If that
     /// happens here, the conversation is rendered a second time, with each lost string as a text part. The second
     /// rendering is only used if it contains all the lost texts and the template does not just print the list of parts.
+    ///
+    /// The templates of text models only read strings. If a template fails and all parts are texts, the conversation is
+    /// rendered with strings.
     fn render_template(
         &self,
         template: &ChatTemplate,
@@ -74,7 +77,14 @@ impl Conversations<'_> {
         row: usize,
     ) -> Result<String, ProcessorError> {
         let tokens = || self.named_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
-        let rendered = template.render(&variables.with_tokens(tokens()), row)?;
+        let rendered = template.render(&variables.with_tokens(tokens()), row);
+        if let Err(ProcessorError::Render { .. }) = rendered
+            && let Some(strings) = variables.with_strings()
+            && let Ok(as_strings) = template.render(&strings.with_tokens(tokens()), row)
+        {
+            return Ok(as_strings);
+        }
+        let rendered = rendered?;
         let mut lost = Vec::new();
         for message in variables.messages_mut() {
             let Some(content) = message.get_mut("content") else { continue };
