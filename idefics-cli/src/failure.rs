@@ -114,6 +114,11 @@ impl Failure {
         Self::new(SOME_FAILED, format!("{failed} of {all} inputs failed"))
     }
 
+    /// Creates the final failure of a chat, after `failed` of `all` questions failed.
+    pub(crate) fn questions_failed(failed: usize, all: usize) -> Self {
+        Self::new(SOME_FAILED, format!("{failed} of {all} questions failed"))
+    }
+
     /// Returns whether other inputs can still succeed. They cannot, for example, if standard output is closed or the
     /// device failed.
     pub(crate) fn affects_one_input(&self) -> bool {

@@ -43,6 +43,24 @@ fn missing_image_folder_or_prompt_file_is_named() {
 }
 
 #[test]
+fn arguments_in_the_wrong_order_and_empty_folders_are_named() {
+    let photo = photo();
+    refused(&checkpoint(), &["ask", "What is this?", &photo], 2, "give the images first and then the question");
+    refused(&checkpoint(), &["ask", "What?", &photo, &photo], 2, "What? is not a file");
+    refused(&checkpoint(), &["ask", "no-such.jpg", "What?"], 5, "no-such.jpg");
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().to_str().unwrap();
+    fs::write(folder.path().join("notes.txt"), "no picture").unwrap();
+    for args in [&["caption", empty][..], &["ask", empty, "What?"], &["chat", empty]] {
+        refused(&checkpoint(), args, 3, "there are no pictures; expected");
+    }
+    refused(folder.path(), &["caption", &photo], 4, "has no config.json; a model folder has config.json, tokenizer");
+    refused(folder.path(), &["inspect"], 4, "has no config.json");
+    fs::copy(&photo, folder.path().join("a.jpg")).unwrap();
+    refused(&checkpoint(), &["caption", empty], 3, "cannot read videos and folders");
+}
+
+#[test]
 fn truncated_checkpoint_is_named() {
     let folder = copy("tiny-idefics2");
     let path = folder.path().join("model.safetensors");

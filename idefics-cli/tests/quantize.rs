@@ -71,6 +71,18 @@ fn gguf_files_answer_like_their_source() {
                 fs::remove_file(out.join(name)).unwrap();
             }
             assert_eq!(answered(&out)["token_ids"], expected["token_ids"]);
+            // Without the vision tower, the model answers questions about text only.
+            fs::remove_file(out.join(tower)).unwrap();
+            let without = idefics(&out, &["ask", &photo(), "What is this?"]);
+            assert_eq!(without.status.code(), Some(3));
+            let stderr = text(&without.stderr);
+            assert!(stderr.contains("cannot read images") && stderr.contains("--mmproj"), "{stderr}");
+            let template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}";
+            fs::write(out.join("chat_template.jinja"), template).unwrap();
+            let asked = idefics(&out, &["--json", "ask", "What is red?", "--max-new-tokens", "1"]);
+            assert!(asked.status.success(), "{}", text(&asked.stderr));
+            let answer: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
+            assert_eq!(answer["prompt"], "user: What is red?");
         }
     }
 }

@@ -97,6 +97,51 @@ fn warns_once_about_each_ignored_key() {
 }
 
 #[test]
+fn misspelt_keys_and_unknown_parts_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = json!([{"type": "picture", "path": "a.png"}, {"type": "text", "text": "What?"}]);
+    let samples = json!([
+        {"text": "What?", "image": "a.png"},
+        {"messages": [{"role": "user", "content": parts}]},
+        {"messages": [{"role": "user", "content": parts}]},
+    ]);
+    let output = generate(folder.path(), &samples, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stderr = text(&output.stderr);
+    let warnings: Vec<&str> = stderr.lines().collect();
+    assert_eq!(warnings.len(), 2, "{stderr}");
+    assert!(warnings[0].contains("parts of the type \"picture\""), "{stderr}");
+    assert_eq!(warnings[1], "warning: `image` of the samples is ignored; write `images`");
+
+    let rows = folder.path().join("rows.jsonl");
+    let with_images = json!({"text": "<image>", "images": [DOT], "image": "a.png"});
+    let lines: Vec<String> = samples.as_array().unwrap().iter().chain([&with_images]).map(Value::to_string).collect();
+    fs::write(&rows, lines.join("\n")).unwrap();
+    let args = ["batch", rows.to_str().unwrap(), "--output", "-", "--max-new-tokens", "1"];
+    let output = idefics(&checkpoint(), &args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stderr = text(&output.stderr);
+    let warnings: Vec<&str> = stderr.lines().collect();
+    assert_eq!(warnings.len(), 2, "{stderr}");
+    assert!(warnings[0].starts_with("warning: line 1: `image` is only copied"), "{stderr}");
+    assert!(warnings[1].contains("\"picture\""), "{stderr}");
+
+    let output = generate(folder.path(), &json!({"message": []}), &[]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("write `messages` for `message`"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn placeholder_in_a_parsed_text_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample = json!({"messages": [{"role": "user", "content": "What is an <image>?"}]});
+    assert!(generate(folder.path(), &sample, &[]).status.success());
+    let output = generate(folder.path(), &sample, &["--special-tokens-in-text", "parse"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("1 <image> placeholder,"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn accepts_extra_message_keys_and_separate_images() {
     let folder = tempfile::tempdir().unwrap();
     let place = json!({"type": "image"});

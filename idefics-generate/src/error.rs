@@ -39,6 +39,16 @@ pub enum Error {
         /// Path of the folder.
         path: PathBuf,
     },
+    /// A folder without `config.json`.
+    #[error(
+        "{}: is not a model folder, because it has no config.json; a model folder has config.json, tokenizer.json and \
+         model.safetensors (or model.safetensors.index.json with its shards), or a GGUF file",
+        folder.display()
+    )]
+    NoConfig {
+        /// Path of the folder.
+        folder: PathBuf,
+    },
     /// A folder with a PEFT adapter but no model.
     #[error(
         "{}: is a PEFT adapter of {base}, not a model; adapters cannot be loaded; merge it into its model with PEFT \
@@ -305,6 +315,7 @@ impl Error {
             | Self::ImageTokens { .. }
             | Self::ImageToken { .. }
             | Self::Adapter { .. }
+            | Self::NoConfig { .. }
             | Self::FolderOption { .. }
             | Self::GitLfsPointer { .. } => ErrorKind::Model,
             Self::Processor(error) => match error.kind() {

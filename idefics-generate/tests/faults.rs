@@ -75,10 +75,10 @@ fn errors_name_truncated_file_and_missing_tensor() {
 }
 
 #[test]
-fn missing_files_are_file_system_errors() {
+fn folders_that_are_missing_or_lack_files_are_named() {
     let (kind, message) = refused(|folder| fs::remove_file(folder.join("config.json")).unwrap());
-    assert_eq!(kind, ErrorKind::FileSystem, "{message}");
-    assert!(message.contains("config.json"), "{message}");
+    assert_eq!(kind, ErrorKind::Model, "{message}");
+    assert!(message.contains("has no config.json; a model folder has"), "{message}");
     let missing = load_folder(Path::new("no/such/folder")).unwrap_err();
     assert!(matches!(missing, Error::NoFolder { .. }), "{missing}");
     let inspected = inspect(Path::new("no/such/folder"), PicklePolicy::Refused, DeviceChoice::Cpu, &Device::flex());

@@ -161,7 +161,7 @@ pub enum ProcessorError {
         missing: Vec<String>,
     },
 
-    /// Two tokens that must differ share an id, or a special token is too long.
+    /// Two tokens that must differ share an id, or a token is too long.
     #[error("{}: token `{token}` (id {id}): {reason}", path.display())]
     TokenInvalid {
         /// Path of `tokenizer.json`.
@@ -230,6 +230,19 @@ pub enum ProcessorError {
         images: usize,
         /// Number of placeholders in the rendered text.
         placeholders: usize,
+    },
+
+    /// The texts of a conversation have placeholders without images. They count because special tokens in texts are
+    /// parsed ([`SpecialTokensInText::Parse`](crate::SpecialTokensInText::Parse)).
+    #[error(
+        "row {row}: the texts of the messages contain {typed}, for which there is no image; write image parts instead, \
+         or treat special tokens in texts as ordinary text"
+    )]
+    PlaceholderInText {
+        /// Row in the batch.
+        row: usize,
+        /// Number of placeholders in the texts, with their noun: `2 <image> placeholders`.
+        typed: String,
     },
 
     /// The batch has no samples.
@@ -432,6 +445,7 @@ impl ProcessorError {
             | Self::NoSplitting
             | Self::InterleavedOption { .. }
             | Self::ImageCount { .. }
+            | Self::PlaceholderInText { .. }
             | Self::SpecialTokenInText { .. }
             | Self::Pad(_) => ErrorKind::Input,
             Self::TextTooLarge { .. } => ErrorKind::Limit,

@@ -360,7 +360,9 @@ impl Processor {
             }
             Sample::Messages(chat) => {
                 let (text, literals) = self.render_chat(chat, row, options.special_tokens_in_text)?;
-                prompt::check_images(chat, self.image_tokens.count(&text), row)?;
+                let is_parsed = options.special_tokens_in_text == SpecialTokensInText::Parse;
+                let tokens = is_parsed.then_some(&self.image_tokens);
+                prompt::check_images(chat, self.image_tokens.count(&text), tokens, row)?;
                 prompt::check_videos(chat, count_videos(&text)).map_err(wrong_videos)?;
                 Ok((text, literals))
             }

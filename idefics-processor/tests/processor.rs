@@ -282,6 +282,47 @@ fn rejects_malicious_tokenizers() {
     assert!(matches!(error, ProcessorError::TokenInvalid { .. }) && error.to_string().len() < 400, "{error}");
 }
 
+/// Returns the tiny checkpoint with an edited `tokenizer.json` whose steps are used as they are.
+fn steps(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Folder {
+    tokenizer(change).change("tokenizer_config.json", |config| {
+        config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+    })
+}
+
+#[test]
+fn rejects_tokenizers_that_multiply_texts() {
+    let regex = json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "aaaaaaaaaa"});
+    let text = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});
+    let nested = json!({"type": "Sequence", "decoders": vec![&text; 12]});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let copies = vec![json!({"Sequence": {"id": "A", "type_id": 0}}); 1000];
+    let template = json!({"type": "TemplateProcessing", "single": copies, "pair": [], "special_tokens": {}});
+    let added = json!({"content": "x".repeat(2 << 20), "id": 600, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": false});
+    for (field, value) in [
+        ("decoder", json!({"type": "Sequence", "decoders": vec![&regex; 12]})),
+        ("decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, nested]})),
+        ("decoder", json!({"type": "Sequence", "decoders": vec![json!({"type": "BPEDecoder", "suffix": ""}); 40]})),
+        ("decoder", json!({"type": "Replace", "pattern": {"String": ""}, "content": " ".repeat(1 << 20)})),
+        ("normalizer", json!({"type": "Sequence", "normalizers": vec![&text; 12]})),
+        ("normalizer", json!({"type": "Prepend", "prepend": "x".repeat(1 << 20)})),
+        ("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![&bytes; 40]})),
+        ("post_processor", template),
+        ("added_tokens", json!([added])),
+    ] {
+        let error = steps(|json| json[field] = value).error();
+        assert!(matches!(error, ProcessorError::Field { field: named, .. } if named == field), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        let message = error.to_string();
+        assert!(message.contains(&format!("tokenizer.json: `{field}`")) && message.len() < 400, "{message}");
+    }
+    assert!(steps(|json| json["decoder"] = json!({"type": "Sequence", "decoders": [regex, text]})).load().is_ok());
+
+    let long = tokenizer(|json| json["model"]["vocab"]["x".repeat((1 << 14) + 1)] = json!(474));
+    let error = long.error();
+    assert!(matches!(error, ProcessorError::TokenInvalid { .. }) && error.to_string().len() < 400, "{error}");
+}
+
 #[test]
 fn missing_tokens_are_appended_to_the_vocabulary() {
     let drop_specials = |json: &mut serde_json::Map<String, Value>| {

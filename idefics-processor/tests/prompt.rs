@@ -140,9 +140,40 @@ fn special_tokens_can_be_parsed_or_rejected() {
     let error = process(messages(), SpecialTokensInText::Reject).unwrap_err();
     assert!(matches!(&error, ProcessorError::SpecialTokenInText { row: 0, token, .. } if token == "</s>"));
     assert_eq!(error.kind(), ErrorKind::Input);
-    // A placeholder without an image is an error before encoding.
-    let error = process(user(vec![Content::text("<image>")]), SpecialTokensInText::Parse).unwrap_err();
-    assert!(matches!(error, ProcessorError::TemplateLossy { row: 0, images: 0, placeholders: 1 }));
+    // A placeholder without an image is an error before encoding, and not the fault of the template.
+    for (content, typed) in [
+        (vec![Content::text("<image>")], "1 <image> placeholder,"),
+        (vec![Content::image(dot()), Content::text("<image> or <image>")], "2 <image> placeholders,"),
+    ] {
+        let error = process(user(content), SpecialTokensInText::Parse).unwrap_err();
+        assert!(matches!(error, ProcessorError::PlaceholderInText { row: 0, .. }), "{error}");
+        assert!(error.to_string().contains(typed) && error.kind() == ErrorKind::Input, "{error}");
+    }
+}
+
+#[test]
+fn unknown_part_types_are_named() {
+    let part = |kind: &str| json!({"type": kind, "text": "x", "path": "a.png"});
+    let messages = json!([
+        {"role": "user", "content": [part("text"), part("picture"), part("image")]},
+        {"role": "assistant", "content": "text"},
+        {"role": "user", "content": [part("tool_result"), part("picture"), part("video")]},
+    ]);
+    let sample = Sample::try_from(json!({"messages": messages})).unwrap();
+    assert_eq!(sample.unknown_part_types().into_iter().collect::<Vec<_>>(), ["picture", "tool_result"]);
+    assert!(Sample::try_from(json!({"text": "x"})).unwrap().unknown_part_types().is_empty());
+}
+
+#[test]
+fn misspelt_keys_of_samples_have_a_suggestion() {
+    for (key, meant) in [("image", "images"), ("Video", "videos"), ("message", "messages"), ("prompts", "prompt")] {
+        assert_eq!(Sample::similar_key(key), Some(meant));
+    }
+    for key in ["images", "text", "id", "source", "s", ""] {
+        assert_eq!(Sample::similar_key(key), None, "{key}");
+    }
+    let error = Sample::try_from(json!({"id": 1, "message": []})).unwrap_err().to_string();
+    assert!(error.contains("has none of them; write `messages` for `message`"), "{error}");
 }
 
 #[test]
@@ -199,6 +230,19 @@ fn supports_template_features_of_real_checkpoints() {
     }
     let dated = Folder::copy_of("tiny-idefics2").template("{{ strftime_now('%Y') }}").load().unwrap();
     assert_eq!(dated.render(&with_generation_prompt(&messages)).unwrap().len(), 4);
+}
+
+#[test]
+fn templates_of_text_models_get_strings() {
+    let template = "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}";
+    let processor = Folder::copy_of("tiny-idefics2").template(template).load().unwrap();
+    let parts = vec![Content::text("Look."), Content::text("What?")];
+    let messages = [Message::text("system", "Be brief."), Message::new("user", parts)];
+    assert_eq!(processor.render(&with_generation_prompt(&messages)).unwrap(), "[system]Be brief.[user]Look.\nWhat?");
+    // An image cannot be written as a string, so the template's own error is reported.
+    let messages = [Message::new("user", vec![Content::image(dot()), Content::text("What?")])];
+    let error = processor.render(&with_generation_prompt(&messages)).unwrap_err();
+    assert!(matches!(error, ProcessorError::Render { .. }), "{error}");
 }
 
 #[test]

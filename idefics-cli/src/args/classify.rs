@@ -1,8 +1,8 @@
 //! `idefics classify`
 
 use clap::{ArgGroup, Args};
-use idefics_generate::RankOptions;
 use idefics_generate::processor::image::ImageSource;
+use idefics_generate::{Grammar, RankOptions};
 
 use super::{GenerationArgs, image_parser};
 use crate::failure::Failure;
@@ -22,7 +22,8 @@ pub(crate) struct ClassifyArgs {
     /// The question to ask [default: a question that lists the labels].
     #[arg(long)]
     pub(crate) prompt: Option<String>,
-    /// Score every label instead of generating an answer, and print all labels with their probabilities.
+    /// Score every label instead of generating an answer, and print all labels with their probabilities. The scores
+    /// depend on all tokens of a label; an answer is chosen token by token.
     #[arg(long)]
     pub(crate) rank: bool,
     /// With --rank: divide the log-likelihood of a label by its number of tokens.
@@ -53,6 +54,18 @@ impl ClassifyArgs {
             labels.push(label.to_owned());
         }
         Ok(labels)
+    }
+
+    /// Returns the grammar whose only answers are the labels.
+    ///
+    /// # Errors
+    /// If a generation option cannot be combined with it.
+    pub(crate) fn grammar(&self, labels: &[String]) -> Result<Grammar, Failure> {
+        let grammar = Grammar::choices(labels).map_err(|error| Failure::grammar("--labels", error))?;
+        grammar.check_options(&self.generation.options()).map_err(|error| {
+            Failure::usage(format!("the labels are a grammar, because they are the only answers: {error}"))
+        })?;
+        Ok(grammar)
     }
 
     pub(crate) fn rank_options(&self) -> RankOptions {

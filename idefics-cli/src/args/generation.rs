@@ -15,7 +15,7 @@ use super::{Global, positive};
 use crate::signals;
 
 /// Options for generation and preprocessing.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct GenerationArgs {
     /// Maximum number of tokens to generate [default: that of the model folder, or else 20].
     #[arg(long, value_name = "N", help_heading = "Length")]
@@ -136,7 +136,7 @@ pub(crate) struct GenerationArgs {
 }
 
 /// Options for preprocessing: how samples become token ids and pixels.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ProcessArgs {
     /// Whether to encode parts of each image in addition to the whole image: its quarters, or the tiles of a grid
     /// [default: that of the model folder].
@@ -242,6 +242,12 @@ impl GenerationArgs {
             renormalize_logits: self.renormalize_logits,
             ..GenerationConfig::default()
         }
+    }
+
+    /// Returns these options with a default for `--max-new-tokens`, if none of them limits the length.
+    pub(crate) fn with_max_new_tokens(&self, n_tokens: usize) -> Self {
+        let default = self.max_length.is_none().then_some(n_tokens);
+        Self { max_new_tokens: self.max_new_tokens.or(default), ..self.clone() }
     }
 
     /// Returns the names of the generation options given on the command line.

@@ -206,7 +206,10 @@ pub(crate) enum Command {
   idefics --model DIR ask receipt.jpg \"What was bought?\" --json-schema receipt.json --max-new-tokens 300
   idefics --model DIR ask photo.jpg \"How many people are there?\" --regex \"[0-9]+\"")]
     Ask(AskArgs),
-    /// Classify an image: print the label that the model names, or with --rank all labels with probabilities.
+    /// Classify an image: print one of the labels, or with --rank all labels with probabilities.
+    ///
+    /// Without --rank, the model answers the question with one of the labels and cannot say anything else. Unless
+    /// --max-new-tokens or --max-length is given, the answer has room for the longest label.
     #[command(after_help = "Examples:
   idefics --model DIR classify photo.jpg --labels vegetables,electronics,furniture
   idefics --model DIR classify photo.jpg --label \"red, round\" --label blue

@@ -1,11 +1,18 @@
 //! `idefics ask`
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::args::{self, AskArgs, Global};
 use crate::failure::Failure;
 use crate::media::{self, Media};
-use crate::{commands, model, output, signals};
+use crate::{commands, output, signals};
+
+/// Returns whether an argument is the path of a file or folder, or a URL.
+fn names_image(argument: &OsStr) -> bool {
+    let is_url = |text: &str| ["http://", "https://", "data:"].iter().any(|start| text.starts_with(start));
+    Path::new(argument).exists() || argument.to_str().is_some_and(is_url)
+}
 
 /// Answers a question about all the images and videos together.
 pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
@@ -18,6 +25,14 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
         let name = question.display();
         return Err(Failure::usage(format!("{name} is a {kind}; give the question after it, in quotes")));
     }
+    if let Some(missing) = images.iter().find(|image| !names_image(image)).filter(|_| names_image(question)) {
+        let (missing, name) = (missing.display(), question.display());
+        return Err(Failure::usage(format!(
+            "{missing} is not a file, but the last argument {name} is an image; give the images first and then the \
+             question, as in: idefics ask {name} {:?}",
+            missing.to_string()
+        )));
+    }
     let Some(question) = question.to_str() else {
         let question = question.display();
         return Err(Failure::usage(format!("the last argument must be the question, but {question} is not UTF-8")));
@@ -25,10 +40,10 @@ pub(crate) fn run(global: &Global, given: &AskArgs) -> Result<(), Failure> {
     let images = images.iter().cloned().map(args::image).collect::<Result<Vec<_>, _>>();
     let images = images.map_err(|error| Failure::input(error.to_string()))?;
     commands::check_images(&images)?;
-    let grammar = given.grammar.grammar(&given.generation.options())?;
-    let model = model::load(global)?;
+    let options = given.generation.options();
+    let grammar = given.grammar.grammar(&options)?;
+    let model = commands::load(global, &options)?;
     let grammar = commands::compile(&model, grammar.as_ref())?;
-    commands::warn(global, &model, &given.generation.options());
     let cancel = signals::cancel();
     let plain = format!("Question: {question} Answer:");
     let limits = global.image_limits();

@@ -3,17 +3,17 @@
 use crate::args::{CaptionArgs, Global};
 use crate::failure::Failure;
 use crate::media::{self, Media};
-use crate::{commands, model, output, signals};
+use crate::{commands, output, signals};
 
 /// Describes each image or video in turn. If one fails, the others are still described.
 pub(crate) fn run(global: &Global, args: &CaptionArgs) -> Result<(), Failure> {
     if let [image] = args.images.as_slice() {
         commands::check_images([image])?;
     }
-    let grammar = args.grammar.grammar(&args.generation.options())?;
-    let model = model::load(global)?;
+    let options = args.generation.options();
+    let grammar = args.grammar.grammar(&options)?;
+    let model = commands::load(global, &options)?;
     let grammar = commands::compile(&model, grammar.as_ref())?;
-    commands::warn(global, &model, &args.generation.options());
     let cancel = signals::cancel();
     let several = args.images.len() > 1;
     let mut failures = Vec::new();

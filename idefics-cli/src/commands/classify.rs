@@ -10,11 +10,19 @@ use crate::failure::Failure;
 use crate::media::Media;
 use crate::{commands, model, output, signals};
 
-/// Asks the model for a label, or ranks all labels.
+/// Asks the model for a label, or ranks all labels. An answer is always one of the labels, because a grammar allows
+/// nothing else.
 pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
     let labels = args.labels()?;
     commands::check_images([&args.image])?;
-    let model = model::load(global)?;
+    let grammar = if args.rank { None } else { Some(args.grammar(&labels)?) };
+    // Room for the longest label and an end token; no token is shorter than a byte.
+    let n_tokens = labels.iter().map(String::len).max().unwrap_or(0) + 2;
+    let generation = args.generation.with_max_new_tokens(n_tokens);
+    let model = match args.rank {
+        true => model::load(global)?,
+        false => commands::load(global, &generation.options())?,
+    };
     let cancel = signals::cancel();
     let listed = labels.join(", ");
     let question = args.prompt.clone().unwrap_or_else(|| {
@@ -32,9 +40,9 @@ pub(crate) fn run(global: &Global, args: &ClassifyArgs) -> Result<(), Failure> {
         }
     };
     if !args.rank {
-        commands::warn(global, &model, &args.generation.options());
-        let prepared = model.prepare(&[sample], &args.generation.process(global));
-        return output::answer_one(global, None, &model, prepared, &args.generation, None, &cancel);
+        let grammar = commands::compile(&model, grammar.as_ref())?;
+        let prepared = model.prepare(&[sample], &generation.process(global));
+        return output::answer_one(global, None, &model, prepared, &generation, grammar.as_ref(), &cancel);
     }
 
     for option in args.generation.given() {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::args::{GenerateArgs, Global};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::{commands, media, model, output, signals};
+use crate::{commands, media, output, signals};
 
 /// Runs one sample and streams its text, or runs a batch of samples.
 pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
@@ -22,10 +22,10 @@ pub(crate) fn run(global: &Global, args: &GenerateArgs) -> Result<(), Failure> {
         samples.iter().try_for_each(|sample| commands::check_images(sample.images()))?;
         samples.iter().try_for_each(|sample| commands::check_videos(sample.videos()))?;
     }
-    let grammar = args.grammar.grammar(&args.generation.options())?;
-    let model = model::load(global)?;
+    let options = args.generation.options();
+    let grammar = args.grammar.grammar(&options)?;
+    let model = commands::load(global, &options)?;
     let grammar = commands::compile(&model, grammar.as_ref())?;
-    commands::warn(global, &model, &args.generation.options());
     media::warn_about_rates(samples, &model, &args.process(global));
     let cancel = signals::cancel();
     match &prompts {
@@ -62,6 +62,7 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
             _ => Sample::try_from(value),
         };
         sample.map(|mut sample| {
+            commands::warn_about_parts(&sample);
             sample.resolve_paths(input.folder());
             sample
         })
@@ -79,7 +80,10 @@ fn read(path: &Path) -> Result<Prompts, Failure> {
     };
     // There is no warning for `id`, because the same files may be used with `batch`, where rows have ids.
     for key in passed_over.into_iter().filter(|key| key != "id") {
-        say!("warning: `{key}` of the samples is ignored; `idefics batch` copies such keys to its output");
+        match Sample::similar_key(&key) {
+            Some(meant) => say!("warning: `{key}` of the samples is ignored; write `{meant}`"),
+            None => say!("warning: `{key}` of the samples is ignored; `idefics batch` copies such keys to its output"),
+        }
     }
     Ok(prompts)
 }

@@ -159,7 +159,7 @@ impl ModelConfig {
     /// metadata of that file instead.
     ///
     /// # Errors
-    /// - [`Error::NoFolder`] or [`Error::Adapter`] if this is not a model folder
+    /// - [`Error::NoFolder`], [`Error::NoConfig`] or [`Error::Adapter`] if this is not a model folder
     /// - [`Error::Checkpoint`] if a GGUF file is rejected
     /// - [`Error::Read`] if the file cannot be read
     /// - [`Error::GitLfsPointer`] or [`Error::ModelFile`] if the file is not a configuration
@@ -168,7 +168,10 @@ impl ModelConfig {
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         match folder::in_metadata(folder, ModelFile::Config)? {
             Some((path, config)) => Self::from_json_with(&path, config, FAMILIES),
-            None => Self::from_file(&folder.join("config.json")),
+            None => match folder.join("config.json") {
+                path if path.exists() => Self::from_file(&path),
+                _ => Err(Error::NoConfig { folder: folder.to_owned() }),
+            },
         }
     }
 

@@ -47,7 +47,7 @@ pub enum SampleProblem {
     /// The sample has none of the keys that select its form, or more than one.
     #[error("needs exactly one of `text`, `messages` and `prompt`, but has {found}")]
     Form {
-        /// The keys in the sample, or `none of them`.
+        /// The keys in the sample, or `none of them` with a suggestion.
         found: String,
     },
     /// A key is not allowed in this form of sample.
@@ -127,6 +127,19 @@ fn place(at: &str) -> String {
     }
 }
 
+/// The keys of a sample.
+const KEYS: [&str; 9] = [
+    "text",
+    "messages",
+    "prompt",
+    "images",
+    "videos",
+    "add_generation_prompt",
+    "tools",
+    "documents",
+    "chat_template_kwargs",
+];
+
 impl Sample {
     /// Parses a sample from the text of a JSON file. A UTF-8 byte order mark at its start is skipped.
     ///
@@ -137,6 +150,14 @@ impl Sample {
         let value: Value =
             serde_json::from_slice(text).map_err(|error| SampleError::new(SampleProblem::Syntax(error)))?;
         Self::try_from(value)
+    }
+
+    /// Returns the key of samples that differs from `key` only by case or by an `s` at its end, such as `images` for
+    /// `image`. Returns `None` if there is no such key, or if `key` is itself a key of samples.
+    pub fn similar_key(key: &str) -> Option<&'static str> {
+        let key_of = |text: &str| text.strip_suffix('s').unwrap_or(text).to_ascii_lowercase();
+        let is_key = KEYS.contains(&key);
+        KEYS.into_iter().find(|known| !is_key && key_of(known) == key_of(key))
     }
 
     /// Takes a sample out of a JSON object: removes the keys of the sample and leaves all other keys.
@@ -155,7 +176,11 @@ impl Sample {
         }
         let &[form] = forms.as_slice() else {
             let found = match forms.as_slice() {
-                [] => "none of them".to_owned(),
+                [] => {
+                    let similar = object.keys().find_map(|key| Some((Self::similar_key(key)?, key)));
+                    let hint = similar.map(|(meant, key)| format!("; write `{meant}` for `{}`", shorten(key)));
+                    format!("none of them{}", hint.unwrap_or_default())
+                }
                 several => several.join(" and "),
             };
             return Err(SampleError::new(SampleProblem::Form { found }));

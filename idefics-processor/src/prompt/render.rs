@@ -7,7 +7,7 @@ use crate::error::ProcessorError;
 use crate::prompt::conversation::conversation;
 use crate::prompt::json::counted;
 use crate::prompt::{
-    Chat, ChatTemplate, Content, ImageTokens, Literals, MAX_DEPTH, SpecialTokensInText, TextLimits, Variables,
+    Chat, ChatTemplate, Content, ImageTokens, Literals, MAX_DEPTH, Message, SpecialTokensInText, TextLimits, Variables,
     find_token, is_word,
 };
 use crate::video::VideoError;
@@ -67,6 +67,9 @@ impl Conversations<'_> {
     /// The templates of Idefics2 only read parts, so a `content` that is a string is lost in Transformers. If that
     /// happens here, the conversation is rendered a second time, with each lost string as a text part. The second
     /// rendering is only used if it contains all the lost texts and the template does not just print the list of parts.
+    ///
+    /// The templates of text models only read strings. If a template fails and all parts are texts, the conversation is
+    /// rendered with strings.
     fn render_template(
         &self,
         template: &ChatTemplate,
@@ -74,7 +77,14 @@ impl Conversations<'_> {
         row: usize,
     ) -> Result<String, ProcessorError> {
         let tokens = || self.named_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
-        let rendered = template.render(&variables.with_tokens(tokens()), row)?;
+        let rendered = template.render(&variables.with_tokens(tokens()), row);
+        if let Err(ProcessorError::Render { .. }) = rendered
+            && let Some(strings) = variables.with_strings()
+            && let Ok(as_strings) = template.render(&strings.with_tokens(tokens()), row)
+        {
+            return Ok(as_strings);
+        }
+        let rendered = rendered?;
         let mut lost = Vec::new();
         for message in variables.messages_mut() {
             let Some(content) = message.get_mut("content") else { continue };
@@ -116,8 +126,14 @@ impl Conversations<'_> {
     }
 }
 
-/// Checks that a rendered text has one placeholder per image.
-pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Result<(), ProcessorError> {
+/// Checks that a rendered text has one placeholder per image. `tokens` are given if special tokens in the texts of the
+/// messages are parsed.
+pub(crate) fn check_images(
+    chat: &Chat,
+    placeholders: usize,
+    tokens: Option<&ImageTokens>,
+    row: usize,
+) -> Result<(), ProcessorError> {
     let (parts, unfilled) = chat.count_image_parts();
     let separate = chat.images.len();
     if !chat.images_fit() || (parts == 0 && separate > 0 && placeholders != separate) {
@@ -125,9 +141,15 @@ pub(crate) fn check_images(chat: &Chat, placeholders: usize, row: usize) -> Resu
         return Err(ProcessorError::ImageParts { row, images, parts });
     }
     let images = parts.max(separate);
-    match placeholders == images {
-        true => Ok(()),
-        false => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
+    let n_typed =
+        |tokens: &ImageTokens| chat.messages.iter().flat_map(Message::texts).map(|text| tokens.count(text)).sum();
+    match (placeholders == images, tokens, tokens.map_or(0, n_typed)) {
+        (true, ..) => Ok(()),
+        (false, Some(tokens), typed @ 1..) => {
+            let typed = counted(typed, &format!("{} placeholder", tokens.image));
+            Err(ProcessorError::PlaceholderInText { row, typed })
+        }
+        _ => Err(ProcessorError::TemplateLossy { row, images, placeholders }),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Samples: the rows of a batch.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -115,6 +116,18 @@ impl Sample {
             Self::Messages(chat) => chat.messages.iter().flat_map(Message::texts).map(str::len).sum(),
             Self::Prompt(parts) => texts_of_parts(parts).map(str::len).sum(),
         }
+    }
+
+    /// Returns the types of message parts that are not text, image or video. Such parts are only passed to the chat
+    /// template, which ignores them unless it knows their type.
+    pub fn unknown_part_types(&self) -> BTreeSet<&str> {
+        let Self::Messages(chat) = self else { return BTreeSet::new() };
+        let parts = chat.messages.iter().flat_map(Message::parts);
+        let kinds = parts.filter_map(|part| match part {
+            Content::Other(keys) => keys.get("type")?.as_str(),
+            Content::Text { .. } | Content::Image { .. } | Content::Video { .. } => None,
+        });
+        kinds.collect()
     }
 
     /// Resolves relative paths of images and videos against `folder`, usually the folder of the file that contains the

@@ -52,6 +52,23 @@ impl Variables {
         Self(replaced.collect())
     }
 
+    /// Returns the same variables with the texts of each message joined to one string, with a line break between them.
+    /// Returns `None` if a message has a part that is not a text, or if no message has parts.
+    pub(crate) fn with_strings(&self) -> Option<Self> {
+        let mut variables = self.clone();
+        let mut has_parts = false;
+        for content in variables.messages_mut().iter_mut().filter_map(|message| message.get_mut("content")) {
+            let Some(parts) = content.as_array() else { continue };
+            let text = |part: &Value| {
+                part.get("type").filter(|kind| *kind == "text").and(part.get("text")?.as_str().map(str::to_owned))
+            };
+            let texts: Vec<String> = parts.iter().map(text).collect::<Option<_>>()?;
+            *content = texts.join("\n").into();
+            has_parts = true;
+        }
+        has_parts.then_some(variables)
+    }
+
     /// Returns the messages, for changing them in place.
     pub(crate) fn messages_mut(&mut self) -> &mut [Value] {
         match self.0.get_mut("messages") {

@@ -11,7 +11,7 @@ use tokenizers::AddedToken;
 use crate::checkpoint::{Checkpoint, ModelHead, Sourced, field, shorten};
 use crate::error::ProcessorError;
 use crate::families::{FamilyRules, PromptStyle};
-use crate::tokenizer::{Compatibility, SpecialIds, Tokenizer};
+use crate::tokenizer::{Compatibility, SpecialIds, Tokenizer, growth};
 
 /// Maximum number of special tokens. Real tokenizers have up to a few hundred.
 const MAX_SPECIAL_TOKENS: usize = 1024;
@@ -220,13 +220,18 @@ fn build(
     compatibility: Compatibility,
 ) -> Result<tokenizers::Tokenizer, ProcessorError> {
     let fail = |error| ProcessorError::Tokenizer { path: file.path.clone(), error };
+    let config_tokens: Vec<AddedToken> = config.added_tokens.iter().flat_map(BTreeMap::values).cloned().collect();
     let rebuilt = match compatibility {
         Compatibility::Transformers5 if config.is_llama => rebuild(file, config)?,
         _ => None,
     };
     let mut inner = match rebuilt {
-        None => tokenizers::Tokenizer::from_bytes(&file.content).map_err(fail)?,
+        None => {
+            growth::check_pipeline(&file.path, &file.content, &config_tokens)?;
+            tokenizers::Tokenizer::from_bytes(&file.content).map_err(fail)?
+        }
         Some(Rebuilt { pipeline, added_tokens }) => {
+            growth::check_pipeline(&file.path, &pipeline, config_tokens.iter().chain(&added_tokens))?;
             let mut inner = tokenizers::Tokenizer::from_bytes(pipeline).map_err(fail)?;
             if config.added_tokens.is_none() {
                 inner.add_tokens(added_tokens).map_err(fail)?;
@@ -239,7 +244,7 @@ fn build(
     inner.with_padding(None);
 
     // Source: `TokenizersBackend.__init__`, then `Idefics2Processor.__init__`.
-    inner.add_tokens(config.added_tokens.iter().flat_map(BTreeMap::values).cloned()).map_err(fail)?;
+    inner.add_tokens(config_tokens).map_err(fail)?;
     let special = |content: &str| AddedToken::from(content, true);
     let named = [&config.bos, &config.eos, &config.unk, &config.pad].into_iter().flatten().chain(&config.others);
     let known = inner.get_added_vocabulary().get_vocab().clone();
@@ -393,5 +398,6 @@ fn check(inner: tokenizers::Tokenizer, path: &Path, config: &TokenizerConfig) ->
             return invalid(token, id, "another special token has this id");
         }
     }
+    growth::check_decoder(&inner, path)?;
     Ok(Tokenizer { ids, protected, path: path.to_owned(), inner })
 }

@@ -1,6 +1,7 @@
 //! The checkpoint's tokenizer: encoding, decoding, and the ids of special tokens.
 
 mod fragments;
+mod growth;
 mod load;
 mod pieces;
 

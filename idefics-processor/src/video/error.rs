@@ -14,8 +14,8 @@ use crate::image::{ImageError, TileError};
 pub enum VideoError {
     /// The model family does not support videos.
     #[error(
-        "models with `model_type` {family} cannot read videos; use a SmolVLM2 model (`model_type` smolvlm), or give \
-         single frames as images"
+        "models with `model_type` {family} cannot read videos and folders; use a SmolVLM2 model (`model_type` smolvlm), \
+         or give the pictures one by one, as in FOLDER/*.jpg"
     )]
     NotSupported {
         /// The `model_type` of the family.
@@ -44,7 +44,10 @@ pub enum VideoError {
     },
 
     /// The video has no frames.
-    #[error("{video}: there are no frames; give a folder with at least one picture, or a list of picture files")]
+    #[error(
+        "{video}: there are no pictures; expected a list of picture files, or a folder with files whose names end with \
+         .png, .jpg, .webp, .gif, .bmp, .tif, .avif, .jp2, .pnm or .tga"
+    )]
     NoFrames {
         /// Name of the video.
         video: String,

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::DType;
 use idefics_checkpoint::PicklePolicy;
-use idefics_generate::processor::Sample;
 use idefics_generate::processor::image::Alpha;
+use idefics_generate::processor::{Sample, describe_io_error};
 use idefics_generate::{FAMILIES, GenerationConfig, WeightFormat, WeightOptions};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -136,8 +136,14 @@ impl Case {
 
     /// Reads a case folder.
     pub(super) fn read(folder: &Path) -> Result<Self> {
+        let kind = if folder.exists() { "not a folder" } else { "no such folder" };
+        ensure!(
+            folder.is_dir(),
+            "{}: {kind}; give a folder with a case.json, such as xtask/cases/two-images",
+            folder.display()
+        );
         let path = folder.join("case.json");
-        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let text = read_file(&path)?;
         let mut file: CaseFile = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
         ensure!(file.format == 1, "{}: format {} is not supported; expected 1", path.display(), file.format);
         let families: Vec<&str> = FAMILIES.iter().map(|family| family.model_type()).collect();
@@ -222,8 +228,12 @@ impl Case {
     }
 }
 
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| anyhow!("{}: {}", path.display(), describe_io_error(&error)))
+}
+
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, Expected>> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let bytes = read_file(path)?;
     let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter() {

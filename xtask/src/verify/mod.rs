@@ -15,8 +15,9 @@ mod vision;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use burn::tensor::DType;
+use idefics_generate::processor::describe_io_error;
 use idefics_generate::{DeviceChoice, Precision};
 
 use case::Case;
@@ -27,7 +28,7 @@ use report::Report;
 /// Prints one row per stage and marks the first one that differs in each case. Exit code 0 if all stages agree, 1 if
 /// a stage differs, 2 if a case cannot be read.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask verify\n  cargo xtask verify --case target/cases/two-images --json")]
+#[command(after_help = "Examples:\n  cargo xtask verify\n  cargo xtask verify --case xtask/cases/two-images --json")]
 pub(crate) struct Args {
     /// A case folder; may be repeated [default: every case committed in xtask/cases].
     #[arg(long = "case", value_name = "DIR")]
@@ -79,7 +80,8 @@ fn verify(cases: &[PathBuf], args: &Args) -> Result<Report> {
 fn committed_cases() -> Result<Vec<PathBuf>> {
     let elsewhere = std::env::var_os("IDEFICS_CASES").map(PathBuf::from);
     let folder = elsewhere.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("cases"));
-    let entries = std::fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
+    let entries = std::fs::read_dir(&folder);
+    let entries = entries.map_err(|error| anyhow!("{}: {}", folder.display(), describe_io_error(&error)))?;
     let mut cases = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     cases.retain(|path| path.is_dir());
     cases.sort();

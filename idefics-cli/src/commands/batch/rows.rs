@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use crate::commands;
 use crate::failure::Failure;
 use crate::input::{self, Input};
 
@@ -122,16 +123,16 @@ pub(super) struct Rows<'i, R> {
     n_rows: usize,
     /// Line number of each id.
     ids: HashMap<String, usize>,
-    /// User keys that were dropped and already warned about.
-    dropped: HashSet<String>,
+    /// User keys that were already warned about.
+    warned: HashSet<String>,
     is_over: bool,
 }
 
 impl<'i, R: BufRead> Rows<'i, R> {
     /// Creates a reader of the rows of `input`, whose text comes from `reader`.
     pub(super) fn new(input: &'i Input, reader: R) -> Self {
-        let (ids, dropped) = (HashMap::new(), HashSet::new());
-        Self { input, reader, line: Vec::new(), n_lines: 0, n_rows: 0, ids, dropped, is_over: false }
+        let (ids, warned) = (HashMap::new(), HashSet::new());
+        Self { input, reader, line: Vec::new(), n_lines: 0, n_rows: 0, ids, warned, is_over: false }
     }
 
     fn read(&mut self) -> Result<Option<InputRow>, Failure> {
@@ -163,13 +164,31 @@ impl<'i, R: BufRead> Rows<'i, R> {
                 }
             }
             for (key, _) in row.own.iter().filter(|(key, _)| ROW_KEYS.contains(&key.as_str())) {
-                if self.dropped.insert(key.clone()) {
+                if self.warned.insert(key.clone()) {
                     say!("warning: `{key}` of the samples is dropped, because output rows have their own `{key}`");
                 }
+            }
+            if let Ok(sample) = &row.sample {
+                commands::warn_about_parts(sample);
+                self.warn_about_keys(sample, &row.own);
             }
             row.own.retain(|(key, _)| !ROW_KEYS.contains(&key.as_str()));
             self.n_rows += 1;
             return Ok(Some(row));
+        }
+    }
+
+    /// Prints a warning about keys such as `image` in a sample without images, once for each key. They are probably
+    /// meant as keys of the sample.
+    fn warn_about_keys(&mut self, sample: &Sample, own: &[(String, String)]) {
+        if !sample.images().is_empty() || !sample.videos().is_empty() {
+            return;
+        }
+        for (key, meant) in own.iter().filter_map(|(key, _)| Some((key, Sample::similar_key(key)?))) {
+            if self.warned.insert(key.clone()) {
+                let n_line = self.n_lines;
+                say!("warning: line {n_line}: `{key}` is only copied to the output; write `{meant}` for the model");
+            }
         }
     }
 

@@ -37,6 +37,11 @@ impl Lines {
         Ok(Self { editor, history, is_terminal, is_first: true })
     }
 
+    /// Returns whether the lines are typed at a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
     /// Returns the next non-empty line without surrounding space, or `None` at the end of the input. The line is added
     /// to the history before it is returned, so that it is kept even if the program is killed.
     pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, Failure> {

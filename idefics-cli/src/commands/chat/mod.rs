@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use idefics_generate::processor::image::ImageSource;
 use idefics_generate::processor::{Content, Message};
-use idefics_generate::{Conversation, ErrorKind, FinishReason, Idefics};
+use idefics_generate::{Conversation, ErrorKind, FinishReason, GenerationConfig, Idefics};
 use serde_json::{Value, json};
 
 use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
 use crate::media::Media;
 use crate::output::{Chunks, report_refusal, warn_about};
-use crate::{commands, model, signals};
+use crate::{commands, signals};
 
 use lines::Lines;
 
@@ -31,12 +31,14 @@ PATH may start with ~ and may be quoted. Ctrl-C stops an answer, Ctrl-D ends the
 /// Reads questions and answers them until the input ends.
 pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
     commands::check_images(&args.images)?;
-    let model = model::load(global)?;
+    let options = args.generation.options();
+    check_single_answer(&options)?; // before the model is loaded
+    let model = commands::load(global, &options)?;
     if !model.processor().can_chat() {
         let message = "this model has no chat template; use `generate`, or a model that was trained to chat";
         return Err(Failure::usage(message.to_owned()));
     }
-    commands::warn(global, &model, &args.generation.options());
+    check_single_answer(&options.over(model.generation_config()))?;
     let mut chat = Chat {
         global,
         args,
@@ -48,6 +50,19 @@ pub(crate) fn run(global: &Global, args: &ChatArgs) -> Result<(), Failure> {
     };
     chat.reset();
     chat.read(&model)
+}
+
+/// Rejects beam search and several answers, with which every question would fail.
+fn check_single_answer(options: &GenerationConfig) -> Result<(), Failure> {
+    match options.is_streamable() {
+        true => Ok(()),
+        false => Err(Failure::usage(format!(
+            "chat needs a single answer that is generated token by token, but num_beams is {} and num_return_sequences \
+             is {}; omit --num-beams and --num-return-sequences, or set them to 1 if the model folder sets them",
+            options.num_beams(),
+            options.num_return_sequences()
+        ))),
+    }
 }
 
 struct Chat<'a> {
@@ -69,22 +84,32 @@ impl Chat<'_> {
         if self.global.verbose {
             say!("context length: {} tokens", model.model().shape().text.max_position_embeddings);
         }
+        let (mut n_questions, mut n_failed) = (0, 0);
         while let Some(line) = lines.next()? {
-            let said = match line.strip_prefix(b"/") {
+            let command = line.strip_prefix(b"/");
+            let said = match command {
                 Some(command) => self.command(command),
                 None => match str::from_utf8(&line) {
                     Ok(question) => self.ask(question),
                     Err(error) => Err(Failure::input(format!("the question is not UTF-8: {error}"))),
                 },
             };
+            n_questions += usize::from(command.is_none());
             match said {
                 _ if signals::is_ending() => return Err(Failure::interrupted()),
                 Ok(()) => {}
-                Err(failure) if failure.affects_one_input() || failure.is_usage() => failure.warn(),
+                Err(failure) if failure.affects_one_input() || failure.is_usage() => {
+                    failure.warn();
+                    n_failed += usize::from(command.is_none());
+                }
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(())
+        // At a terminal, the user has seen the failures and could ask again.
+        match n_failed {
+            1.. if !lines.is_terminal() => Err(Failure::questions_failed(n_failed, n_questions)),
+            _ => Ok(()),
+        }
     }
 
     fn command(&mut self, command: &[u8]) -> Result<(), Failure> {
