@@ -4,7 +4,7 @@ use std::path::Path;
 
 use half::f16;
 use idefics_kernels::formats::{Blocks, FormatError, GgufType, PackedFormat, Weight};
-use idefics_kernels::{Isa, linear_int8_on, linear_on, linear_transposed_on, rounds_activations};
+use idefics_kernels::{Isa, MAX_GEMV_ROWS, linear_int8_on, linear_on, linear_transposed_on, rounds_activations};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
@@ -278,6 +278,32 @@ fn product_is_bitwise_equal_on_any_number_of_threads() {
                     out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                 };
                 assert_eq!(on(1), on(3), "{isa:?} {kind:?} {n_rows}");
+            }
+        }
+    }
+}
+
+/// With up to [`MAX_GEMV_ROWS`] rows, a row has the bits that it has alone. On AVX2, this does not hold for the types with
+/// loops of their own, which multiply integers only for a single row.
+#[test]
+fn few_rows_are_bitwise_equal_to_single_rows() {
+    let isas: Vec<Isa> = isas().into_iter().filter(|isa| *isa != Isa::Avx2).collect();
+    for kind in block_types() {
+        for (d_out, d_in) in [(7, kind.block_len()), (45, 3 * kind.block_len()), (523, 1024)] {
+            let bytes = random_blocks(kind, d_out * d_in / kind.block_len(), 12);
+            let weight = Weight::from(Blocks::new(kind, bytes, d_out, d_in).unwrap());
+            let (x, bias) = (normal(MAX_GEMV_ROWS * d_in, 13, true), normal(d_out, 14, false));
+            for isa in &isas {
+                let product = |x: &[f32]| {
+                    let mut out = vec![f32::NAN; x.len() / d_in * d_out];
+                    linear_on(*isa, x, x.len() / d_in, &weight, Some(&bias), &mut out);
+                    out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+                };
+                let alone: Vec<u32> = x.chunks(d_in).flat_map(product).collect();
+                for n_rows in 2..=MAX_GEMV_ROWS {
+                    let together = product(&x[..n_rows * d_in]);
+                    assert_eq!(together, alone[..n_rows * d_out], "{isa:?} {kind:?} [{d_out}, {d_in}] x {n_rows}");
+                }
             }
         }
     }

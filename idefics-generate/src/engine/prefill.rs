@@ -74,13 +74,14 @@ impl<'m> Prefill<'m> {
         let tower = model.shape().vision_layers;
         let clock = Instant::now();
         if layers.start < tower {
-            encoder.step(layers.end.min(tower) - layers.start);
+            in_thread_pool(&model.device(), || encoder.step(layers.end.min(tower) - layers.start));
             sync(model)?;
         }
         timings.vision_ms += milliseconds(clock);
         if layers.end > tower {
             let clock = Instant::now();
-            let vectors = encoder.step(1).ok_or_else(lost)?; // [1, n_vectors, d]
+            let vectors = in_thread_pool(&model.device(), || encoder.step(1)); // [1, n_vectors, d]
+            let vectors = vectors.ok_or_else(lost)?;
             self.encoder = None;
             let vectors = ImageVectors::from(vectors);
             if let Some(mut features) = lock(features) {

@@ -90,7 +90,7 @@ impl ModelShape {
 }
 
 /// A batch of images that runs through the vision tower, a few layers at a time.
-pub trait StepwiseEncoder {
+pub trait StepwiseEncoder: Send {
     /// Runs the next `n_layers` layers of the tower: at least one, and at most those that are left. Once all layers
     /// have run, the next call runs the connector and returns the image vectors, `[n_images, n_vectors, d_image]`. All
     /// images of a batch have the same patch grid, so they have the same number of vectors.

@@ -16,7 +16,7 @@ pub(crate) struct TowerEncoder<'m, F> {
     connect: F,
 }
 
-impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerEncoder<'m, F> {
+impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + Send + 'm> TowerEncoder<'m, F> {
     /// Starts with the embedded patches, `[n_images, patches, d_vision]`, the input of the first of `layers`. `connect`
     /// turns the output of the last layer into image vectors. `mask`, `[n_images, 1, patches, patches]`, is true for
     /// keys that are padding.
@@ -30,7 +30,7 @@ impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> TowerEncoder<'m, F> {
     }
 }
 
-impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + 'm> StepwiseEncoder for TowerEncoder<'m, F> {
+impl<'m, F: Fn(Tensor<3>) -> Tensor<3> + Send + 'm> StepwiseEncoder for TowerEncoder<'m, F> {
     fn step(&mut self, n_layers: usize) -> Option<Tensor<3>> {
         let mut hidden_states = self.hidden_states.take().expect("`step` was called after it returned the vectors");
         let left = &self.layers[self.next_layer..];

@@ -1,5 +1,7 @@
 //! Random requests, and how they are run.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 use idefics_generate::engine::{Engine, EngineOptions, Event, Prompt, Request, Ticket};
 use idefics_generate::logits::{LogitsProcessor, Row};
@@ -82,9 +84,14 @@ impl Fixture {
     }
 
     pub(crate) fn with_weights(checkpoint: &str, weights: WeightOptions) -> Self {
-        let folder = xtask_folder("checkpoints").join(checkpoint);
-        let model = Idefics::from_folder(&folder, &Device::flex(), weights, |_| ()).unwrap();
-        Self { model, has_context: checkpoint.starts_with("idefics1") }
+        let has_context = checkpoint.starts_with("idefics1");
+        Self { has_context, ..Self::of_folder(&xtask_folder("checkpoints").join(checkpoint), weights) }
+    }
+
+    /// Loads a model whose images are part of the token sequence.
+    pub(crate) fn of_folder(folder: &Path, weights: WeightOptions) -> Self {
+        let model = Idefics::from_folder(folder, &Device::flex(), weights, |_| ()).unwrap();
+        Self { model, has_context: false }
     }
 
     fn image_token_id(&self) -> u32 {

@@ -2,5 +2,6 @@
 
 mod common;
 mod faults;
+mod gguf;
 mod requests;
 mod speculation;

@@ -28,7 +28,7 @@ const CHECKPOINTS: [&str; 7] = [
 /// Makes answers copy a text with a few changes: in most steps, raises the score of the next token of the text. Records
 /// the token ids of each call.
 #[derive(Debug, Clone)]
-struct Copier {
+pub(crate) struct Copier {
     text: Arc<[u32]>,
     /// In one of this many steps, no score is raised, so that the model chooses the token by itself.
     changes: usize,
@@ -36,7 +36,7 @@ struct Copier {
 }
 
 impl Copier {
-    fn new(text: &[u32], changes: usize) -> Self {
+    pub(crate) fn new(text: &[u32], changes: usize) -> Self {
         Self { text: text.into(), changes, seen: Arc::default() }
     }
 }
@@ -50,20 +50,20 @@ impl LogitsProcessor for Copier {
     }
 }
 
-fn up_to(tokens: usize) -> Speculation {
+pub(crate) fn up_to(tokens: usize) -> Speculation {
     Speculation::UpTo(NonZeroUsize::new(tokens).unwrap())
 }
 
 /// Returns settings with which every proposal is verified, even if that is not expected to save time. The number of
 /// steps that a prompt takes does not depend on the speed of the machine.
-fn eager(speculation: Speculation) -> EngineOptions {
+pub(crate) fn eager(speculation: Speculation) -> EngineOptions {
     let options = engine_options();
     let policy = Policy { min_gain: 0.0, slice_floor: 1_000_000_000, ..options.policy.clone() };
     EngineOptions { speculation, policy, ..options }
 }
 
 /// Answers a request alone. Returns the answers and the number of steps.
-fn run<'m>(model: &'m dyn Model, options: EngineOptions, request: Request<'m>) -> (Vec<Answered>, usize) {
+pub(crate) fn run<'m>(model: &'m dyn Model, options: EngineOptions, request: Request<'m>) -> (Vec<Answered>, usize) {
     let mut engine = Engine::new(model, options).unwrap();
     let ticket = engine.submit(request).unwrap();
     let mut steps = 0;
@@ -75,14 +75,14 @@ fn run<'m>(model: &'m dyn Model, options: EngineOptions, request: Request<'m>) -
 }
 
 /// Returns a random text in which parts occur several times.
-fn text(fixture: &Fixture, random: &mut Random) -> Vec<u32> {
+pub(crate) fn text(fixture: &Fixture, random: &mut Random) -> Vec<u32> {
     let part = |random: &mut Random| (0..3 + random.below(9)).map(|_| fixture.token(random)).collect::<Vec<_>>();
     let parts = [part(random), part(random), part(random)];
     (0..4 + random.below(6)).flat_map(|_| parts[random.below(3)].clone()).collect()
 }
 
 /// Returns a case whose prompt contains `text`, with random options that may end the answer within a copy of it.
-fn copying(fixture: &Fixture, text: &[u32], random: &mut Random) -> Case {
+pub(crate) fn copying(fixture: &Fixture, text: &[u32], random: &mut Random) -> Case {
     let mut case = fixture.case(random);
     case.ids.extend(text);
     let mut options = serde_json::to_value(&case.options).unwrap();
