@@ -131,9 +131,10 @@ impl Failure {
         self.code == USAGE
     }
 
-    /// Returns the message on one line, without the error numbers of the operating system.
+    /// Returns the message on one line, without the error numbers of the operating system and the program's temporary
+    /// folder.
     pub(crate) fn message(&self) -> String {
-        without_error_numbers(&self.message.replace('\n', " "))
+        scratch::with_names(&without_error_numbers(&self.message.replace('\n', " ")))
     }
 
     /// Prints the message to standard error.

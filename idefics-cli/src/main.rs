@@ -84,6 +84,9 @@ fn first_lines(message: &str) -> String {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     idefics_kernels::IsaLevel::cap().map_err(|error| Failure::usage(error.to_string()))?;
+    for warning in cli.warnings() {
+        say!("warning: {warning}");
+    }
     if let Some(threads) = cli.global.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())

@@ -71,8 +71,8 @@ pub(crate) fn warn_about_rates<'s>(
     let without = samples.into_iter().flat_map(Sample::videos).find(|video| video.lacks_fps());
     if let Some(video) = without {
         say!(
-            "warning: no rate is given for the frames of {video}; 24 frames per second are assumed; give it with \
-             --video-fps R"
+            "warning: no rate is given for the frames of {video}; 24 frames per second are assumed; give the rate \
+             with --video-fps R"
         );
     }
 }

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::machine::{available_memory_bytes, usable_memory_bytes};
 use crate::output::format_bytes;
 use crate::scratch::Scratch;
-use crate::{placing, signals};
+use crate::{placing, scratch, signals};
 
 /// The folder of a model.
 pub(crate) enum ModelFolder {
@@ -99,8 +99,12 @@ fn fetch(
 }
 
 fn embedded() -> Result<ModelFolder, Failure> {
-    Scratch::new("the built-in model cannot be unpacked into", idefics_demo::write_model).map(ModelFolder::Embedded)
+    Scratch::new("the built-in model cannot be unpacked into", "the built-in model", idefics_demo::write_model)
+        .map(ModelFolder::Embedded)
 }
+
+/// Name of the link to the vision tower.
+const LINKED_MMPROJ: &str = "mmproj.gguf";
 
 /// Creates a folder with links to a GGUF model and to the vision tower that `--mmproj` names.
 fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
@@ -111,16 +115,19 @@ fn linked(model: &Path, mmproj: &Path) -> Result<ModelFolder, Failure> {
             model.display()
         )));
     };
-    let linked = Scratch::new("the files of the model cannot be linked from", |folder| {
+    let name = paths.folder().display().to_string();
+    let linked = Scratch::new("the files of the model cannot be linked from", &name, |folder| {
         for file in paths.files() {
             let name = file.file_name().unwrap_or_default();
             // This name marks the file as the vision tower.
-            let name = if file == mmproj { "mmproj.gguf".as_ref() } else { name };
+            let name = if file == mmproj { LINKED_MMPROJ.as_ref() } else { name };
             link(&fs::canonicalize(&file)?, &folder.join(name))?;
         }
         Ok(())
     });
-    linked.map(ModelFolder::Linked)
+    let linked = linked?;
+    linked.name_file(LINKED_MMPROJ, mmproj);
+    Ok(ModelFolder::Linked(linked))
 }
 
 #[cfg(unix)]
@@ -165,7 +172,8 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
         check_activations(global, choice, config, Some(checkpoint))?;
     }
     if global.verbose {
-        say!("loading {} on {choice}, weights {weights}", folder.display());
+        let name = scratch::with_names(&folder.display().to_string());
+        say!("loading {name} on {choice}, weights {weights}");
     }
     let plan = match global.device_map {
         None => {
@@ -196,7 +204,7 @@ pub(crate) fn load_from(global: &Global, source: ModelFolder) -> Result<Idefics,
     bar.finish_and_clear();
     let mut model = model?;
     for warning in model.warnings() {
-        say!("warning: {warning}");
+        say!("warning: {}", scratch::with_names(&warning.to_string()));
     }
     model.set_vision_batch(global.vision_batch(available_memory_bytes(choice, &device)));
     Ok(model)

@@ -1,6 +1,7 @@
 //! Prints answers to standard output.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Once;
 
 use idefics_generate::{Answer, CancelToken, CompiledGrammar, Error, FinishReason, Idefics, Prepared, Timings, Usage};
@@ -177,6 +178,17 @@ pub(crate) fn report_refusal(answer: &Answer) {
 fn check_cancelled(answer: &Answer) -> Result<(), Failure> {
     match answer.finish_reason {
         FinishReason::Cancelled => Err(Failure::interrupted()),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if the folder that shall contain the file or folder at `path` is missing.
+pub(crate) fn check_parent(path: &Path) -> Result<(), Failure> {
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) if !parent.exists() => {
+            let message = "there is no such folder; create it, or write to another folder";
+            Err(Failure::file_system(format!("{}: {message}", parent.display())))
+        }
         _ => Ok(()),
     }
 }

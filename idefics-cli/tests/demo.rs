@@ -55,3 +55,20 @@ fn inspect_describes_the_built_in_model() {
     let output = idefics(&["inspect"]);
     assert!(text(&output.stdout).starts_with("the built-in model\n"), "{}", text(&output.stdout));
 }
+
+#[test]
+fn built_in_model_has_a_name_instead_of_a_temporary_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_idefics"));
+        let output = command.args(args).env("TMPDIR", folder.path()).env_remove("IDEFICS_MODEL").output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!said.contains(folder.path().to_str().unwrap()), "{args:?}: {said}");
+        said
+    };
+    assert!(run(&["--device", "cpu", "-v", "ask", "hi"]).contains("loading the built-in model on cpu"));
+    let placed = run(&["--device-map", "auto", "ask", "hi"]);
+    assert!(placed.contains("error: the built-in model: only models with"), "{placed}");
+    let inspected: Value = serde_json::from_str(&run(&["--json", "inspect"])).unwrap();
+    assert!(inspected["folder"].is_null(), "{inspected}");
+}

@@ -47,6 +47,9 @@ fn missing_files_are_named_without_error_numbers() {
         let message = said(args, 5);
         assert!(message.contains("no-such") && !message.contains("os error"), "{args:?}: {message}");
     }
+    for args in [&["batch", rows, "--output", nowhere][..], &["quantize", "--to", "q4", nowhere]] {
+        assert!(said(args, 5).ends_with("no-such: there is no such folder; create it, or write to another folder\n"));
+    }
     let message = said(&["bench", "--random-weights", "no-such/config.json"], 5);
     assert!(message.contains("no-such") && !message.contains("os error"), "{message}");
     assert!(!folder.path().join("out.jsonl").exists());

@@ -72,11 +72,22 @@ fn gguf_files_answer_like_their_source() {
             }
             assert_eq!(answered(&out)["token_ids"], expected["token_ids"]);
             // Without the vision tower, the model answers questions about text only.
-            fs::remove_file(out.join(tower)).unwrap();
+            let elsewhere = scratch.path().join("elsewhere.gguf");
+            fs::rename(out.join(tower), &elsewhere).unwrap();
             let without = idefics(&out, &["ask", &photo(), "What is this?"]);
             assert_eq!(without.status.code(), Some(3));
             let stderr = text(&without.stderr);
             assert!(stderr.contains("cannot read images") && stderr.contains("--mmproj"), "{stderr}");
+            // Messages name the user's files, not the temporary links to them.
+            let with_tower =
+                |args: &[&str]| idefics(&out, &[&["--mmproj", elsewhere.to_str().unwrap()], args].concat());
+            let seen = with_tower(&["-v", "ask", &photo(), "What is this?", "--max-new-tokens", "1"]);
+            assert!(seen.status.success(), "{}", text(&seen.stderr));
+            assert!(text(&seen.stderr).contains(&format!("loading {} on", out.display())), "{}", text(&seen.stderr));
+            fs::write(&elsewhere, &fs::read(&elsewhere).unwrap()[..100]).unwrap();
+            let damaged = with_tower(&["ask", "hi"]);
+            assert_eq!(damaged.status.code(), Some(4));
+            assert!(text(&damaged.stderr).contains(elsewhere.to_str().unwrap()), "{}", text(&damaged.stderr));
             let template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}";
             fs::write(out.join("chat_template.jinja"), template).unwrap();
             let asked = idefics(&out, &["--json", "ask", "What is red?", "--max-new-tokens", "1"]);

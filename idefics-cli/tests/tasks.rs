@@ -76,6 +76,11 @@ fn warns_about_useless_options_and_rejects_impossible_ones() {
         assert_eq!(output.status.code(), Some(6), "{more:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains(more[more.len() - 1]), "{}", text(&output.stderr));
     }
+    let output = ask(&["--logprobs", "1", "--double-quant"]);
+    assert!(output.status.success());
+    let expected = "warning: --double-quant has no effect here; it works only with --quantize nf4 or --quantize fp4\n\
+        warning: --logprobs has no effect here; it works only with --json\n";
+    assert_eq!(text(&output.stderr), expected);
     for (more, expected) in [
         (
             &["--num-return-sequences", "2"][..],

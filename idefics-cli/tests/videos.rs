@@ -64,7 +64,7 @@ fn folders_of_frames_are_videos() {
     assert_eq!(answer["usage"]["image_tokens"], 7 * 4);
 
     let output = idefics(&smolvlm2(), &["ask", frames, "What happens?", "--max-new-tokens", "1"]);
-    assert!(text(&output.stderr).contains("24 frames per second are assumed; give it with --video-fps R"));
+    assert!(text(&output.stderr).contains("24 frames per second are assumed; give the rate with --video-fps R"));
     let message = refused(&smolvlm2(), &["ask", frames, "What?", "--video-fps", "4", "--max-frames", "3"], 6);
     assert!(message.contains("4 frames would be shown to the model; at most 3"), "{message}");
     let message = refused(&smolvlm2(), &["ask", frames], 2);

@@ -264,7 +264,8 @@ pub enum ImageError {
         image: String,
         /// The kind of source, such as `files`.
         what: String,
-        /// The command line option and the field of [`SourcePolicy`](crate::SourcePolicy) that allow it.
+        /// The option of the program `idefics` that allows it, or the field of [`SourcePolicy`](crate::SourcePolicy) if
+        /// there is no such option.
         option: &'static str,
     },
 

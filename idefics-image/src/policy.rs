@@ -87,7 +87,7 @@ impl SourcePolicy {
         let outside = || ImageError::NotAllowed {
             image: image(),
             what: format!("files outside {}", folder.display()),
-            option: "--images-below, SourcePolicy::files",
+            option: "--images-below FOLDER",
         };
         let root =
             folder.canonicalize().map_err(|error| ImageError::Read { image: folder.display().to_string(), error })?;
@@ -134,9 +134,9 @@ impl SourcePolicy {
 
 fn not_allowed(image: String, what: &str, field: &str) -> ImageError {
     let option = match field {
-        "files" => "--allow-sources files, SourcePolicy::files",
-        "urls" => "--allow-sources urls, SourcePolicy::urls",
-        _ => "--allow-sources data, SourcePolicy::data",
+        "files" => "--allow-sources files",
+        "urls" => "--allow-sources urls",
+        _ => "--allow-sources data",
     };
     ImageError::NotAllowed { image, what: what.to_owned(), option }
 }

@@ -101,7 +101,7 @@ fn policy_allows_each_kind_of_source_separately() {
     let error = sources()[0].read_with(&options).unwrap_err();
     assert_eq!(error.kind(), ImageErrorKind::Input);
     assert!(error.to_string().contains("a.png: reading files is not allowed"), "{error}");
-    assert!(error.to_string().contains("--allow-sources files, SourcePolicy::files"), "{error}");
+    assert!(error.to_string().ends_with("allow it with --allow-sources files"), "{error}");
     // Bytes passed by the caller are always allowed.
     assert!(ImageSource::from(png()).read_with(&options).is_ok());
 }

@@ -146,7 +146,11 @@ impl PositionRules {
     pub(crate) fn for_branches(&self, inputs_embeds: &Tensor<3>, branches: &Branches, cache: &KvCache) -> Positions {
         let [batch, n_new, _] = inputs_embeds.dims();
         let n_keys = cache.len() + n_new;
-        assert_eq!((branches.batch(), branches.n_slots()), (batch, n_keys), "the branches need these rows and slots");
+        assert_eq!(
+            (branches.batch(), branches.n_slots()),
+            (batch, n_keys),
+            "the branches must have the rows and slots of the cache"
+        );
         let device = inputs_embeds.device();
         let mask = TensorData::new(branches.mask(n_new, self.sliding_window), [batch, 1, n_new, n_keys]);
         Positions {

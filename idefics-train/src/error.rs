@@ -130,7 +130,10 @@ pub enum TrainError {
         reason: String,
     },
     /// The checkpoint belongs to another run.
-    #[error("{}: belongs to a run with another `{field}`; use another folder or the same settings", path.display())]
+    #[error(
+        "{}: belongs to a run with a different `{field}`; use another folder, or the settings of that run",
+        path.display()
+    )]
     OtherRun {
         /// Path of the file.
         path: PathBuf,

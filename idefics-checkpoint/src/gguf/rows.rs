@@ -32,7 +32,7 @@ impl GgufRows {
     /// # Panics
     /// If `rows` is out of range, or `out` has the wrong length.
     pub(crate) fn read(&self, bytes: &[u8], rows: Range<usize>, out: &mut [f32]) {
-        let row_bytes = self.kind.row_bytes(self.row_len).expect("rows are whole blocks");
+        let row_bytes = self.kind.row_bytes(self.row_len).expect("a row consists of whole blocks");
         assert_eq!(out.len(), rows.len() * self.row_len, "`out` must have one element per value");
         for (row, out) in rows.zip(out.chunks_exact_mut(self.row_len)) {
             let start = self.stored_row(row) * row_bytes;
@@ -46,7 +46,7 @@ impl GgufRows {
         if self.head_dim.is_none() {
             return Cow::Borrowed(bytes);
         }
-        let row_bytes = self.kind.row_bytes(self.row_len).expect("rows are whole blocks");
+        let row_bytes = self.kind.row_bytes(self.row_len).expect("a row consists of whole blocks");
         let rows = 0..bytes.len() / row_bytes;
         Cow::Owned(rows.flat_map(|row| &bytes[self.stored_row(row) * row_bytes..][..row_bytes]).copied().collect())
     }

@@ -66,7 +66,7 @@ impl NewTensor<'_> {
     /// # Panics
     /// If a row is not a whole number of blocks.
     pub fn len_bytes(&self) -> usize {
-        let row = self.kind.row_bytes(self.dims[0]).expect("rows are whole blocks");
+        let row = self.kind.row_bytes(self.dims[0]).expect("a row consists of whole blocks");
         row * self.dims[1..].iter().product::<usize>()
     }
 }

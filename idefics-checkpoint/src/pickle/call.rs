@@ -43,7 +43,10 @@ impl<'a> Machine<'a> {
                 let known = &self.heap.storages[index];
                 if known.dtype == storage.dtype {
                     let (one, other) = (known.len, storage.len);
-                    let reason = format!("storage {:?} has {other} elements here and {one} before", storage.key);
+                    let reason = format!(
+                        "storage {:?} has {other} elements here, but {one} elements earlier in the file",
+                        storage.key
+                    );
                     return Err(self.fault(reason));
                 }
                 let (first, second) = (known.dtype, storage.dtype);

@@ -134,7 +134,10 @@ pub enum PickleFault {
         name: &'static str,
     },
     /// The program names something that is not on the allow-list.
-    #[error("data.pkl, byte {at}: name {name:?} of module {module:?} is not on the list of names that tensors need")]
+    #[error(
+        "data.pkl, byte {at}: the file uses {name:?} of the Python module {module:?}, which is not needed to read tensors \
+         and is not allowed; save only the `state_dict`"
+    )]
     Global {
         /// Offset in `data.pkl`, in bytes.
         at: u64,

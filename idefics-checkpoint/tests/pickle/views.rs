@@ -114,7 +114,7 @@ fn rejects_conflicting_descriptions_of_a_storage() {
     let fault = two(floats(6), storage("IntStorage", "0", 6), &[0; 24]).unwrap_err();
     assert_fault!(fault, PickleFault::StorageType { .. }, "F32", "I32", "data/0");
     let fault = two(floats(6), floats(5), &[0; 24]).unwrap_err();
-    assert_fault!(fault, PickleFault::Program { .. }, "5 elements here and 6 before");
+    assert_fault!(fault, PickleFault::Program { .. }, "5 elements here, but 6 elements earlier");
     // PyTorch lets empty tensors of different types share a storage.
     assert_eq!(two(floats(0), storage("IntStorage", "0", 0), &[]).unwrap().len(), 2);
 }

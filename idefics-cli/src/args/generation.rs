@@ -260,6 +260,14 @@ impl GenerationArgs {
         given
     }
 
+    pub(super) fn has_logprobs(&self) -> bool {
+        self.logprobs.is_some()
+    }
+
+    pub(super) fn has_prompt_logprobs(&self) -> bool {
+        self.prompt_logprobs
+    }
+
     /// Returns the preprocessing options given on the command line.
     pub(crate) fn process(&self, global: &Global) -> ProcessOptions {
         ProcessOptions {

@@ -6,6 +6,7 @@ mod generation;
 mod grammar;
 mod image;
 mod sources;
+mod unused;
 mod video;
 
 use std::ffi::OsString;

@@ -6,14 +6,14 @@ use idefics_checkpoint::Checkpoint;
 use idefics_generate::inspect::{Inspection, PrecisionMemory, inspect};
 use idefics_generate::placement::{Block, FILES, Plan};
 use idefics_generate::{ModelConfig, WeightFormat};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::machine::available_memory_bytes;
 use crate::model::{self, ModelFolder};
 use crate::output::format_bytes;
-use crate::placing;
+use crate::{placing, scratch};
 
 /// Prints the contents of a model folder, the memory that the model needs in each precision, and where its parts would
 /// be placed.
@@ -27,7 +27,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     })?;
     let inspection = inspect(source.path(), global.pickles(), choice, &device)?;
     for warning in &inspection.warnings {
-        say!("warning: {warning}");
+        say!("warning: {}", scratch::with_names(&warning.to_string()));
     }
     let precision = match global.quantize {
         WeightFormat::None => weights.dtype.map_or("as stored".to_owned(), |dtype| format!("{dtype:?}").to_lowercase()),
@@ -39,6 +39,10 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     if global.json {
         let mut object = serde_json::to_value(&inspection).map_err(io::Error::from)?;
+        object["folder"] = match source {
+            ModelFolder::Embedded(_) => Value::Null, // a temporary folder, which is removed at the end
+            _ => scratch::with_names(&inspection.folder.display().to_string()).into(),
+        };
         object["device"] = choice.to_string().into();
         object["dtype"] = precision.into();
         for (held, plan) in inspection.precisions.iter().filter_map(|held| Some((held, plan(held)?))) {
@@ -54,8 +58,10 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
 
     let Inspection { folder, family, parameters, file_bytes, files, dtypes, .. } = &inspection;
     match source {
-        ModelFolder::Kept(_) | ModelFolder::Linked(_) => writeln!(stdout, "{}", folder.display())?,
-        ModelFolder::Embedded(_) => writeln!(stdout, "the built-in model")?,
+        ModelFolder::Kept(_) => writeln!(stdout, "{}", folder.display())?,
+        ModelFolder::Embedded(_) | ModelFolder::Linked(_) => {
+            writeln!(stdout, "{}", scratch::with_names(&folder.display().to_string()))?
+        }
     }
     writeln!(stdout, "family      {family}")?;
     writeln!(stdout, "parameters  {parameters}")?;

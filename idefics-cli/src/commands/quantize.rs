@@ -9,6 +9,7 @@ use idefics_generate::{
 
 use crate::args::{Global, QuantizeArgs, QuantizeTo};
 use crate::failure::Failure;
+use crate::output::check_parent;
 use crate::{model, signals};
 
 /// Writes a model folder with quantised linear layers, or GGUF files.
@@ -27,6 +28,7 @@ pub(crate) fn run(global: &Global, args: &QuantizeArgs) -> Result<(), Failure> {
     if let Some(reason) = refused {
         return Err(Failure::usage(reason.to_owned()));
     }
+    check_parent(&args.out)?;
     let source = model::folder(global)?;
     let (_, device) = DeviceChoice::Cpu.open().map_err(Error::from)?;
     let cancel = signals::cancel();

@@ -39,13 +39,19 @@ pub enum GrammarError {
     #[error("the JSON schema has the key `x-guidance`, which is not allowed; remove it")]
     Guidance,
     /// A reference to another document.
-    #[error("`$ref` is {reference:?}; expected a reference within the schema, such as \"#/$defs/name\"; copy the part")]
+    #[error(
+        "`$ref` is {reference:?}; expected a reference within the schema, such as \"#/$defs/name\"; copy the referenced \
+         part into the schema"
+    )]
     RemoteReference {
         /// The reference.
         reference: String,
     },
     /// A value of `multipleOf` that is out of range.
-    #[error("`multipleOf` is {value}; expected a number above 0 with at most 4 digits and 4 decimals, or 10000")]
+    #[error(
+        "`multipleOf` is {value}; expected a number above 0 and at most 10000, with at most 4 significant digits and 4 \
+         decimals, such as 0.25"
+    )]
     MultipleOf {
         /// The value in the schema.
         value: f64,
@@ -69,7 +75,7 @@ pub enum GrammarError {
         pattern: String,
     },
     /// An empty regular expression.
-    #[error("the regular expression is empty; only the empty answer would match it")]
+    #[error("the regular expression is empty and matches only an empty answer; describe the answer, as in [0-9]+")]
     EmptyRegex,
     /// No choices, or an empty choice.
     #[error("there are no choices, or a choice is empty; give at least one choice with text")]

@@ -13,7 +13,7 @@ pub enum TileError {
     /// The picture would become more tiles than a limit allows.
     #[error(
         "an image of {width}x{height} pixels would become {tiles} tiles; at most {limit} are allowed; give a smaller \
-         image, or raise the limit (`max_tiles` of the options)"
+         image, or raise the limit (--max-tiles N)"
     )]
     TooMany {
         /// Width of the picture, in pixels.

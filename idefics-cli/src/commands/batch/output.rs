@@ -9,6 +9,7 @@ use super::journal::Journal;
 use super::rows::Name;
 use crate::failure::Failure;
 use crate::input::STANDARD;
+use crate::output::check_parent;
 
 /// Maximum number of symbolic links to follow to the output.
 const MAX_LINKS: usize = 40;
@@ -115,7 +116,10 @@ impl Target {
                 Ok(Self::Stream(Stream::new(output.display().to_string(), Box::new(device))))
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-            _ => Ok(Self::File(path)),
+            _ => {
+                check_parent(&path)?;
+                Ok(Self::File(path))
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::args::{self, ChatArgs, Global};
 use crate::failure::Failure;
 use crate::media::Media;
-use crate::output::{Chunks, report_refusal, warn_about};
+use crate::output::{Chunks, check_parent, report_refusal, warn_about};
 use crate::{commands, signals};
 
 use lines::Lines;
@@ -156,6 +156,7 @@ impl Chat<'_> {
         let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
         let sample = json!({"messages": messages, "add_generation_prompt": true});
         let content = format!("{sample:#}\n");
+        check_parent(path)?;
         let is_own = self.saved.iter().any(|saved| saved == path);
         let written = if is_own { replace(path, content.as_bytes()) } else { create(path, content.as_bytes()) };
         written.map_err(|error| match error.kind() {
