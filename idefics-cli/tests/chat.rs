@@ -148,12 +148,13 @@ fn interrupt_stops_the_answer_but_not_the_chat() {
     assert_eq!(wait_for_end(&mut terminal.child).code(), Some(0));
 }
 
-fn chat(home: &std::path::Path, input: &[u8]) -> (String, String) {
+/// Runs a chat that must end with the exit code `code`. Returns what it writes to standard output and standard error.
+fn chat(home: &std::path::Path, input: &[u8], code: i32) -> (String, String) {
     let mut command = program(&["chat", "--max-new-tokens", "2", "--do-image-splitting", "false"]);
     let mut child = command.env("HOME", home).env("XDG_STATE_HOME", home.join("state")).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
     (text(&output.stdout), text(&output.stderr))
 }
 
@@ -165,13 +166,13 @@ fn accepts_home_folder_spaces_and_escapes_in_paths() {
     let mut input = b"\xef\xbb\xbf/image ~/a photo.jpg\r\n/image ~/a\\ photo.jpg\r\n".to_vec();
     input.extend(b"/image ~/caf\xe9.jpg\n/image ~/no-such.jpg\nWhat is it?\n/save ~/talk.json\n/reset\n");
     input.extend(b"/image ~/a photo.jpg\nWhat \xff?\nWhat?\n/save ~/talk.json\n");
-    let (answers, stderr) = chat(home.path(), &input);
+    let (answers, stderr) = chat(home.path(), &input, 1);
     assert_eq!(answers.lines().count(), 2, "{answers:?}");
     assert!(stderr.contains("3 images with") && stderr.contains("no-such.jpg: there is no such file"), "{stderr}");
     assert!(!stderr.contains("os error"), "{stderr}");
     // A path that is not UTF-8 cannot be saved as JSON.
     assert!(stderr.contains("rename the file") && stderr.contains("saved to"), "{stderr}");
-    assert!(stderr.contains("the question is not UTF-8"), "{stderr}");
+    assert!(stderr.contains("the question is not UTF-8") && stderr.contains("1 of 3 questions failed"), "{stderr}");
     assert!(home.path().join("talk.json").exists());
 }
 
@@ -180,7 +181,7 @@ fn save_replaces_only_files_of_the_same_chat() {
     let home = tempfile::tempdir().unwrap();
     let (notes, talk) = (home.path().join("notes.txt"), home.path().join("talk.json"));
     fs::write(&notes, "precious").unwrap();
-    let (_, stderr) = chat(home.path(), b"/save ~/notes.txt\nOne?\n/save ~/talk.json\nTwo?\n/save ~/talk.json\n");
+    let (_, stderr) = chat(home.path(), b"/save ~/notes.txt\nOne?\n/save ~/talk.json\nTwo?\n/save ~/talk.json\n", 0);
     assert!(stderr.contains("notes.txt: already exists") && stderr.contains("give another name"), "{stderr}");
     assert_eq!(fs::read_to_string(&notes).unwrap(), "precious");
     assert_eq!(stderr.matches("saved to").count(), 2, "{stderr}");
@@ -191,7 +192,7 @@ fn save_replaces_only_files_of_the_same_chat() {
     assert_eq!(n_files, 2, "no temporary file is left");
 
     // Another chat does not replace the file.
-    let (_, stderr) = chat(home.path(), b"Three?\n/save ~/talk.json\n");
+    let (_, stderr) = chat(home.path(), b"Three?\n/save ~/talk.json\n", 0);
     assert!(stderr.contains("talk.json: already exists"), "{stderr}");
     assert_eq!(fs::read_to_string(&talk).unwrap(), saved);
 }

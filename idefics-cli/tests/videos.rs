@@ -174,5 +174,5 @@ fn damaged_videos_are_refused_in_one_line() {
     let empty = folder.path().join("empty");
     fs::create_dir(&empty).unwrap();
     let message = refused(&smolvlm2(), &["ask", empty.to_str().unwrap(), "What?"], 3);
-    assert!(message.contains("there are no frames"), "{message}");
+    assert!(message.contains("there are no pictures"), "{message}");
 }

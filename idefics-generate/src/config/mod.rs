@@ -168,10 +168,7 @@ impl ModelConfig {
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         match folder::in_metadata(folder, ModelFile::Config)? {
             Some((path, config)) => Self::from_json_with(&path, config, FAMILIES),
-            None => match folder.join("config.json") {
-                path if path.exists() => Self::from_file(&path),
-                _ => Err(Error::NoConfig { folder: folder.to_owned() }),
-            },
+            None => Self::from_file(&config_file(folder)?),
         }
     }
 
@@ -327,6 +324,15 @@ fn check_image_tokens(
         return Err(Error::ImageToken { folder: folder.to_owned(), tokenizer_image_id, image_token_id });
     }
     Ok(())
+}
+
+/// Returns the path of `config.json` in a folder.
+///
+/// # Errors
+/// [`Error::NoConfig`] if there is no such file.
+pub(crate) fn config_file(folder: &Path) -> Result<PathBuf, Error> {
+    let path = folder.join("config.json");
+    if path.exists() { Ok(path) } else { Err(Error::NoConfig { folder: folder.to_owned() }) }
 }
 
 /// Reads a JSON object of at most [`MAX_BYTES`].

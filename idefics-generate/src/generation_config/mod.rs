@@ -13,7 +13,7 @@ use idefics_checkpoint::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::config::{from_value, read_json};
+use crate::config::{config_file, from_value, read_json};
 use crate::logits::ProcessorChain;
 use crate::{Error, folder};
 
@@ -168,7 +168,7 @@ impl GenerationConfig {
     /// none, only the token ids are set, from `config.json`.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] if a GGUF file is rejected.
+    /// [`Error::NoConfig`], [`Error::Read`], [`Error::ModelFile`], or [`Error::Checkpoint`] if a GGUF file is rejected.
     pub fn from_folder(folder: &Path) -> Result<Self, Error> {
         if let Some((path, mut value)) = folder::in_metadata(folder, ModelFile::GenerationConfig)? {
             drop_missing_ids(&mut value);
@@ -180,7 +180,7 @@ impl GenerationConfig {
             drop_missing_ids(&mut value);
             return from_value(&path, value);
         }
-        let path = folder.join("config.json");
+        let path = config_file(folder)?;
         let mut config = read_json(&path)?;
         config.get_mut("text_config").into_iter().for_each(drop_missing_ids);
         drop_missing_ids(&mut config);
